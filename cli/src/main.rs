@@ -1,0 +1,28 @@
+//! `crashyard`: the farm at the command line, and its two readers for people who only have a file.
+//!
+//! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
+
+mod triage;
+
+use clap::{Parser, Subcommand};
+
+/// Crashyard: does the crash dump come out right?
+#[derive(Parser)]
+#[command(name = "crashyard", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Read crash logs and vmcores offline, with nothing but the file
+    #[command(subcommand)]
+    Triage(triage::Triage),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Triage(what) => what.run(),
+    }
+}
