@@ -1,1 +1,23 @@
-//! stub
+//! The wire: what server, agents, CLI and CI systems say to each other.
+//!
+//! Plain serde types, one word for one thing, no behaviour beyond parsing and printing. Server, agent and CLI
+//! depend on this crate and never on each other. Wire types are not database rows: a row may change shape in a
+//! migration, a wire type may only grow optional fields.
+
+pub mod agent;
+pub mod api;
+#[cfg(feature = "hash")]
+pub mod chunk;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod clock;
+mod ids;
+pub mod problem;
+mod scenario;
+mod stage;
+mod status;
+
+pub use ids::*;
+pub use scenario::*;
+pub use stage::*;
+pub use status::*;

@@ -1,0 +1,429 @@
+//! The REST API (`/api/v1`): what CI systems, the CLI and dashboards say.
+//!
+//! Lists are pages: newest first, `?before=ID&limit=N`. Ids are ULIDs, times are milliseconds since the epoch.
+
+use crate::clock::Timestamp;
+use crate::{
+    ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId, CheckoutId, ControllerId, JobId, JobState, MachineId,
+    MachineState, PlanId, RunId, RunState, Scenario, ScenarioId, Scope, Stage, StageName, Status, TokenId, TreeId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+macro_rules! wire {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($body:tt)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        pub struct $name { $($body)* }
+    )*};
+}
+
+/// One page of a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// Newest first.
+    pub items: Vec<T>,
+    /// Pass as `before` to get the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+wire! {
+    /// A source tree.
+    pub struct Tree {
+        /// Id.
+        pub id: TreeId,
+        /// Unique name, e.g. `mainline`.
+        pub name: String,
+        /// Where it comes from.
+        pub git_url: Option<String>,
+        /// When it was registered.
+        pub created_at: Timestamp,
+    }
+
+    /// Registers a tree; repeating it is harmless.
+    pub struct NewTree {
+        /// Unique name.
+        pub name: String,
+        /// Where it comes from.
+        #[serde(default)]
+        pub git_url: Option<String>,
+    }
+
+    /// One commit of a tree.
+    pub struct Checkout {
+        /// Id.
+        pub id: CheckoutId,
+        /// The tree.
+        pub tree: TreeId,
+        /// Full commit hash.
+        pub git_commit_hash: String,
+        /// Branch it was seen on.
+        pub git_repository_branch: Option<String>,
+        /// `git describe`.
+        pub git_commit_name: Option<String>,
+        /// When it was registered.
+        pub created_at: Timestamp,
+    }
+
+    /// Registers a checkout; repeating it is harmless.
+    pub struct NewCheckout {
+        /// Name of the tree.
+        pub tree: String,
+        /// Full commit hash.
+        pub git_commit_hash: String,
+        /// Branch.
+        #[serde(default)]
+        pub git_repository_branch: Option<String>,
+        /// `git describe`.
+        #[serde(default)]
+        pub git_commit_name: Option<String>,
+    }
+
+    /// One kernel built from a checkout.
+    pub struct Build {
+        /// Id.
+        pub id: BuildId,
+        /// What it was built from, where known.
+        pub checkout: Option<CheckoutId>,
+        /// Name for people.
+        pub name: String,
+        /// KCIDB's architecture name.
+        pub architecture: String,
+        /// `uname -r`.
+        pub release: String,
+        /// GNU build id of vmlinux, lower-case hex.
+        pub build_id: Option<String>,
+        /// Name of its configuration.
+        pub config_name: Option<String>,
+        /// Added to the command line of every boot of this kernel.
+        pub cmdline: String,
+        /// Its files.
+        pub artifacts: Vec<Artifact>,
+        /// When it was submitted.
+        pub created_at: Timestamp,
+    }
+
+    /// Submits a build. Upload its files next.
+    pub struct NewBuild {
+        /// What it was built from.
+        #[serde(default)]
+        pub checkout: Option<CheckoutId>,
+        /// Name for people.
+        pub name: String,
+        /// KCIDB's architecture name, e.g. `x86_64`.
+        pub architecture: String,
+        /// `uname -r`.
+        pub release: String,
+        /// GNU build id of vmlinux, lower-case hex.
+        #[serde(default)]
+        pub build_id: Option<String>,
+        /// Name of its configuration.
+        #[serde(default)]
+        pub config_name: Option<String>,
+        /// Added to the command line of every boot of this kernel.
+        #[serde(default)]
+        pub cmdline: String,
+    }
+
+    /// A file kept by the server.
+    pub struct Artifact {
+        /// Id.
+        pub id: ArtifactId,
+        /// The build it belongs to.
+        pub build: Option<BuildId>,
+        /// The attempt it is evidence of.
+        pub attempt: Option<AttemptId>,
+        /// Name, unique inside its build or attempt.
+        pub name: String,
+        /// Whether it is complete.
+        pub state: ArtifactState,
+        /// Bytes received.
+        pub size: u64,
+        /// BLAKE3 of the whole, once complete.
+        pub blake3: Option<String>,
+        /// When its first byte came.
+        pub created_at: Timestamp,
+    }
+
+    /// A stored scenario.
+    pub struct StoredScenario {
+        /// Id.
+        pub id: ScenarioId,
+        /// The scenario.
+        pub scenario: Scenario,
+        /// When it was stored or last changed.
+        pub updated_at: Timestamp,
+    }
+
+    /// A stored plan.
+    pub struct Plan {
+        /// Id.
+        pub id: PlanId,
+        /// What it says.
+        pub plan: NewPlan,
+        /// When it was stored or last changed.
+        pub updated_at: Timestamp,
+    }
+
+    /// Scenarios × machines × repetitions.
+    pub struct NewPlan {
+        /// Unique name.
+        pub name: String,
+        /// Names of stored scenarios.
+        pub scenarios: Vec<String>,
+        /// Labels that a machine must have, e.g. `{"driver": "qemu"}`.
+        #[serde(default)]
+        pub selector: BTreeMap<String, String>,
+        /// How often each scenario runs.
+        pub repetitions: u32,
+    }
+
+    /// Submits a build against a plan.
+    pub struct NewRun {
+        /// The build.
+        pub build: BuildId,
+        /// Name of the plan.
+        pub plan: String,
+        /// Repeating a submission with the same key returns the first run.
+        #[serde(default)]
+        pub key: Option<String>,
+    }
+
+    /// A build against a plan.
+    pub struct Run {
+        /// Id.
+        pub id: RunId,
+        /// The build.
+        pub build: BuildId,
+        /// Name for people.
+        pub name: String,
+        /// Name of the plan.
+        pub plan: String,
+        /// Where it is.
+        pub state: RunState,
+        /// The worst verdict of its jobs; `MISS` while something is owed.
+        pub status: Status,
+        /// Jobs by verdict; unfinished jobs count as `MISS`.
+        pub counts: BTreeMap<Status, u32>,
+        /// When it was submitted.
+        pub created_at: Timestamp,
+        /// When its last job was done.
+        pub finished_at: Option<Timestamp>,
+        /// Sequence number of its newest event.
+        pub last_event: u64,
+    }
+
+    /// One scenario owed by a run.
+    pub struct Job {
+        /// Id.
+        pub id: JobId,
+        /// Its run.
+        pub run: RunId,
+        /// Position in the run, from 0.
+        pub ordinal: u32,
+        /// The scenario, as it was when the run was submitted.
+        pub scenario: Scenario,
+        /// Labels its machine must have.
+        pub selector: BTreeMap<String, String>,
+        /// Where it is.
+        pub state: JobState,
+        /// Its verdict; `MISS` until there is one.
+        pub status: Status,
+        /// Why, in one line.
+        pub reason: Option<String>,
+        /// The stage where the contract stopped.
+        pub blamed_stage: Option<StageName>,
+        /// Its tries, oldest first.
+        pub attempts: Vec<AttemptId>,
+        /// When it was created.
+        pub created_at: Timestamp,
+        /// When it got its verdict.
+        pub finished_at: Option<Timestamp>,
+    }
+
+    /// One try of a job.
+    pub struct Attempt {
+        /// Id.
+        pub id: AttemptId,
+        /// Its job.
+        pub job: JobId,
+        /// Its run.
+        pub run: RunId,
+        /// Counts from 1 inside the job.
+        pub number: u32,
+        /// The machine.
+        pub machine: MachineId,
+        /// The machine's name.
+        pub machine_name: String,
+        /// Who drives it.
+        pub controller: ControllerId,
+        /// Where it is.
+        pub state: AttemptState,
+        /// What it showed; `MISS` until judged.
+        pub verdict: Status,
+        /// Why, in one line.
+        pub reason: Option<String>,
+        /// The stage where the contract stopped.
+        pub blamed_stage: Option<StageName>,
+        /// The eight stages.
+        pub stages: Vec<Stage>,
+        /// Consoles, vmcore, whatever was collected.
+        pub artifacts: Vec<Artifact>,
+        /// When the lease was given.
+        pub started_at: Timestamp,
+        /// When the machine was back.
+        pub finished_at: Option<Timestamp>,
+    }
+
+    /// One report of an agent, as recorded.
+    pub struct Evidence {
+        /// `controller`, `target` or `capture`.
+        pub by: crate::agent::Role,
+        /// Its sequence number.
+        pub seq: u64,
+        /// What was seen.
+        pub report: crate::agent::Report,
+        /// When the server got it.
+        pub received_at: Timestamp,
+    }
+
+    /// A system under test.
+    pub struct Machine {
+        /// Id.
+        pub id: MachineId,
+        /// Unique name.
+        pub name: String,
+        /// What drives it.
+        pub driver: String,
+        /// Its controller's id.
+        pub controller: ControllerId,
+        /// Its controller's name.
+        pub controller_name: String,
+        /// Properties that selectors can ask for.
+        pub labels: BTreeMap<String, String>,
+        /// Where it is in its life.
+        pub state: MachineState,
+        /// Why it is there.
+        pub reason: Option<String>,
+        /// Since when.
+        pub state_since: Timestamp,
+        /// The attempt that owns it.
+        pub attempt: Option<AttemptId>,
+        /// The epoch of its newest lease.
+        pub lease_epoch: u64,
+        /// When its controller last named it.
+        pub last_seen_at: Timestamp,
+    }
+
+    /// Makes a token.
+    pub struct NewToken {
+        /// For people.
+        pub name: String,
+        /// What it may do (`attempt` tokens are made by claims only).
+        pub scope: Scope,
+        /// When it stops working.
+        #[serde(default)]
+        pub expires_at: Option<Timestamp>,
+    }
+
+    /// A token, without its secret.
+    pub struct Token {
+        /// Id.
+        pub id: TokenId,
+        /// For people.
+        pub name: String,
+        /// What it may do.
+        pub scope: Scope,
+        /// When it was made.
+        pub created_at: Timestamp,
+        /// When it stops working.
+        pub expires_at: Option<Timestamp>,
+        /// When it was revoked.
+        pub revoked_at: Option<Timestamp>,
+    }
+
+    /// A new token with its secret, shown once and never again.
+    pub struct TokenWithSecret {
+        /// The token.
+        pub token: Token,
+        /// Send as `Authorization: Bearer …`.
+        pub secret: String,
+    }
+
+    /// One event of a run. Server-sent events carry `seq` as their id, so a client resumes with `Last-Event-ID`.
+    pub struct Event {
+        /// Counts from 1 inside the run, without gaps.
+        pub seq: u64,
+        /// When it happened.
+        pub at: Timestamp,
+        /// The job it is about.
+        pub job: Option<JobId>,
+        /// The attempt it is about.
+        pub attempt: Option<AttemptId>,
+        /// What happened.
+        #[serde(flatten)]
+        pub body: EventBody,
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventBody {
+    /// The run was submitted.
+    RunSubmitted {
+        /// How many jobs it owes.
+        jobs: u32,
+    },
+    /// A machine was placed.
+    AttemptStarted {
+        /// Its name.
+        machine: String,
+        /// Counts from 1 inside the job.
+        number: u32,
+    },
+    /// A stage changed.
+    Stage {
+        /// The stage as it is now.
+        stage: Stage,
+    },
+    /// An agent said something.
+    Report {
+        /// Who.
+        by: crate::agent::Role,
+        /// What.
+        report: crate::agent::Report,
+    },
+    /// More of the dump is there.
+    DumpProgress {
+        /// Bytes received so far.
+        bytes: u64,
+    },
+    /// An attempt was judged.
+    AttemptJudged {
+        /// The verdict.
+        verdict: Status,
+        /// The stage where the contract stopped.
+        blamed_stage: Option<StageName>,
+        /// Why, in one line.
+        reason: Option<String>,
+    },
+    /// The machine is back.
+    AttemptDone,
+    /// A job changed its state.
+    Job {
+        /// Where it is now.
+        state: JobState,
+        /// Its verdict.
+        status: Status,
+    },
+    /// The last job was done.
+    RunDone {
+        /// The worst verdict.
+        status: Status,
+    },
+}

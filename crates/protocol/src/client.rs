@@ -1,0 +1,310 @@
+//! The typed client of both APIs.
+//!
+//! One method for one operation, no retries and no policy: whether to try again is the caller's decision, and
+//! [`ClientError::is_transient`] is what it needs to know.
+
+use crate::agent::{
+    Brief, Claim, ClaimRequest, CompleteRequest, ConsoleAck, EPOCH_HEADER, EnrolRequest, Enrolled, ReleaseRequest,
+    RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload,
+};
+use crate::problem::{Problem, kind};
+use crate::{ArtifactId, AttemptId, BuildId, RunId, Scenario, api};
+use bytes::Bytes;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// What went wrong with a call.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server answered with a problem.
+    #[error("{0}")]
+    Problem(Problem),
+    /// No usable answer: not reachable, cut off, or not this API.
+    #[error("no answer from the server: {0}")]
+    Transport(String),
+}
+
+impl ClientError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Problem(problem) => problem.status >= 500 || problem.status == 429,
+            Self::Transport(_) => true,
+        }
+    }
+
+    /// Whether the lease is gone and the agent must stop acting on the machine.
+    #[must_use]
+    pub fn is_lease_lost(&self) -> bool {
+        matches!(self, Self::Problem(problem) if problem.kind == kind::LEASE_LOST)
+    }
+
+    /// Whether this is the given kind of problem.
+    #[must_use]
+    pub fn is(&self, kind: &str) -> bool {
+        matches!(self, Self::Problem(problem) if problem.kind == kind)
+    }
+}
+
+impl From<reqwest::Error> for ClientError {
+    fn from(error: reqwest::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        Self::Transport(text)
+    }
+}
+
+type Answer<T> = Result<T, ClientError>;
+
+/// A client with its server and its token.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: Option<String>,
+    epoch: Option<u64>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("base", &self.base).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client for the server at `base` (`http://…`), with a bearer token where one is needed.
+    #[must_use]
+    pub fn new(base: &str, token: Option<String>) -> Self {
+        Self::with_http(reqwest::Client::new(), base, token)
+    }
+
+    /// The same over a given HTTP client (timeouts, TLS roots).
+    #[must_use]
+    pub fn with_http(http: reqwest::Client, base: &str, token: Option<String>) -> Self {
+        Self { http, base: base.trim_end_matches('/').to_owned(), token, epoch: None }
+    }
+
+    /// The same client acting inside an attempt: every request carries the lease epoch.
+    #[must_use]
+    pub fn at_epoch(&self, epoch: u64) -> Self {
+        Self { epoch: Some(epoch), ..self.clone() }
+    }
+
+    /// The same client with another token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// A request with base URL, token and epoch filled in, for what has no method of its own (event streams).
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(epoch) = self.epoch {
+            request = request.header(EPOCH_HEADER, epoch);
+        }
+        request
+    }
+
+    /// Sends a request; an answer that is not a success becomes a [`Problem`].
+    pub async fn send(&self, request: RequestBuilder) -> Answer<Response> {
+        let response = request.send().await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.text().await.unwrap_or_default();
+        Err(match serde_json::from_str::<Problem>(&text) {
+            Ok(problem) => ClientError::Problem(problem),
+            Err(_) => ClientError::Transport(format!("HTTP {status} that is not from Crashyard")),
+        })
+    }
+
+    /// `GET`s JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
+        Ok(self.send(self.request(Method::GET, path)).await?.json().await?)
+    }
+
+    /// `POST`s JSON and reads JSON.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Answer<T> {
+        Ok(self.send(self.request(Method::POST, path).json(body)).await?.json().await?)
+    }
+
+    /// `PUT`s JSON and reads JSON.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Answer<T> {
+        Ok(self.send(self.request(Method::PUT, path).json(body)).await?.json().await?)
+    }
+}
+
+/// The REST API.
+impl Client {
+    /// Registers a tree.
+    pub async fn create_tree(&self, tree: &api::NewTree) -> Answer<api::Tree> {
+        self.post("/api/v1/trees", tree).await
+    }
+
+    /// Registers a checkout.
+    pub async fn create_checkout(&self, checkout: &api::NewCheckout) -> Answer<api::Checkout> {
+        self.post("/api/v1/checkouts", checkout).await
+    }
+
+    /// Submits a build.
+    pub async fn create_build(&self, build: &api::NewBuild) -> Answer<api::Build> {
+        self.post("/api/v1/builds", build).await
+    }
+
+    /// How far the upload of a build's file is.
+    pub async fn build_upload(&self, build: &BuildId, name: &str) -> Answer<Upload> {
+        self.get(&format!("/api/v1/builds/{build}/artifacts/{name}")).await
+    }
+
+    /// Sends one chunk of a build's file.
+    pub async fn put_build_chunk(
+        &self,
+        build: &BuildId,
+        name: &str,
+        offset: u64,
+        hash: &str,
+        body: Bytes,
+    ) -> Answer<()> {
+        self.put_bytes(&format!("/api/v1/builds/{build}/artifacts/{name}/chunks?offset={offset}&hash={hash}"), body)
+            .await?;
+        Ok(())
+    }
+
+    /// Closes the upload of a build's file.
+    pub async fn complete_build_artifact(
+        &self,
+        build: &BuildId,
+        name: &str,
+        done: &CompleteRequest,
+    ) -> Answer<api::Artifact> {
+        self.post(&format!("/api/v1/builds/{build}/artifacts/{name}/complete"), done).await
+    }
+
+    /// Stores a scenario under its name.
+    pub async fn put_scenario(&self, scenario: &Scenario) -> Answer<api::StoredScenario> {
+        self.put(&format!("/api/v1/scenarios/{}", scenario.name), scenario).await
+    }
+
+    /// Stores a plan under its name.
+    pub async fn put_plan(&self, plan: &api::NewPlan) -> Answer<api::Plan> {
+        self.put(&format!("/api/v1/plans/{}", plan.name), plan).await
+    }
+
+    /// Submits a run.
+    pub async fn create_run(&self, run: &api::NewRun) -> Answer<api::Run> {
+        self.post("/api/v1/runs", run).await
+    }
+
+    /// One run.
+    pub async fn run(&self, id: &RunId) -> Answer<api::Run> {
+        self.get(&format!("/api/v1/runs/{id}")).await
+    }
+
+    /// The jobs of a run, in order.
+    pub async fn run_jobs(&self, id: &RunId) -> Answer<Vec<api::Job>> {
+        self.get(&format!("/api/v1/runs/{id}/jobs")).await
+    }
+
+    /// One attempt with its stages and artifacts.
+    pub async fn attempt(&self, id: &AttemptId) -> Answer<api::Attempt> {
+        self.get(&format!("/api/v1/attempts/{id}")).await
+    }
+
+    /// Makes a token.
+    pub async fn create_token(&self, token: &api::NewToken) -> Answer<api::TokenWithSecret> {
+        self.post("/api/v1/tokens", token).await
+    }
+
+    /// Opens a download, from a byte offset on.
+    pub async fn download(&self, id: &ArtifactId, from: u64) -> Answer<Response> {
+        let mut request = self.request(Method::GET, &format!("/api/v1/artifacts/{id}/content"));
+        if from > 0 {
+            request = request.header(reqwest::header::RANGE, format!("bytes={from}-"));
+        }
+        self.send(request).await
+    }
+
+    async fn put_bytes(&self, path: &str, body: Bytes) -> Answer<Response> {
+        self.send(self.request(Method::PUT, path).body(body)).await
+    }
+}
+
+/// The agent API.
+impl Client {
+    /// Announces a controller and its machines.
+    pub async fn enrol(&self, request: &EnrolRequest) -> Answer<Enrolled> {
+        self.post("/agent/v1/enrol", request).await
+    }
+
+    /// Asks for work; `None` when there was none in the time given.
+    pub async fn claim(&self, request: &ClaimRequest) -> Answer<Option<Claim>> {
+        let response = self.send(self.request(Method::POST, "/agent/v1/claim").json(request)).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        Ok(Some(response.json().await?))
+    }
+
+    /// What the attempt is to do.
+    pub async fn brief(&self, attempt: &AttemptId) -> Answer<Brief> {
+        self.get(&format!("/agent/v1/attempts/{attempt}/brief")).await
+    }
+
+    /// Renews the lease and learns what to do next.
+    pub async fn renew(&self, attempt: &AttemptId, request: &RenewRequest) -> Answer<RenewReply> {
+        self.post(&format!("/agent/v1/attempts/{attempt}/renew"), request).await
+    }
+
+    /// Hands in reports; handing them in again (a journal replayed) is harmless.
+    pub async fn report(&self, attempt: &AttemptId, reports: &Reports) -> Answer<ReportsReply> {
+        self.post(&format!("/agent/v1/attempts/{attempt}/reports"), reports).await
+    }
+
+    /// How many reports of one agent the server has: the next sequence number to use.
+    pub async fn next_report(&self, attempt: &AttemptId, by: Role) -> Answer<u64> {
+        self.get(&format!("/agent/v1/attempts/{attempt}/reports/{by}/next")).await
+    }
+
+    /// How far a console log is with the server.
+    pub async fn console(&self, attempt: &AttemptId, source: &str) -> Answer<ConsoleAck> {
+        self.get(&format!("/agent/v1/attempts/{attempt}/console/{source}")).await
+    }
+
+    /// Hands in console bytes that start at `offset`.
+    pub async fn put_console(&self, attempt: &AttemptId, source: &str, offset: u64, body: Bytes) -> Answer<ConsoleAck> {
+        let path = format!("/agent/v1/attempts/{attempt}/console/{source}?offset={offset}");
+        Ok(self.put_bytes(&path, body).await?.json().await?)
+    }
+
+    /// How far an evidence upload is.
+    pub async fn upload(&self, attempt: &AttemptId, name: &str) -> Answer<Upload> {
+        self.get(&format!("/agent/v1/attempts/{attempt}/artifacts/{name}")).await
+    }
+
+    /// Sends one chunk of an evidence upload.
+    pub async fn put_chunk(&self, attempt: &AttemptId, name: &str, offset: u64, hash: &str, body: Bytes) -> Answer<()> {
+        let path = format!("/agent/v1/attempts/{attempt}/artifacts/{name}/chunks?offset={offset}&hash={hash}");
+        self.put_bytes(&path, body).await?;
+        Ok(())
+    }
+
+    /// Closes an evidence upload.
+    pub async fn complete(&self, attempt: &AttemptId, name: &str, done: &CompleteRequest) -> Answer<api::Artifact> {
+        self.post(&format!("/agent/v1/attempts/{attempt}/artifacts/{name}/complete"), done).await
+    }
+
+    /// Hands the lease back; the attempt is over.
+    pub async fn release(&self, attempt: &AttemptId, request: &ReleaseRequest) -> Answer<()> {
+        self.send(self.request(Method::POST, &format!("/agent/v1/attempts/{attempt}/release")).json(request)).await?;
+        Ok(())
+    }
+}
