@@ -1,0 +1,26 @@
+# The two commands of the README, and the thin targets behind them. Anything longer than a line lives in a script.
+.PHONY: demo test bench fmt lint packages
+
+# make demo [ARGS=--exit]: one real crash after another, and the dashboard at http://127.0.0.1:8480
+demo: packages
+	cargo build --release -p crashyard-server -p crashyard-agent -p crashyard-lab
+	target/release/crashyard-lab demo $(ARGS)
+
+# make test: everything that must hold, on this machine, with nothing skipped
+test: packages
+	lab/test
+
+# make bench: ratios and counts, each with its physical limit beside it
+bench: packages
+	lab/bench
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+# Debian packages that demo, tests and benchmarks need (root or sudo, only when one is missing)
+packages:
+	@lab/packages
