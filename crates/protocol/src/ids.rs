@@ -61,6 +61,9 @@ macro_rules! ids {
             }
         }
 
+        #[cfg(feature = "sql")]
+        $crate::sql_text!($name);
+
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
                 String::deserialize(d)?.parse().map_err(serde::de::Error::custom)

@@ -14,6 +14,8 @@ pub mod clock;
 mod ids;
 pub mod problem;
 mod scenario;
+#[cfg(feature = "sql")]
+mod sql;
 mod stage;
 mod status;
 

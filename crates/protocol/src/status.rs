@@ -36,6 +36,9 @@ macro_rules! text_enum {
             }
         }
 
+        #[cfg(feature = "sql")]
+        $crate::sql_text!($name);
+
         impl TryFrom<String> for $name {
             type Error = String;
             fn try_from(text: String) -> Result<Self, String> {
