@@ -179,6 +179,9 @@ text_enum! {
 }
 
 /// Reports of one agent, in order. A repeated sequence number with equal content is accepted and ignored.
+///
+/// An empty list only asks for the directive; the server may hold it for some seconds while that is `continue`.
+/// That is how a target agent waits for its trigger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Reports {
