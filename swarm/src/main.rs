@@ -1,0 +1,31 @@
+//! `crashyard-swarm`: load on a real server, over real HTTP, from simulated labs.
+//!
+//! Every figure is a ratio or a count taken in one run, printed beside its bar and beside the physical limit that was
+//! measured in the same run. Nothing here is a test: a slow day of the machine is not a bug of the code.
+
+mod bench;
+mod farm;
+mod figures;
+mod server;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "crashyard-swarm", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the server that stands beside this program and print figures against their bars
+    Bench(bench::Args),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args).await,
+    }
+}
