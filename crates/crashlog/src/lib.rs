@@ -7,7 +7,7 @@
 //! What it must never do: fail or panic on content, take more than linear time or unbounded memory, or give another
 //! answer when the same bytes come in other pieces.
 //!
-//! ```ignore
+//! ```
 //! use crashyard_crashlog::{Options, Parser};
 //!
 //! let mut parser = Parser::new(Options::default());
@@ -18,9 +18,21 @@
 //! assert_eq!(outcome.reports[0].cpu, Some(3));
 //! ```
 
+mod build;
+mod cause;
+mod class;
+mod details;
+mod disasm;
+mod events;
+mod frames;
+mod line;
 mod model;
+mod normal;
 mod options;
 mod parser;
+mod scan;
+mod template;
+mod trace;
 
 pub use model::{
     Code, ErrorCode, Event, EventKind, Fingerprint, Frame, Instruction, Kind, Outcome, RULE_VERSION, Register, Report,
@@ -28,6 +40,7 @@ pub use model::{
 };
 pub use options::{Intent, Options};
 pub use parser::Parser;
+pub use scan::literals;
 
 /// Parses a whole input at once.
 #[must_use]

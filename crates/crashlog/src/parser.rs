@@ -1,12 +1,90 @@
-//! The streaming parser.
+//! The streaming parser: bytes in, events and reports out.
+//!
+//! Two speeds. While no report is open, a vectorised search jumps from one interesting line to the next and boring
+//! lines are never split. While reports are open, each line goes to the report of its printing context. Both see the
+//! same lines whatever the cuts between `feed` calls, because only complete lines (or lines that reached the length
+//! limit) are looked at; the unfinished rest waits in a small buffer.
+//!
+//! Everything that could grow is limited: line length, lines and bytes of a report, open reports, stored reports and
+//! events. A reached limit is a warning, never an error.
 
-use crate::model::{Event, Outcome, Report};
+use memchr::{memchr_iter, memchr2, memrchr2};
+
+use crate::build::{self, Collected, Item};
+use crate::cause;
+use crate::class::{Found, Join};
+use crate::events;
+use crate::line::{self, Context, Payload};
+use crate::model::{Event, EventKind, Kind, Outcome, Report, Warning};
 use crate::options::Options;
+use crate::{scan, trace};
+
+/// Longest line; what is longer is read as several.
+const MAX_LINE: usize = 8192;
+/// Lines and bytes of one report.
+const MAX_ITEMS: usize = 1200;
+const MAX_TEXT: usize = 64 * 1024;
+/// Reports open at the same time (one for each printing context).
+const MAX_OPEN: usize = 8;
+/// Lines without anything of a report in them before a report is closed; fewer once it said that it ended.
+const QUIET: u32 = 120;
+const QUIET_AFTER_END: u32 = 25;
+/// Stored reports and events; further ones are counted only.
+const MAX_REPORTS: usize = 10_000;
+const MAX_EVENTS: usize = 20_000;
+const MAX_WARNINGS: usize = 1_000;
+/// Bytes of report text after which reports are stored without stacks and registers.
+const FULL_TEXT: usize = 4 * 1024 * 1024;
+
+/// A report being collected.
+#[derive(Debug, Clone)]
+struct Open {
+    collected: Collected,
+    context: Context,
+    start: u64,
+    end: u64,
+    line: u64,
+    time: Option<String>,
+    boot: u32,
+    traced: bool,
+    ended: bool,
+    quiet: u32,
+}
+
+/// Place of a line in the input.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    start: u64,
+    end: u64,
+    line: u64,
+}
+
+/// What is known about the kernel that is running.
+#[derive(Debug, Clone, Default)]
+struct Boot {
+    index: u32,
+    banner: Option<String>,
+    /// It said that it ends (panic, shutdown, kexec) or crashed.
+    accounted: bool,
+    /// Something other than early boot has been seen since the banner.
+    settled: bool,
+    triggered: bool,
+    panicked: bool,
+}
 
 /// Reads a console piece by piece.
 #[derive(Debug, Clone, Default)]
 pub struct Parser {
     options: Options,
+    carry: Vec<u8>,
+    scratch: Vec<u8>,
+    /// Bytes before the next line, and line feeds before it.
+    offset: u64,
+    feeds: u64,
+    open: Vec<Open>,
+    boot: Boot,
+    stored_text: usize,
+    lost_reports: u64,
     outcome: Outcome,
 }
 
@@ -14,35 +92,362 @@ impl Parser {
     /// A parser at the beginning of a console.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options, outcome: Outcome::default() }
+        Self { options, ..Self::default() }
     }
 
-    /// Takes the next bytes.
-    pub fn feed(&mut self, _bytes: &[u8]) {
-        let _ = &self.options;
+    /// Takes the next bytes. Any cut is fine, in the middle of a line or of a character.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        while !self.carry.is_empty() && !bytes.is_empty() {
+            let room = MAX_LINE - self.carry.len();
+            let (head, complete) = match memchr2(b'\n', b'\r', &bytes[..bytes.len().min(room)]) {
+                Some(at) => (at + 1, true),
+                None => (bytes.len().min(room), bytes.len() >= room),
+            };
+            self.carry.extend_from_slice(&bytes[..head]);
+            bytes = &bytes[head..];
+            if complete {
+                let line = std::mem::take(&mut self.carry);
+                self.block(&line);
+                self.carry = line;
+                self.carry.clear();
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let lines = memrchr2(b'\n', b'\r', bytes).map_or(0, |at| at + 1);
+        let whole = lines + (bytes.len() - lines) / MAX_LINE * MAX_LINE;
+        self.block(&bytes[..whole]);
+        self.carry.extend_from_slice(&bytes[whole..]);
     }
 
-    /// Events seen so far.
+    /// Events seen so far, in the order of the input.
     #[must_use]
     pub fn events(&self) -> &[Event] {
         &self.outcome.events
     }
 
-    /// Reports that are complete so far.
+    /// Reports that are complete so far, by first byte. `cause`, `duplicate_of` and `intended` are judged over the
+    /// whole list and therefore only set by [`Self::snapshot`] and [`Self::finish`].
     #[must_use]
     pub fn reports(&self) -> &[Report] {
         &self.outcome.reports
     }
 
-    /// What `finish` would give if the input ended here.
+    /// Bytes taken so far.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset + self.carry.len() as u64
+    }
+
+    /// What [`Self::finish`] would give if the input ended here; the parser goes on.
     #[must_use]
     pub fn snapshot(&self) -> Outcome {
         self.clone().finish()
     }
 
-    /// The end of the input.
+    /// The end of the input: closes what is open and judges causality and intent.
     #[must_use]
-    pub fn finish(self) -> Outcome {
-        self.outcome
+    pub fn finish(mut self) -> Outcome {
+        let rest = std::mem::take(&mut self.carry);
+        self.block(&rest);
+        self.close_all(Some("the log ends in the middle of the report"));
+        self.absences();
+        if self.lost_reports > 0 {
+            let text = format!("{} further reports were counted but not stored", self.lost_reports);
+            self.warn(self.offset, text);
+        }
+        let mut outcome = self.outcome;
+        cause::settle(&mut outcome.reports, &outcome.events, self.options.intent.as_ref());
+        outcome
     }
+
+    /// Processes complete lines.
+    fn block(&mut self, data: &[u8]) {
+        let mut at = 0;
+        let mut counted = 0;
+        let mut next = scan::next(data, 0);
+        while at < data.len() {
+            if next.is_some_and(|n| n < at) {
+                next = scan::next(data, at);
+            }
+            if self.open.is_empty() {
+                // Jump to the line with the next literal.
+                let Some(hit) = next else { break };
+                let start = memrchr2(b'\n', b'\r', &data[at..hit]).map_or(at, |p| at + p + 1);
+                at = start + (hit - start) / MAX_LINE * MAX_LINE;
+            }
+            let limit = data.len().min(at + MAX_LINE);
+            let end = memchr2(b'\n', b'\r', &data[at..limit]).map_or(limit, |p| at + p);
+            if end > at {
+                self.feeds += memchr_iter(b'\n', &data[counted..at]).count() as u64;
+                counted = at;
+                let place = Place { start: self.offset + at as u64, end: self.offset + end as u64, line: self.feeds + 1 };
+                let hit = next.is_some_and(|n| n < end);
+                self.raw_line(&data[at..end], place, hit);
+            }
+            let terminated = end < data.len() && matches!(data[end], b'\n' | b'\r');
+            at = end + usize::from(terminated && end < at + MAX_LINE);
+        }
+        self.feeds += memchr_iter(b'\n', &data[counted..]).count() as u64;
+        self.offset += data.len() as u64;
+    }
+
+    fn raw_line(&mut self, raw: &[u8], place: Place, hit: bool) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let text = if line::clean(raw, &mut scratch) { scratch.as_slice() } else { raw };
+        line::payloads(text, |p| self.message(p, place, hit));
+        self.scratch = scratch;
+    }
+
+    fn message(&mut self, p: Payload<'_>, place: Place, hit: bool) {
+        if hit {
+            if let Some(kind) = events::recognise(p.text) {
+                self.event(kind, p.text, place);
+            }
+            if let Some(found) = scan::header(p.text) {
+                self.header(found, p, place);
+                return;
+            }
+        }
+        if let Some(i) = self.route(p.context) {
+            self.append(i, p, place);
+        }
+    }
+
+    /// The open report a line of this context belongs to: that of the same context, else the youngest.
+    fn route(&self, context: Context) -> Option<usize> {
+        if context == Context::Unknown {
+            return self.open.len().checked_sub(1);
+        }
+        self.open.iter().rposition(|o| o.context == context).or_else(|| self.open.iter().rposition(|o| o.context == Context::Unknown))
+    }
+
+    fn header(&mut self, found: Found, p: Payload<'_>, place: Place) {
+        if let Some(i) = self.route(p.context) {
+            let open = &self.open[i];
+            let same_stall = open.collected.found.class().kind == found.class().kind && found.class().kind == Kind::RcuStall;
+            let joins = match found.class().join {
+                Join::Detail | Join::Consequence => !open.traced,
+                Join::Own => same_stall && !open.traced,
+            };
+            if joins {
+                self.append(i, p, place);
+                return;
+            }
+            let cut = (!open.traced).then_some("another report begins before its stack trace");
+            self.close(i, cut);
+        }
+        if self.open.len() == MAX_OPEN {
+            self.close(0, Some("too many reports at the same time"));
+        }
+        self.event(EventKind::ReportStart { class: found.class().kind }, p.text, place);
+        self.boot.accounted |= !matches!(found.class().kind, Kind::Warning);
+        let mut open = Open {
+            collected: Collected { found, text: Vec::with_capacity(8192), items: Vec::with_capacity(128), cut: None },
+            context: p.context,
+            start: place.start,
+            end: place.end,
+            line: place.line,
+            time: p.stamp.map(|s| String::from_utf8_lossy(s).into_owned()),
+            boot: self.boot.index,
+            traced: false,
+            ended: false,
+            quiet: 0,
+        };
+        push(&mut open.collected, p.text);
+        self.open.push(open);
+    }
+
+    fn append(&mut self, i: usize, p: Payload<'_>, place: Place) {
+        let open = &mut self.open[i];
+        let entry = trace::entry(p.text).is_some();
+        open.traced |= entry;
+        if entry || belongs(p.text) {
+            open.quiet = 0;
+            open.end = place.end;
+        } else {
+            open.quiet += 1;
+            if open.quiet > if open.ended { QUIET_AFTER_END } else { QUIET } {
+                self.close(i, None);
+                return;
+            }
+        }
+        if p.text.trim_ascii_start().starts_with(b"---[ end ") {
+            open.ended = true;
+        }
+        push(&mut open.collected, p.text);
+        if open.collected.items.len() >= MAX_ITEMS || open.collected.text.len() >= MAX_TEXT {
+            self.close(i, Some("the report is longer than the limit"));
+        }
+    }
+
+    fn close_all(&mut self, cut: Option<&'static str>) {
+        while !self.open.is_empty() {
+            self.close(0, cut);
+        }
+    }
+
+    fn close(&mut self, i: usize, cut: Option<&'static str>) {
+        let mut open = self.open.remove(i);
+        if self.outcome.reports.len() >= MAX_REPORTS {
+            self.lost_reports += 1;
+            return;
+        }
+        open.collected.cut = cut;
+        let mut r = build::report(&open.collected);
+        r.start = open.start;
+        r.end = open.end;
+        r.line = open.line;
+        r.time = open.time;
+        r.boot = open.boot;
+        r.context = match open.context {
+            Context::Unknown => None,
+            Context::Task(n) => Some(format!("T{n}")),
+            Context::Cpu(n) => Some(format!("C{n}")),
+        };
+        if r.cpu.is_none() && let Context::Cpu(n) = open.context {
+            r.cpu = Some(n);
+        }
+        self.stored_text += open.collected.text.len();
+        if self.stored_text > FULL_TEXT {
+            slim(&mut r);
+        }
+        let at = self.outcome.reports.partition_point(|x| x.start <= r.start);
+        self.outcome.reports.insert(at, r);
+    }
+
+    fn event(&mut self, kind: EventKind, text: &[u8], place: Place) {
+        match &kind {
+            EventKind::KernelBanner { .. } => {
+                let banner = String::from_utf8_lossy(text).into_owned();
+                // A second console prints the banner again when it starts; that is no second boot.
+                if self.boot.banner.as_ref() == Some(&banner) && !self.boot.settled && !self.boot.accounted {
+                    return;
+                }
+                self.close_all(Some("the machine was reset"));
+                self.next_boot(place);
+                self.boot.banner = Some(banner);
+            }
+            EventKind::Firmware => {
+                self.close_all(Some("the machine was reset"));
+                if self.boot.banner.is_some() {
+                    self.next_boot(place);
+                }
+            }
+            EventKind::InitStarted => self.boot.settled = true,
+            EventKind::Marker { .. } | EventKind::CrashTriggered => {
+                self.boot.triggered = true;
+                self.boot.settled = true;
+            }
+            EventKind::Panic { .. } => {
+                self.boot.accounted = true;
+                self.boot.panicked = true;
+            }
+            EventKind::Kexec | EventKind::Shutdown => self.boot.accounted = true,
+            _ => {}
+        }
+        self.push_event(kind, text, place);
+    }
+
+    /// A new kernel or firmware: the one before ends here, explained or not.
+    fn next_boot(&mut self, place: Place) {
+        let ran = self.boot.banner.is_some();
+        if ran && !self.boot.accounted {
+            self.push_event(EventKind::UnexplainedReset, b"", place);
+        }
+        let index = self.boot.index + u32::from(ran);
+        self.boot = Boot { index, ..Boot::default() };
+    }
+
+    fn push_event(&mut self, kind: EventKind, text: &[u8], place: Place) {
+        if self.outcome.events.len() == MAX_EVENTS {
+            self.warn(place.start, "too many events: this and later ones are not stored".to_owned());
+        }
+        if self.outcome.events.len() <= MAX_EVENTS {
+            let mut text = String::from_utf8_lossy(text.trim_ascii()).into_owned();
+            crate::normal::truncate(&mut text, 1024);
+            let event = Event { kind, start: place.start, end: place.end, line: place.line, boot: self.boot.index, text };
+            self.outcome.events.push(event);
+        }
+    }
+
+    /// What did not happen up to the end of the input.
+    fn absences(&mut self) {
+        let place = Place { start: self.offset, end: self.offset, line: self.feeds + 1 };
+        if self.boot.panicked {
+            self.push_event(EventKind::NothingAfterPanic, b"", place);
+        } else if self.boot.triggered && !self.boot.accounted {
+            self.push_event(EventKind::NoPanicAfterTrigger, b"", place);
+        }
+    }
+
+    fn warn(&mut self, offset: u64, text: String) {
+        if self.outcome.warnings.len() < MAX_WARNINGS {
+            self.outcome.warnings.push(Warning { offset, text });
+        }
+    }
+}
+
+fn push(c: &mut Collected, text: &[u8]) {
+    let from = c.text.len();
+    c.text.extend_from_slice(text);
+    c.items.push(Item { range: from..c.text.len() });
+}
+
+/// Drops what takes the most memory, once there are very many reports.
+fn slim(r: &mut Report) {
+    r.stacks = Vec::new();
+    r.registers = Vec::new();
+    r.modules = Vec::new();
+    r.code = None;
+    r.locks.truncate(4);
+    r.trace.truncate(16);
+    r.why.truncate(4);
+}
+
+/// Whether a line that is no trace entry is visibly part of a report.
+fn belongs(text: &[u8]) -> bool {
+    let t = text.trim_ascii_start();
+    let Some(first) = t.first() else { return false };
+    let words: &[&[u8]] = match first {
+        b'-' => &[b"---[ end", b"-> #", b"--- interrupt", b"------------[ cut here", b"other info", b"---"],
+        b'=' => &[b"====="],
+        b'A' => &[b"Allocated", b"Asynchronous"],
+        b'B' => &[b"Backtrace", b"Bytes "],
+        b'C' => &[b"CPU", b"Call ", b"Code:", b"CR", b"CS:", b"Comm:", b"CFAR"],
+        b'D' => &[b"DR", b"DS:", b"DAR", b"Disabling lock debugging", b"Dumping ftrace", b"DSISR"],
+        b'E' => &[b"EIP", b"EAX", b"ESI", b"EFLAGS", b"ESR", b"ES:"],
+        b'F' => &[b"FS:", b"Freed", b"FSC", b"FAR"],
+        b'G' => &[b"GPR", b"GS:"],
+        b'H' => &[b"Hardware name", b"HIGH"],
+        b'I' => &[b"IP:", b"Internal error", b"Instruction dump", b"IRQ", b"INFO: lockdep"],
+        b'K' => &[b"Kernel Offset", b"Kernel panic", b"KASAN:", b"Krnl", b"Kernel Code"],
+        b'L' => &[b"LR", b"Last "],
+        b'M' => &[b"Modules linked", b"Mem abort", b"Memory state", b"MSR"],
+        b'N' => &[b"NIP", b"NMI backtrace"],
+        b'O' => &[b"Oops", b"Object"],
+        b'P' => &[b"PGD", b"PKRU", b"PC is", b"PID", b"Pid:", b"Possible unsafe", b"Padding", b"Process "],
+        b'R' => &[b"RIP", b"RSP", b"RAX", b"RDX", b"RBP", b"R1", b"R0", b"R8", b"Read of", b"Rebooting", b"Register"],
+        b'S' => &[b"Stack", b"Showing", b"Sending NMI", b"SP:", b"ST ", b"Second"],
+        b'T' => &[b"The buggy", b"Tainted:", b"This frame", b"The ", b"TASK"],
+        b'U' => &[b"Uninit", b"Unable"],
+        b'W' => &[b"Workqueue", b"Write of"],
+        b'#' => &[b"#"],
+        b'<' => &[b"<TASK>", b"</TASK>", b"<IRQ>", b"</IRQ>", b"<NMI>", b"</NMI>", b"<EOI>"],
+        b'>' => &[b">ff"],
+        b'b' => &[b"backtrace"],
+        b'e' => &[b"epc", b"exception"],
+        b'f' => &[b"ff"],
+        b'h' => &[b"hardirq"],
+        b'i' => &[b"irq event", b"invalid opcode", b"is trying", b"ieee"],
+        b'l' => &[b"lr ", b"lock"],
+        b'p' => &[b"pc ", b"page", b"pstate", b"pgd"],
+        b's' => &[b"sp ", b"softirq", b"stack backtrace", b"shadow"],
+        b'r' => &[b"ra ", b"r1", b"r3", b"r7"],
+        b't' => &[b"task", b"the existing"],
+        b'x' => &[b"x1", b"x2", b"x3", b"x5", b"x6", b"x8", b"x0"],
+        _ => &[],
+    };
+    words.iter().any(|w| t.starts_with(w)) || trace::pointer(t).is_some()
 }

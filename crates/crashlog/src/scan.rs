@@ -1,0 +1,125 @@
+//! Finding the few interesting lines at the speed of memory.
+//!
+//! Almost every line of a console is boring. One vectorised search over the raw bytes for a handful of literals (those
+//! of the class table and of the events) skips them without even splitting them into lines. The list is derived from
+//! the tables, so a new class is found without touching this file.
+
+use std::sync::LazyLock;
+
+use aho_corasick::packed::{Config, MatchKind, Searcher};
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+
+use crate::class::{Found, TABLES};
+use crate::events;
+use crate::template::{self, Captures};
+
+/// Words that many headers share. One of them in every head of a group spares the search the group's own literal:
+/// the vectorised search is made for at most 64.
+const SHARED: &[&str] = &["BUG: ", "WARNING: ", "INFO: ", "Kernel panic"];
+
+/// All literals a line must contain at least one of to matter outside a report.
+#[must_use]
+pub fn literals() -> Vec<&'static str> {
+    let groups = TABLES.iter().flat_map(|t| t.iter()).map(|g| {
+        let shared = SHARED.iter().find(|s| g.classes.iter().all(|c| c.head.contains(**s)));
+        *shared.unwrap_or(&g.literal)
+    });
+    let mut all: Vec<_> = groups.chain(events::LITERALS.iter().copied()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+enum Engine {
+    Packed(Searcher),
+    /// Machines without vector instructions, or more literals than the vectorised search takes.
+    Automaton(AhoCorasick),
+}
+
+static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+    let all = literals();
+    let packed = Config::new().match_kind(MatchKind::LeftmostFirst).builder().extend(all.iter()).build();
+    packed.map_or_else(
+        || {
+            let automaton = AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).build(&all);
+            Engine::Automaton(automaton.expect("a few dozen short literals are far below every limit"))
+        },
+        Engine::Packed,
+    )
+});
+
+/// Position of the first literal in `bytes` at or after `from`.
+pub fn next(bytes: &[u8], from: usize) -> Option<usize> {
+    match &*ENGINE {
+        Engine::Packed(s) => s.find_in(bytes, aho_corasick::Span { start: from, end: bytes.len() }).map(|m| m.start()),
+        Engine::Automaton(a) => a.find(aho_corasick::Input::new(bytes).span(from..bytes.len())).map(|m| m.start()),
+    }
+}
+
+/// The class whose header `text` is, if any.
+pub fn header(text: &[u8]) -> Option<Found> {
+    for (t, table) in TABLES.iter().enumerate() {
+        for (g, group) in table.iter().enumerate() {
+            if memchr::memmem::find(text, group.literal.as_bytes()).is_none() {
+                continue;
+            }
+            if group.ignore.iter().any(|i| memchr::memmem::find(text, i.as_bytes()).is_some()) {
+                continue;
+            }
+            for (c, class) in group.classes.iter().enumerate() {
+                let mut caps = Captures::default();
+                let Some(at) = template::find(class.head, text, &mut caps) else { continue };
+                if placed(text, at, class.anywhere) {
+                    return Some(Found { group: (t, g), class: c });
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Whether a header found at `at` can be the kernel's own: it begins the message (a subsystem's `watchdog: ` or a
+/// lockdep bracket may precede it), or it is unmistakable and stands at a word's beginning outside quotes.
+fn placed(text: &[u8], at: usize, anywhere: bool) -> bool {
+    let before = text[..at].trim_ascii();
+    if before.is_empty() || matches!(before, b"[" | b"-" | b"=") {
+        return true;
+    }
+    if !anywhere {
+        return false;
+    }
+    let last = text[at - 1];
+    let quoted = before.iter().any(|b| matches!(b, b'"' | b'\'' | b'`')) || before.starts_with(b"echo ") || before.starts_with(b"#");
+    !quoted && !last.is_ascii_alphanumeric() && last != b'_'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_head_template_contains_its_groups_literal() {
+        for group in TABLES.iter().flat_map(|t| t.iter()) {
+            assert!(!group.classes.is_empty(), "{} has no class", group.literal);
+            for class in group.classes {
+                // The literal must stand in one literal piece, or the prefilter would miss lines of the class.
+                let pieces = class.head.strip_prefix('^').unwrap_or(class.head).split(['{', '}']);
+                assert!(pieces.into_iter().any(|p| p.contains(group.literal)), "{} / {}", group.literal, class.head);
+            }
+        }
+    }
+
+    #[test]
+    fn the_vectorised_search_takes_all_literals() {
+        assert!(literals().len() <= 64, "{}", literals().len());
+        assert!(matches!(&*ENGINE, Engine::Packed(_)) || !cfg!(target_arch = "x86_64"));
+    }
+
+    #[test]
+    fn quoted_headers_are_no_headers() {
+        assert!(header(b"BUG: soft lockup - CPU#1 stuck").is_some());
+        assert!(header(b"watchdog: BUG: soft lockup - CPU#1 stuck").is_some());
+        assert!(header(b"echo 'BUG: soft lockup - CPU#1 stuck'").is_none());
+        assert!(header(b"DEBUG: soft lockup").is_none());
+    }
+}
