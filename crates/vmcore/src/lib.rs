@@ -1,1 +1,39 @@
-//! stub
+//! Linux crash dumps read without debuginfo.
+//!
+//! A dump of any x86-64 kernel since 6.0 describes itself: VMCOREINFO leads to kallsyms, kallsyms to BTF and ORC, and all of
+//! them lie inside the dump. This crate follows that chain, so that a file and nothing else gives symbols, types and stacks.
+//!
+//! * [`summarise`]: the kernel, its log and the saved registers, in milliseconds: enough for a verdict.
+//! * [`dmesg_only`]: the log alone.
+//!
+//! The source of the bytes is anything that implements [`ReadAt`]. Nothing here is async, writes, or asks the network.
+//!
+//! **It must never** panic, loop or grow without bound, whatever the bytes are: dumps come from machines that just crashed.
+//! [`Limits`] bounds every table and list; damage inside a dump becomes a warning next to what could still be read.
+
+#![forbid(unsafe_code)]
+
+mod btf;
+mod bytes;
+mod dmesg;
+mod error;
+mod format;
+mod kallsyms;
+mod memory;
+mod names;
+mod read_at;
+mod registers;
+mod summary;
+mod tables;
+mod vmcoreinfo;
+
+pub use dmesg::{Caller, DmesgLine};
+pub use error::{Error, Fault, Limits};
+pub use format::{Dump, Format, PAGE, PageCounts, PageState};
+pub use kallsyms::{Encoding, Kallsyms};
+pub use memory::Memory;
+pub use read_at::{Bytes, ReadAt};
+pub use registers::RegisterSource;
+pub use summary::{CpuNote, Summary, dmesg_only, summarise};
+pub use tables::TableCache;
+pub use vmcoreinfo::Vmcoreinfo;
