@@ -1,0 +1,159 @@
+//! Configuration: one flat struct, from a TOML file, then from the environment (`CRASHYARD_` and the key in capitals).
+//!
+//! Unknown keys are refused: a typing mistake must not quietly leave a default in place.
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Everything an operator can set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// `sqlite:PATH` or `postgres://…`.
+    pub database_url: String,
+    /// Connections to PostgreSQL (SQLite has one writer and eight readers).
+    pub database_connections: u32,
+    /// Where bytes are kept: `dir:PATH`, or `s3://BUCKET/PREFIX` (with `AWS_*` in the environment).
+    pub blobs: String,
+    /// Whether anybody may read; writing always needs a token.
+    pub public_read: bool,
+    /// Where the first start writes an admin token; empty writes none.
+    pub admin_token_file: PathBuf,
+    /// How long a lease lasts without being renewed, in seconds.
+    pub lease_seconds: u32,
+    /// How many attempts a job gets when the lab does not deliver.
+    pub max_attempts: u32,
+    /// Largest single artifact, in bytes.
+    pub max_artifact_bytes: u64,
+    /// Bytes one attempt may store in all.
+    pub max_attempt_bytes: u64,
+    /// Bytes one build may store in all.
+    pub max_build_bytes: u64,
+    /// `text` or `json`.
+    pub log_format: LogFormat,
+    /// Which log lines to write, e.g. `info,crashyard_server=debug`.
+    pub log_filter: String,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8480)),
+            database_url: "sqlite:crashyard.db".into(),
+            database_connections: 20,
+            blobs: "dir:blobs".into(),
+            public_read: true,
+            admin_token_file: "admin.token".into(),
+            lease_seconds: 60,
+            max_attempts: 2,
+            max_artifact_bytes: 8 << 30,
+            max_attempt_bytes: 16 << 30,
+            max_build_bytes: 8 << 30,
+            log_format: LogFormat::Text,
+            log_filter: "info".into(),
+        }
+    }
+}
+
+/// The default configuration with a line on every key; a test holds it to [`Config::default`].
+pub const DEFAULT_TOML: &str = include_str!("../../deploy/server.toml");
+
+impl Config {
+    /// Reads the file (if one is given) and the environment.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<Self> {
+        let mut table = match file {
+            Some(path) => {
+                let text =
+                    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                text.parse::<toml::Table>().with_context(|| format!("{} is not TOML", path.display()))?
+            }
+            None => toml::Table::new(),
+        };
+        let defaults = toml::Table::try_from(Self::default()).context("the defaults are TOML")?;
+        for (key, default) in &defaults {
+            let name = format!("CRASHYARD_{}", key.to_uppercase());
+            let Some(text) = environment(&name) else { continue };
+            let value = match default {
+                toml::Value::Boolean(_) => {
+                    toml::Value::Boolean(text.parse().with_context(|| format!("{name} must be true or false"))?)
+                }
+                toml::Value::Integer(_) => {
+                    toml::Value::Integer(text.parse().with_context(|| format!("{name} must be a number"))?)
+                }
+                _ => toml::Value::String(text),
+            };
+            table.insert(key.clone(), value);
+        }
+        let config: Self = table.try_into().context("the configuration is not valid")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.lease_seconds >= 3, "lease_seconds must be at least 3");
+        anyhow::ensure!(self.max_attempts >= 1, "max_attempts must be at least 1");
+        anyhow::ensure!(self.database_connections >= 2, "database_connections must be at least 2");
+        Ok(())
+    }
+
+    /// How long a lease lasts without being renewed.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(u64::from(self.lease_seconds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_defaults_are_the_defaults_and_name_every_key() {
+        let printed: Config = toml::from_str(DEFAULT_TOML).unwrap();
+        assert_eq!(printed, Config::default());
+        for key in toml::Table::try_from(Config::default()).unwrap().keys() {
+            assert!(DEFAULT_TOML.contains(&format!("\n{key} = ")), "{key} is not printed");
+        }
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_keeps_types() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("server.toml");
+        std::fs::write(&file, "lease_seconds = 30\npublic_read = true\n").unwrap();
+        let environment = |name: &str| match name {
+            "CRASHYARD_PUBLIC_READ" => Some("false".to_owned()),
+            "CRASHYARD_MAX_ATTEMPTS" => Some("5".to_owned()),
+            _ => None,
+        };
+        let config = Config::load(Some(&file), environment).unwrap();
+        assert_eq!((config.lease_seconds, config.public_read, config.max_attempts), (30, false, 5));
+    }
+
+    #[test]
+    fn a_mistyped_key_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("server.toml");
+        std::fs::write(&file, "lease_second = 30\n").unwrap();
+        let error = format!("{:#}", Config::load(Some(&file), |_| None).unwrap_err());
+        assert!(error.contains("lease_second"), "{error}");
+    }
+}

@@ -1,0 +1,386 @@
+//! Artifacts and the segments their bytes are kept in.
+//!
+//! Build files, dumps and consoles are the same thing: a row with a name, and segments that each stand for one
+//! immutable object of the blob store. Uploads fill their segments in any order (chunks); consoles only at the end.
+
+use super::{Db, DbResult, Tx, on, on_tx, signed, unsigned};
+use crashyard_protocol::agent::CHUNK_BYTES;
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, BuildId};
+use sqlx::FromRow;
+
+/// Artifact names of consoles start with this; the rest names the source.
+pub const CONSOLE_PREFIX: &str = "console-";
+
+/// What an artifact belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A file of a build.
+    Build(BuildId),
+    /// Evidence of an attempt.
+    Attempt(AttemptId),
+}
+
+impl Owner {
+    fn build(&self) -> Option<&BuildId> {
+        match self {
+            Self::Build(id) => Some(id),
+            Self::Attempt(_) => None,
+        }
+    }
+
+    fn attempt(&self) -> Option<&AttemptId> {
+        match self {
+            Self::Attempt(id) => Some(id),
+            Self::Build(_) => None,
+        }
+    }
+}
+
+/// A file kept by the server.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct ArtifactRow {
+    /// Id.
+    pub id: ArtifactId,
+    /// The build it belongs to.
+    pub build_id: Option<BuildId>,
+    /// The attempt it is evidence of.
+    pub attempt_id: Option<AttemptId>,
+    /// Unique inside its owner.
+    pub name: String,
+    /// How far it is.
+    pub state: ArtifactState,
+    /// Bytes received.
+    pub size: i64,
+    /// BLAKE3 of the whole, once complete.
+    pub blake3: Option<String>,
+    /// When its first byte came.
+    pub created_at: Timestamp,
+    /// When its last byte had come.
+    pub completed_at: Option<Timestamp>,
+    /// When closing it was last refused.
+    pub mismatch_at: Option<Timestamp>,
+    /// How its bytes differ from what was announced.
+    pub mismatch: Option<String>,
+}
+
+impl ArtifactRow {
+    /// The source, if this is a console.
+    #[must_use]
+    pub fn console_source(&self) -> Option<&str> {
+        self.attempt_id.as_ref().and_then(|_| self.name.strip_prefix(CONSOLE_PREFIX))
+    }
+}
+
+/// A stretch of an artifact that is one object of the blob store.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct SegmentRow {
+    /// Whose.
+    pub artifact_id: ArtifactId,
+    /// Offset of its first byte.
+    pub start_at: i64,
+    /// Bytes.
+    pub length: i64,
+    /// BLAKE3, lower-case hex.
+    pub hash: String,
+    /// When the server had it.
+    pub received_at: Timestamp,
+}
+
+impl SegmentRow {
+    /// Offset of the first byte behind it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        unsigned(self.start_at) + unsigned(self.length)
+    }
+}
+
+/// One artifact.
+pub async fn get(db: &Db, id: &ArtifactId) -> DbResult<ArtifactRow> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM artifact WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// The artifact of this name.
+pub async fn find(db: &Db, owner: &Owner, name: &str) -> DbResult<Option<ArtifactRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT * FROM artifact WHERE (build_id = $1 OR attempt_id = $2) AND name = $3",
+    )
+    .bind(owner.build())
+    .bind(owner.attempt())
+    .bind(name)
+    .fetch_optional(c)
+    .await)?)
+}
+
+/// Every artifact of a build or an attempt, oldest first.
+pub async fn list(db: &Db, owner: &Owner) -> DbResult<Vec<ArtifactRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT * FROM artifact WHERE build_id = $1 OR attempt_id = $2 ORDER BY id",
+    )
+    .bind(owner.build())
+    .bind(owner.attempt())
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Bytes kept for a build or an attempt.
+pub async fn bytes_of(tx: &mut Tx, owner: &Owner) -> DbResult<u64> {
+    let sum: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT CAST(SUM(size) AS BIGINT) FROM artifact WHERE build_id = $1 OR attempt_id = $2",
+    )
+    .bind(owner.build())
+    .bind(owner.attempt())
+    .fetch_one(c)
+    .await)?;
+    Ok(unsigned(sum.unwrap_or(0)))
+}
+
+/// Opens an artifact, or returns the one of that name.
+pub async fn open(tx: &mut Tx, owner: &Owner, id: &ArtifactId, name: &str, now: Timestamp) -> DbResult<ArtifactRow> {
+    let made: Option<ArtifactRow> = on_tx!(tx, |c| sqlx::query_as(
+        "INSERT INTO artifact (id, build_id, attempt_id, name, state, size, created_at) \
+         VALUES ($1, $2, $3, $4, 'open', 0, $5) ON CONFLICT DO NOTHING RETURNING *",
+    )
+    .bind(id)
+    .bind(owner.build())
+    .bind(owner.attempt())
+    .bind(name)
+    .bind(now)
+    .fetch_optional(c)
+    .await)?;
+    if let Some(made) = made {
+        return Ok(made);
+    }
+    Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM artifact WHERE (build_id = $1 OR attempt_id = $2) AND name = $3")
+        .bind(owner.build())
+        .bind(owner.attempt())
+        .bind(name)
+        .fetch_one(c)
+        .await)?)
+}
+
+/// Every segment of an artifact, in order.
+pub async fn segments(db: &Db, id: &ArtifactId) -> DbResult<Vec<SegmentRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 ORDER BY start_at")
+        .bind(id)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// The segments that hold bytes of `from..to`, in order, at most `limit`.
+pub async fn segments_in(db: &Db, id: &ArtifactId, from: u64, to: u64, limit: i64) -> DbResult<Vec<SegmentRow>> {
+    // Starts at the segment that contains `from`: one step in the primary key, however long the console is.
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT * FROM segment WHERE artifact_id = $1 AND start_at < $3 AND start_at >= COALESCE( \
+         (SELECT MAX(start_at) FROM segment WHERE artifact_id = $1 AND start_at <= $2), 0) \
+         ORDER BY start_at LIMIT $4",
+    )
+    .bind(id)
+    .bind(signed(from))
+    .bind(signed(to))
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// What became of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChunkOutcome {
+    /// It is new; the artifact has this many bytes now.
+    Added {
+        /// Bytes received so far.
+        size: u64,
+    },
+    /// The server had it already.
+    Had,
+    /// It contradicts what is there; the text says how.
+    Contradicts(String),
+}
+
+/// The segment that starts at an offset.
+pub async fn segment_at(db: &Db, id: &ArtifactId, start_at: u64) -> DbResult<Option<SegmentRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 AND start_at = $2")
+        .bind(id)
+        .bind(signed(start_at))
+        .fetch_optional(c)
+        .await)?)
+}
+
+/// Registers one chunk of an upload whose bytes are already durable in the blob store.
+pub async fn add_chunk(tx: &mut Tx, segment: &SegmentRow) -> DbResult<ChunkOutcome> {
+    let old: Option<SegmentRow> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 AND start_at = $2")
+            .bind(&segment.artifact_id)
+            .bind(segment.start_at)
+            .fetch_optional(c)
+            .await)?;
+    if let Some(old) = old {
+        return Ok(compare_chunk(&old, segment));
+    }
+    let last: Option<SegmentRow> = on_tx!(tx, |c| sqlx::query_as(
+        "SELECT * FROM segment WHERE artifact_id = $1 ORDER BY start_at DESC LIMIT 1",
+    )
+    .bind(&segment.artifact_id)
+    .fetch_optional(c)
+    .await)?;
+    if let Some(last) = last {
+        if last.start_at < segment.start_at && unsigned(last.length) < CHUNK_BYTES {
+            return Ok(ChunkOutcome::Contradicts(format!(
+                "the chunk at {} is shorter than a full one, so the upload ends at {}; nothing can follow it",
+                last.start_at,
+                last.end()
+            )));
+        }
+        if last.start_at > segment.start_at && unsigned(segment.length) < CHUNK_BYTES {
+            return Ok(ChunkOutcome::Contradicts(format!(
+                "a chunk at {} is there already, so only a full chunk can stand before it",
+                last.start_at
+            )));
+        }
+    }
+    // The artifact first: on PostgreSQL its row lock makes concurrent chunks wait for each other here.
+    let size: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
+        "UPDATE artifact SET size = size + $2 WHERE id = $1 AND state = 'open' AND NOT EXISTS \
+         (SELECT 1 FROM segment WHERE artifact_id = $1 AND start_at = $3) RETURNING size",
+    )
+    .bind(&segment.artifact_id)
+    .bind(segment.length)
+    .bind(segment.start_at)
+    .fetch_optional(c)
+    .await)?;
+    let Some(size) = size else {
+        return Ok(ChunkOutcome::Contradicts("the upload is complete and takes no further chunks".into()));
+    };
+    insert_segment(tx, segment).await?;
+    Ok(ChunkOutcome::Added { size: unsigned(size) })
+}
+
+/// Whether a chunk sent again is the same.
+#[must_use]
+pub fn compare_chunk(old: &SegmentRow, new: &SegmentRow) -> ChunkOutcome {
+    if old.hash == new.hash && old.length == new.length {
+        ChunkOutcome::Had
+    } else {
+        ChunkOutcome::Contradicts(format!(
+            "the server already has other bytes at {} ({} bytes, hash {})",
+            old.start_at, old.length, old.hash
+        ))
+    }
+}
+
+/// What became of console bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// They are the new end.
+    Appended,
+    /// The console ends elsewhere: at this offset.
+    EndsAt(u64),
+}
+
+/// Appends to a console, whose bytes are already durable in the blob store.
+pub async fn append(tx: &mut Tx, segment: &SegmentRow) -> DbResult<AppendOutcome> {
+    let done = on_tx!(tx, |c| sqlx::query(
+        "UPDATE artifact SET size = size + $3 WHERE id = $1 AND size = $2 AND state = 'open'",
+    )
+    .bind(&segment.artifact_id)
+    .bind(segment.start_at)
+    .bind(segment.length)
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected()))?;
+    if done == 0 {
+        let size: i64 = on_tx!(tx, |c| sqlx::query_scalar("SELECT size FROM artifact WHERE id = $1")
+            .bind(&segment.artifact_id)
+            .fetch_one(c)
+            .await)?;
+        return Ok(AppendOutcome::EndsAt(unsigned(size)));
+    }
+    insert_segment(tx, segment).await?;
+    Ok(AppendOutcome::Appended)
+}
+
+async fn insert_segment(tx: &mut Tx, segment: &SegmentRow) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "INSERT INTO segment (artifact_id, start_at, length, hash, received_at) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(&segment.artifact_id)
+    .bind(segment.start_at)
+    .bind(segment.length)
+    .bind(&segment.hash)
+    .bind(segment.received_at)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+/// Marks an artifact complete; `None` if it was no longer open.
+pub async fn complete(tx: &mut Tx, id: &ArtifactId, blake3: &str, now: Timestamp) -> DbResult<Option<ArtifactRow>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
+        "UPDATE artifact SET state = 'complete', blake3 = $2, completed_at = $3 WHERE id = $1 AND state = 'open' \
+         RETURNING *",
+    )
+    .bind(id)
+    .bind(blake3)
+    .bind(now)
+    .fetch_optional(c)
+    .await)?)
+}
+
+/// Records that an upload was announced with other bytes than came.
+pub async fn mark_mismatch(tx: &mut Tx, id: &ArtifactId, text: &str, now: Timestamp) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query("UPDATE artifact SET mismatch_at = $2, mismatch = $3 WHERE id = $1 AND state = 'open'")
+        .bind(id)
+        .bind(now)
+        .bind(text)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Consoles of attempts that are over which still are in more than `segments` segments.
+pub async fn scattered_consoles(db: &Db, segments: i64, limit: i64) -> DbResult<Vec<ArtifactRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT a.* FROM artifact a JOIN attempt t ON t.id = a.attempt_id \
+         WHERE a.state = 'open' AND t.state IN ('done', 'lost') AND a.name LIKE 'console-%' \
+         AND (SELECT COUNT(*) FROM segment s WHERE s.artifact_id = a.id) > $1 ORDER BY a.id LIMIT $2",
+    )
+    .bind(segments)
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Consoles of attempts that are over and have few segments: nothing will come, so they are closed.
+pub async fn finished_consoles(db: &Db, segments: i64, limit: i64) -> DbResult<Vec<ArtifactRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT a.* FROM artifact a JOIN attempt t ON t.id = a.attempt_id \
+         WHERE a.state = 'open' AND t.state IN ('done', 'lost') AND a.name LIKE 'console-%' \
+         AND (SELECT COUNT(*) FROM segment s WHERE s.artifact_id = a.id) <= $1 ORDER BY a.id LIMIT $2",
+    )
+    .bind(segments)
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Puts one segment in the place of several that hold the same bytes; `false` if they are no longer as they were.
+pub async fn merge_segments(tx: &mut Tx, old: &[SegmentRow], merged: &SegmentRow) -> DbResult<bool> {
+    for segment in old {
+        let gone = on_tx!(tx, |c| sqlx::query(
+            "DELETE FROM segment WHERE artifact_id = $1 AND start_at = $2 AND hash = $3",
+        )
+        .bind(&segment.artifact_id)
+        .bind(segment.start_at)
+        .bind(&segment.hash)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+        if gone != 1 {
+            return Ok(false);
+        }
+    }
+    insert_segment(tx, merged).await?;
+    Ok(true)
+}

@@ -1,0 +1,216 @@
+//! Attempts and their stages, for reading. Who may change them: [`super::queue`] makes, [`super::judgement`] judges,
+//! [`super::lease`] ends.
+
+use super::machine::Labels;
+use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{
+    AttemptId, AttemptState, BuildId, ControllerId, JobId, MachineId, RunId, Scenario, Stage, StageName, Status,
+};
+use sqlx::FromRow;
+use sqlx::types::Json;
+
+/// One try of a job.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct AttemptRow {
+    /// Id.
+    pub id: AttemptId,
+    /// Its job.
+    pub job_id: JobId,
+    /// Its run.
+    pub run_id: RunId,
+    /// Counts from 1 inside the job.
+    pub number: i64,
+    /// The machine.
+    pub machine_id: MachineId,
+    /// Who drives it.
+    pub controller_id: ControllerId,
+    /// The lease's epoch.
+    pub epoch: i64,
+    /// Where it is.
+    pub state: AttemptState,
+    /// What it showed; `MISS` until judged.
+    pub verdict: Status,
+    /// Why.
+    pub reason: Option<String>,
+    /// Where the contract stopped.
+    pub blamed_stage: Option<StageName>,
+    /// How many judgements have been written.
+    pub judgement_seq: i64,
+    /// Until when the lease holds.
+    pub lease_expires_at: Timestamp,
+    /// What was read in the dump.
+    pub dump_facts: Option<Json<serde_json::Value>>,
+    /// When the lease was given.
+    pub started_at: Timestamp,
+    /// When the verdict was given.
+    pub judged_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// What the controller said about the machine when it handed the lease back.
+    pub released_healthy: Option<bool>,
+    /// What was checked, or what failed.
+    pub release_detail: Option<String>,
+    /// When the last progress of the dump was told.
+    pub progress_event_at: Option<Timestamp>,
+}
+
+impl AttemptRow {
+    /// Whether its agents may still write.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, AttemptState::Running | AttemptState::Collecting)
+    }
+
+    /// Whether a write with this epoch belongs to the lease that holds now.
+    pub fn check_epoch(&self, epoch: u64) -> DbResult<()> {
+        if !self.is_live() {
+            return Err(DbError::LeaseLost(format!("the attempt is {}", self.state)));
+        }
+        if self.epoch != signed(epoch) {
+            return Err(DbError::LeaseLost(format!("the lease has epoch {}, this write has {epoch}", self.epoch)));
+        }
+        Ok(())
+    }
+}
+
+/// An attempt with what its page and its agents need from the rows around it.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct FullAttempt {
+    /// The attempt.
+    #[sqlx(flatten)]
+    pub attempt: AttemptRow,
+    /// The machine's name.
+    pub machine_name: String,
+    /// The machine's labels.
+    pub machine_labels: Json<Labels>,
+    /// Its job's scenario.
+    pub scenario: Json<Scenario>,
+    /// The kernel under test.
+    pub build_id: BuildId,
+    /// Its `uname -r`.
+    pub build_release: String,
+    /// Its GNU build id.
+    pub build_gnu_id: Option<String>,
+}
+
+/// One stage as judged.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+struct StageRow {
+    body: Json<Stage>,
+}
+
+/// One attempt.
+pub async fn get(db: &Db, id: &AttemptId) -> DbResult<AttemptRow> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// One attempt, as a transaction sees it.
+pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
+    Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// One attempt with what belongs to it.
+pub async fn full(db: &Db, id: &AttemptId) -> DbResult<FullAttempt> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, r.build_id, \
+         b.release AS build_release, b.build_id AS build_gnu_id FROM attempt a \
+         JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
+         JOIN build b ON b.id = r.build_id WHERE a.id = $1",
+    )
+    .bind(id)
+    .fetch_one(c)
+    .await)?)
+}
+
+/// The stages of an attempt, in order.
+pub async fn stages(db: &Db, id: &AttemptId) -> DbResult<Vec<Stage>> {
+    let rows: Vec<StageRow> =
+        on!(db.read(), |c| sqlx::query_as("SELECT body FROM stage WHERE attempt_id = $1 ORDER BY ordinal")
+            .bind(id)
+            .fetch_all(c)
+            .await)?;
+    Ok(rows.into_iter().map(|row| row.body.0).collect())
+}
+
+/// The stages of every attempt of a run: (attempt, stage), in order.
+pub async fn stages_of_run(db: &Db, run: &RunId) -> DbResult<Vec<(AttemptId, Json<Stage>)>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT s.attempt_id, s.body FROM attempt a JOIN stage s ON s.attempt_id = a.id WHERE a.run_id = $1 \
+         ORDER BY a.number, s.attempt_id, s.ordinal",
+    )
+    .bind(run)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Every attempt of a run, oldest first.
+pub async fn of_run(db: &Db, run: &RunId) -> DbResult<Vec<AttemptRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM attempt WHERE run_id = $1 ORDER BY id")
+        .bind(run)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// The newest attempts of a machine.
+pub async fn of_machine(db: &Db, machine: &MachineId, limit: i64) -> DbResult<Vec<AttemptRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM attempt WHERE machine_id = $1 ORDER BY id DESC LIMIT $2")
+        .bind(machine)
+        .bind(limit)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// Live attempts with a stage whose deadline has passed.
+pub async fn overdue(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<AttemptId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT DISTINCT s.attempt_id FROM stage s JOIN attempt a ON a.id = s.attempt_id \
+         WHERE s.state = 'active' AND s.deadline_at <= $1 AND a.state IN ('running', 'collecting') LIMIT $2",
+    )
+    .bind(now)
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// The next deadline of a live attempt.
+pub async fn next_deadline(db: &Db) -> DbResult<Option<Timestamp>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT MIN(s.deadline_at) FROM stage s JOIN attempt a ON a.id = s.attempt_id \
+         WHERE s.state = 'active' AND s.deadline_at IS NOT NULL AND a.state IN ('running', 'collecting')",
+    )
+    .fetch_one(c)
+    .await)?)
+}
+
+/// Attempts whose complete dump nobody has read yet.
+pub async fn unread_dumps(db: &Db, limit: i64) -> DbResult<Vec<AttemptId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT a.id FROM artifact f JOIN attempt a ON a.id = f.attempt_id \
+         WHERE f.name = 'vmcore' AND f.state = 'complete' AND a.dump_facts IS NULL \
+         AND a.state IN ('running', 'collecting') ORDER BY a.id LIMIT $1",
+    )
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Stores what was read in the dump; the first reading stays.
+pub async fn set_dump_facts(tx: &mut Tx, id: &AttemptId, facts: &serde_json::Value) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET dump_facts = $2 WHERE id = $1 AND dump_facts IS NULL")
+        .bind(id)
+        .bind(Json(facts))
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Every live attempt's id (after a start, each is judged once: evidence may have been written just before a crash).
+pub async fn live(db: &Db) -> DbResult<Vec<AttemptId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT id FROM attempt WHERE state IN ('running', 'collecting') ORDER BY id",
+    )
+    .fetch_all(c)
+    .await)?)
+}

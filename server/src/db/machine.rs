@@ -1,0 +1,306 @@
+//! Controllers, machines, and which selectors each machine satisfies.
+
+use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, SelectorId};
+use sqlx::FromRow;
+use sqlx::types::Json;
+use std::collections::BTreeMap;
+
+/// Labels, of a machine or asked for by a selector.
+pub type Labels = BTreeMap<String, String>;
+
+/// A system under test.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct MachineRow {
+    /// Id.
+    pub id: MachineId,
+    /// Unique name.
+    pub name: String,
+    /// What drives it.
+    pub driver: String,
+    /// Its controller.
+    pub controller_id: ControllerId,
+    /// Properties that selectors can ask for.
+    pub labels: Json<Labels>,
+    /// Whether its controller named it when it last enrolled.
+    pub announced: bool,
+    /// Where it is in its life.
+    pub state: MachineState,
+    /// Why it is there.
+    pub reason: Option<String>,
+    /// Since when.
+    pub state_since: Timestamp,
+    /// The attempt that owns it.
+    pub attempt_id: Option<AttemptId>,
+    /// The epoch of its newest lease.
+    pub lease_epoch: i64,
+    /// When its controller last named it.
+    pub last_seen_at: Timestamp,
+    /// When it was first announced.
+    pub created_at: Timestamp,
+}
+
+/// A machine with its controller's name, for people.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct NamedMachine {
+    /// The machine.
+    #[sqlx(flatten)]
+    pub machine: MachineRow,
+    /// Its controller's name.
+    pub controller_name: String,
+}
+
+/// A lab-side process that drives machines.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct ControllerRow {
+    /// Id.
+    pub id: ControllerId,
+    /// Unique name.
+    pub name: String,
+    /// Version of its software.
+    pub version: String,
+    /// When it first enrolled.
+    pub created_at: Timestamp,
+    /// When it last asked for anything.
+    pub last_seen_at: Timestamp,
+}
+
+/// Labels that jobs ask for.
+#[derive(Clone, Debug, FromRow)]
+pub struct SelectorRow {
+    /// Id.
+    pub id: SelectorId,
+    /// The labels.
+    pub labels: Json<Labels>,
+}
+
+/// Registers a controller, or returns the one of that name.
+pub async fn put_controller(tx: &mut Tx, row: &ControllerRow) -> DbResult<ControllerRow> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
+        "INSERT INTO controller (id, name, version, created_at, last_seen_at) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (name) DO UPDATE SET version = excluded.version, last_seen_at = excluded.last_seen_at RETURNING *",
+    )
+    .bind(&row.id)
+    .bind(&row.name)
+    .bind(&row.version)
+    .bind(row.created_at)
+    .bind(row.last_seen_at)
+    .fetch_one(c)
+    .await)?)
+}
+
+/// Says that a controller no longer names any machine; those it names now are put back by [`put_machine`].
+pub async fn withdraw_machines(tx: &mut Tx, controller: &ControllerId) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query("UPDATE machine SET announced = FALSE WHERE controller_id = $1")
+        .bind(controller)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Registers a machine for its controller. A machine that another controller still announces is a conflict.
+pub async fn put_machine(tx: &mut Tx, row: &MachineRow) -> DbResult<MachineRow> {
+    let put: Option<MachineRow> = on_tx!(tx, |c| sqlx::query_as(
+        "INSERT INTO machine (id, name, driver, controller_id, labels, announced, state, state_since, lease_epoch, \
+         last_seen_at, created_at) VALUES ($1, $2, $3, $4, $5, TRUE, 'enrolled', $6, 0, $6, $6) \
+         ON CONFLICT (name) DO UPDATE SET driver = excluded.driver, controller_id = excluded.controller_id, \
+         labels = excluded.labels, announced = TRUE, last_seen_at = excluded.last_seen_at \
+         WHERE machine.controller_id = excluded.controller_id \
+         OR (NOT machine.announced AND machine.state <> 'leased') RETURNING *",
+    )
+    .bind(&row.id)
+    .bind(&row.name)
+    .bind(&row.driver)
+    .bind(&row.controller_id)
+    .bind(&row.labels)
+    .bind(row.created_at)
+    .fetch_optional(c)
+    .await)?;
+    put.ok_or_else(|| DbError::Conflict(format!("machine {:?} belongs to another controller", row.name)))
+}
+
+/// What a selector is compared with: a machine's labels, its name and its driver.
+fn matches(machine: &MachineRow, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| match key.as_str() {
+        "name" => *value == machine.name,
+        "driver" => *value == machine.driver,
+        _ => machine.labels.get(key) == Some(value),
+    })
+}
+
+/// Selectors and machines are compared in both directions, so whoever adds one of either must not miss the other.
+async fn lock_matching(tx: &mut Tx) -> DbResult<()> {
+    match tx {
+        // The write lock is already ours.
+        Tx::Sqlite(_) => {}
+        Tx::Postgres(tx) => {
+            sqlx::query("SELECT pg_advisory_xact_lock(7267325)").execute(&mut **tx).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes down which selectors a machine satisfies.
+pub async fn match_machine(tx: &mut Tx, machine: &MachineRow) -> DbResult<()> {
+    lock_matching(tx).await?;
+    on_tx!(tx, |c| sqlx::query("DELETE FROM machine_selector WHERE machine_id = $1")
+        .bind(&machine.id)
+        .execute(c)
+        .await
+        .map(drop))?;
+    let selectors: Vec<SelectorRow> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT id, labels FROM selector").fetch_all(c).await)?;
+    for selector in selectors.iter().filter(|selector| matches(machine, &selector.labels)) {
+        link(tx, &machine.id, &selector.id).await?;
+    }
+    Ok(())
+}
+
+/// The selector with these labels; a new one is compared with every machine.
+pub async fn put_selector(tx: &mut Tx, id: &SelectorId, labels: &Labels) -> DbResult<SelectorId> {
+    let key = serde_json::to_string(labels).expect("a map of strings is JSON");
+    let find = "SELECT id FROM selector WHERE labels_key = $1";
+    let old: Option<SelectorId> =
+        on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_optional(c).await)?;
+    if let Some(old) = old {
+        return Ok(old);
+    }
+    lock_matching(tx).await?;
+    let new: Option<SelectorId> = on_tx!(tx, |c| sqlx::query_scalar(
+        "INSERT INTO selector (id, labels_key, labels) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING id",
+    )
+    .bind(id)
+    .bind(&key)
+    .bind(Json(labels))
+    .fetch_optional(c)
+    .await)?;
+    let Some(new) = new else {
+        return Ok(on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_one(c).await)?);
+    };
+    let machines: Vec<MachineRow> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM machine").fetch_all(c).await)?;
+    for machine in machines.iter().filter(|machine| matches(machine, labels)) {
+        link(tx, &machine.id, &new).await?;
+    }
+    Ok(new)
+}
+
+async fn link(tx: &mut Tx, machine: &MachineId, selector: &SelectorId) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "INSERT INTO machine_selector (machine_id, selector_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+    )
+    .bind(machine)
+    .bind(selector)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+const NAMED: &str = "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id \
+                     WHERE m.id = $1";
+
+/// One machine.
+pub async fn get(db: &Db, id: &MachineId) -> DbResult<NamedMachine> {
+    Ok(on!(db.read(), |c| sqlx::query_as(NAMED).bind(id).fetch_one(c).await)?)
+}
+
+/// One page of machines, newest first.
+pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<NamedMachine>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id \
+         WHERE m.id < $1 ORDER BY m.id DESC LIMIT $2",
+    )
+    .bind(before_or_end(before))
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// The machines of one controller.
+pub async fn of_controller(db: &Db, controller: &ControllerId) -> DbResult<Vec<MachineRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM machine WHERE controller_id = $1 ORDER BY id")
+        .bind(controller)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// Whether a controller is known.
+pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
+    let count: i64 = on!(db.read(), |c| sqlx::query_scalar("SELECT COUNT(*) FROM controller WHERE id = $1")
+        .bind(id)
+        .fetch_one(c)
+        .await)?;
+    Ok(count > 0)
+}
+
+/// Records that a controller offered machines as idle: they are seen now, and those never seen idle are available.
+pub async fn seen_idle(tx: &mut Tx, controller: &ControllerId, machines: &[MachineId], now: Timestamp) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query("UPDATE controller SET last_seen_at = $2 WHERE id = $1")
+        .bind(controller)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(drop))?;
+    for machine in machines {
+        on_tx!(tx, |c| sqlx::query(
+            "UPDATE machine SET last_seen_at = $3, \
+             state_since = CASE WHEN state = 'enrolled' THEN $3 ELSE state_since END, \
+             reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
+             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END \
+             WHERE id = $1 AND controller_id = $2",
+        )
+        .bind(machine)
+        .bind(controller)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(drop))?;
+    }
+    Ok(())
+}
+
+/// Takes a machine out of its attempt into a new state.
+pub async fn leave_attempt(
+    tx: &mut Tx,
+    machine: &MachineId,
+    attempt: &AttemptId,
+    state: MachineState,
+    reason: Option<&str>,
+    now: Timestamp,
+) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE machine SET state = $3, reason = $4, state_since = $5, attempt_id = NULL \
+         WHERE id = $1 AND attempt_id = $2",
+    )
+    .bind(machine)
+    .bind(attempt)
+    .bind(state)
+    .bind(reason)
+    .bind(now)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+/// Puts a machine that no attempt owns into a state, on a person's word; `None` if an attempt owns it.
+pub async fn set_state(
+    tx: &mut Tx,
+    machine: &MachineId,
+    state: MachineState,
+    reason: Option<&str>,
+    now: Timestamp,
+) -> DbResult<Option<MachineRow>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
+        "UPDATE machine SET state = $2, reason = $3, state_since = $4 WHERE id = $1 AND state <> 'leased' RETURNING *",
+    )
+    .bind(machine)
+    .bind(state)
+    .bind(reason)
+    .bind(now)
+    .fetch_optional(c)
+    .await)?)
+}

@@ -1,0 +1,286 @@
+//! The ledger: every SQL text of the server.
+//!
+//! One text serves SQLite and PostgreSQL. A query is written once, inside [`on!`] (on a pool) or [`on_tx!`] (inside a
+//! transaction), and type-checked once for each database; the contract suite (`tests/db_contract.rs`) runs each on
+//! both. What keeps the text common: ids and words as TEXT, times as BIGINT handed in, JSON never queried inside, no
+//! `NOW()`, no arrays, no triggers.
+//!
+//! SQLite has exactly one writer connection and many read-only readers (WAL); anything else shows "database is
+//! locked" under load. `synchronous=FULL`: a committed row survives a power cut, because acknowledged evidence must.
+//!
+//! This module knows neither axum nor requests and answers; callers never see SQL. It must never wait for the network
+//! or a file inside a transaction.
+
+pub mod artifact;
+pub mod attempt;
+pub mod build;
+pub mod event;
+pub mod judgement;
+pub mod lease;
+pub mod machine;
+pub mod plan;
+pub mod queue;
+pub mod report;
+pub mod run;
+pub mod token;
+pub mod tree;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Postgres, Sqlite, Transaction};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Readers of a SQLite file; each is a thread with its page cache.
+const SQLITE_READERS: u32 = 8;
+/// How long a query may wait for a connection before the server says `unavailable`.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// What went wrong with the ledger, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// There is no such row.
+    #[error("no such row")]
+    NotFound,
+    /// The write contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// The lease epoch is stale or the attempt is over.
+    #[error("the lease is over: {0}")]
+    LeaseLost(String),
+    /// The database cannot be used right now; trying again later may work.
+    #[error("the database is not available: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// A fault of the server.
+    #[error("database error: {0}")]
+    Other(#[source] sqlx::Error),
+}
+
+/// Answer of a function of this module.
+pub type DbResult<T> = Result<T, DbError>;
+
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::RowNotFound => Self::NotFound,
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Tls(_) => Self::Unavailable(error),
+            sqlx::Error::Database(database) if database.is_unique_violation() => {
+                Self::Conflict("it is there already".into())
+            }
+            sqlx::Error::Database(database) if may_pass(database.code().as_deref()) => Self::Unavailable(error),
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// Codes of conditions that pass by themselves or by an operator's hand: PostgreSQL's connection, resource,
+/// shutdown, deadlock and read-only classes; SQLite's busy, locked, I/O error, full and cannot-open.
+fn may_pass(code: Option<&str>) -> bool {
+    let Some(code) = code else { return false };
+    if code.len() == 5 {
+        return ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+            || ["40001", "40P01", "25006"].contains(&code);
+    }
+    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+}
+
+/// A pool of one of the databases.
+#[derive(Clone, Debug)]
+pub enum Pool {
+    /// SQLite.
+    Sqlite(SqlitePool),
+    /// PostgreSQL.
+    Postgres(PgPool),
+}
+
+/// The open ledger. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Db {
+    read: Pool,
+    write: Pool,
+    // Held for the life of the server: two servers on one SQLite file would not wake each other.
+    _lock: Option<Arc<File>>,
+}
+
+/// A write transaction. Dropping it rolls it back.
+#[derive(Debug)]
+pub enum Tx {
+    /// SQLite, begun with `BEGIN IMMEDIATE`: it has the write lock from the start.
+    Sqlite(Transaction<'static, Sqlite>),
+    /// PostgreSQL, read committed: what must not change is locked by the first `UPDATE` on it.
+    Postgres(Transaction<'static, Postgres>),
+}
+
+/// The same expression on whichever pool it is.
+macro_rules! on {
+    ($pool:expr, |$c:ident| $body:expr) => {
+        match $pool {
+            $crate::db::Pool::Sqlite($c) => $body,
+            $crate::db::Pool::Postgres($c) => $body,
+        }
+    };
+}
+pub(crate) use on;
+
+/// The same expression on whichever connection the transaction has.
+macro_rules! on_tx {
+    ($tx:expr, |$c:ident| $body:expr) => {
+        match $tx {
+            $crate::db::Tx::Sqlite(tx) => {
+                let $c = &mut **tx;
+                $body
+            }
+            $crate::db::Tx::Postgres(tx) => {
+                let $c = &mut **tx;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use on_tx;
+
+impl Db {
+    /// Opens (for SQLite: creates) the database at `url` and brings its schema up to date.
+    ///
+    /// `url` is `sqlite:PATH` or `postgres://…`.
+    pub async fn open(url: &str, postgres_connections: u32) -> anyhow::Result<Self> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            Self::open_sqlite(Path::new(path.trim_start_matches("//"))).await
+        } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            Self::open_postgres(url, postgres_connections).await
+        } else {
+            anyhow::bail!("the database URL must start with `sqlite:` or `postgres:`")
+        }
+    }
+
+    async fn open_sqlite(path: &Path) -> anyhow::Result<Self> {
+        use anyhow::Context as _;
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        }
+        let lock_path = PathBuf::from(format!("{}.lock", path.display()));
+        let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+        if let Err(error) = lock.try_lock() {
+            anyhow::bail!("{} is in use by another server ({error})", path.display());
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5))
+            .pragma("temp_store", "memory")
+            .statement_cache_capacity(256);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        SQLITE_MIGRATIONS.run(&write).await.context("cannot bring the database up to date")?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(SQLITE_READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.create_if_missing(false).read_only(true))
+            .await
+            .context("cannot open the database for reading")?;
+        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write), _lock: Some(Arc::new(lock)) })
+    }
+
+    async fn open_postgres(url: &str, connections: u32) -> anyhow::Result<Self> {
+        use anyhow::Context as _;
+        let options = PgConnectOptions::from_str(url).context("the database URL cannot be read")?;
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options)
+            .await
+            .context("cannot reach PostgreSQL")?;
+        POSTGRES_MIGRATIONS.run(&pool).await.context("cannot bring the database up to date")?;
+        let pool = Pool::Postgres(pool);
+        Ok(Self { read: pool.clone(), write: pool, _lock: None })
+    }
+
+    /// The pool to read from.
+    #[must_use]
+    pub fn read(&self) -> &Pool {
+        &self.read
+    }
+
+    /// Begins a write transaction.
+    pub async fn begin(&self) -> DbResult<Tx> {
+        Ok(match &self.write {
+            Pool::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+            Pool::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+        })
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> DbResult<()> {
+        on!(&self.read, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
+        Ok(())
+    }
+
+    /// Closes every connection; SQLite's log is folded into the file.
+    pub async fn close(&self) {
+        on!(&self.read, |c| c.close().await);
+        on!(&self.write, |c| c.close().await);
+    }
+}
+
+impl Tx {
+    /// Makes what was written durable.
+    pub async fn commit(self) -> DbResult<()> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Postgres(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+}
+
+/// A stored number that is never negative (the schema and every writer hold it so).
+pub(crate) fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// A number on its way into a BIGINT column; beyond it there is nothing the server could keep anyway.
+pub(crate) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Where a page of a list starts: rows with an id below this one.
+pub(crate) fn before_or_end(before: Option<&str>) -> &str {
+    // No ULID is greater than this, in whichever way the database sorts text.
+    before.unwrap_or("ZZZZZZZZZZZZZZZZZZZZZZZZZZ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_pass;
+
+    #[test]
+    fn conditions_that_pass_by_themselves_are_told_from_faults() {
+        for code in ["57P01", "08006", "53100", "40P01", "5", "261", "13", "10"] {
+            assert!(may_pass(Some(code)), "{code}");
+        }
+        for code in ["42601", "23505", "1", "2067", "19"] {
+            assert!(!may_pass(Some(code)), "{code}");
+        }
+        assert!(!may_pass(None));
+    }
+}

@@ -1,0 +1,283 @@
+//! Runs and their jobs: everything a run owes is written down when it is created.
+
+use super::event::{self, About};
+use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
+use crashyard_protocol::api::EventBody;
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptId, BuildId, JobId, JobState, RunId, RunState, Scenario, SelectorId, StageName, Status};
+use sqlx::FromRow;
+use sqlx::types::Json;
+
+/// A build against a plan.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct RunRow {
+    /// Id.
+    pub id: RunId,
+    /// The build.
+    pub build_id: BuildId,
+    /// Name for people.
+    pub name: String,
+    /// Name of the plan.
+    pub plan: String,
+    /// What its submitter calls this submission.
+    pub idempotency_key: Option<String>,
+    /// Where it is.
+    pub state: RunState,
+    /// The worst verdict so far.
+    pub status: Status,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When its last job was done.
+    pub finished_at: Option<Timestamp>,
+    /// Number of its newest event.
+    pub last_event: i64,
+}
+
+/// One scenario owed by a run.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct JobRow {
+    /// Id.
+    pub id: JobId,
+    /// Its run.
+    pub run_id: RunId,
+    /// Position in the run.
+    pub ordinal: i64,
+    /// The scenario as it was when the run was submitted.
+    pub scenario: Json<Scenario>,
+    /// Which machines it may have.
+    pub selector_id: SelectorId,
+    /// Place in the queue.
+    pub rank: i64,
+    /// Where it is.
+    pub state: JobState,
+    /// Its verdict.
+    pub status: Status,
+    /// Why.
+    pub reason: Option<String>,
+    /// Where the contract stopped.
+    pub blamed_stage: Option<StageName>,
+    /// How many attempts it has had.
+    pub attempt_count: i64,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it got its verdict.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A job with the labels of its selector.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct SelectedJob {
+    /// The job.
+    #[sqlx(flatten)]
+    pub job: JobRow,
+    /// Labels its machine must have.
+    pub labels: Json<super::machine::Labels>,
+}
+
+/// Jobs of one run by verdict.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct CountRow {
+    /// The run.
+    pub run_id: RunId,
+    /// The verdict.
+    pub status: Status,
+    /// How many.
+    pub count: i64,
+}
+
+/// Stores a run with its jobs. A run with the same key is returned instead; then `false`, and nothing is written.
+pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(RunRow, bool)> {
+    let made: Option<RunRow> = on_tx!(tx, |c| sqlx::query_as(
+        "INSERT INTO run (id, build_id, name, plan, idempotency_key, state, status, created_at, last_event) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0) ON CONFLICT (idempotency_key) DO NOTHING RETURNING *",
+    )
+    .bind(&run.id)
+    .bind(&run.build_id)
+    .bind(&run.name)
+    .bind(&run.plan)
+    .bind(&run.idempotency_key)
+    .bind(run.state)
+    .bind(run.status)
+    .bind(run.created_at)
+    .fetch_optional(c)
+    .await)?;
+    let Some(mut made) = made else {
+        let old = on_tx!(tx, |c| sqlx::query_as("SELECT * FROM run WHERE idempotency_key = $1")
+            .bind(&run.idempotency_key)
+            .fetch_one(c)
+            .await)?;
+        return Ok((old, false));
+    };
+    for job in jobs {
+        on_tx!(tx, |c| sqlx::query(
+            "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, \
+             created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9)",
+        )
+        .bind(&job.id)
+        .bind(&job.run_id)
+        .bind(job.ordinal)
+        .bind(&job.scenario)
+        .bind(&job.selector_id)
+        .bind(job.rank)
+        .bind(job.state)
+        .bind(job.status)
+        .bind(job.created_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    }
+    let about = About { run: &run.id, job: None, attempt: None };
+    let owed = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+    made.last_event = event::append(tx, about, run.created_at, EventBody::RunSubmitted { jobs: owed }).await?;
+    Ok((made, true))
+}
+
+/// One run.
+pub async fn get(db: &Db, id: &RunId) -> DbResult<RunRow> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM run WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// One page of runs, newest first.
+pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<RunRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM run WHERE id < $1 ORDER BY id DESC LIMIT $2")
+        .bind(before_or_end(before))
+        .bind(limit)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// Jobs by verdict of one page of runs (the same page as [`list`] with the same arguments).
+pub async fn counts(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<CountRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT run_id, status, COUNT(*) AS count FROM job WHERE run_id IN \
+         (SELECT id FROM run WHERE id < $1 ORDER BY id DESC LIMIT $2) GROUP BY run_id, status",
+    )
+    .bind(before_or_end(before))
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Jobs by verdict of one run.
+pub async fn counts_of(db: &Db, id: &RunId) -> DbResult<Vec<CountRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT run_id, status, COUNT(*) AS count FROM job WHERE run_id = $1 GROUP BY run_id, status",
+    )
+    .bind(id)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// The jobs of a run, in order.
+pub async fn jobs(db: &Db, run: &RunId) -> DbResult<Vec<SelectedJob>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT j.*, s.labels FROM job j JOIN selector s ON s.id = j.selector_id WHERE j.run_id = $1 ORDER BY j.ordinal",
+    )
+    .bind(run)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// One job.
+pub async fn job(db: &Db, id: &JobId) -> DbResult<SelectedJob> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT j.*, s.labels FROM job j JOIN selector s ON s.id = j.selector_id WHERE j.id = $1",
+    )
+    .bind(id)
+    .fetch_one(c)
+    .await)?)
+}
+
+/// Attempts of every job of a run: (job, attempt), oldest first.
+pub async fn attempts_by_job(db: &Db, run: &RunId) -> DbResult<Vec<(JobId, AttemptId)>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT job_id, id FROM attempt WHERE run_id = $1 ORDER BY number")
+        .bind(run)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// Attempts of one job, oldest first.
+pub async fn attempts_of(db: &Db, job: &JobId) -> DbResult<Vec<AttemptId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar("SELECT id FROM attempt WHERE job_id = $1 ORDER BY number")
+        .bind(job)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// What a job shall become.
+#[derive(Clone, Debug)]
+pub struct JobChange<'a> {
+    /// Where it is.
+    pub state: JobState,
+    /// Its verdict.
+    pub status: Status,
+    /// Why.
+    pub reason: Option<&'a str>,
+    /// Where the contract stopped.
+    pub blamed_stage: Option<StageName>,
+}
+
+/// Changes a leased or queued job, records the event, and closes the run when this was its last job.
+///
+/// A job that is already done or cancelled keeps what it has.
+pub async fn change_job(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Timestamp) -> DbResult<()> {
+    let done = matches!(change.state, JobState::Done | JobState::Cancelled);
+    let job: Option<JobRow> = on_tx!(tx, |c| sqlx::query_as(
+        "UPDATE job SET state = $2, status = $3, reason = $4, blamed_stage = $5, finished_at = $6 \
+         WHERE id = $1 AND state IN ('queued', 'leased') RETURNING *",
+    )
+    .bind(id)
+    .bind(change.state)
+    .bind(change.status)
+    .bind(change.reason)
+    .bind(change.blamed_stage)
+    .bind(done.then_some(now))
+    .fetch_optional(c)
+    .await)?;
+    let Some(job) = job else { return Ok(()) };
+    let about = About { run: &job.run_id, job: Some(&job.id), attempt: None };
+    event::append(tx, about, now, EventBody::Job { state: job.state, status: job.status }).await?;
+    if done {
+        close_if_done(tx, &job.run_id, now).await?;
+    }
+    Ok(())
+}
+
+async fn close_if_done(tx: &mut Tx, run: &RunId, now: Timestamp) -> DbResult<()> {
+    let rows: Vec<(JobState, Status)> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT DISTINCT state, status FROM job WHERE run_id = $1")
+            .bind(run)
+            .fetch_all(c)
+            .await)?;
+    if rows.iter().any(|(state, _)| matches!(state, JobState::Queued | JobState::Leased)) {
+        return Ok(());
+    }
+    let status = worst(rows.into_iter().map(|(_, status)| status));
+    let closed = on_tx!(tx, |c| sqlx::query(
+        "UPDATE run SET state = 'done', status = $2, finished_at = $3 WHERE id = $1 AND state = 'open'",
+    )
+    .bind(run)
+    .bind(status)
+    .bind(now)
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected()))?;
+    if closed == 1 {
+        event::append(tx, About { run, job: None, attempt: None }, now, EventBody::RunDone { status }).await?;
+    }
+    Ok(())
+}
+
+/// The verdict of several: the one that needs attention most.
+#[must_use]
+pub fn worst(all: impl Iterator<Item = Status>) -> Status {
+    let order = |status| match status {
+        Status::Fail => 0,
+        Status::Error => 1,
+        Status::Miss => 2,
+        Status::Pass => 3,
+        Status::Done => 4,
+        Status::Skip => 5,
+    };
+    all.min_by_key(|status| order(*status)).unwrap_or(Status::Miss)
+}

@@ -1,0 +1,131 @@
+//! Wake-ups inside one server: they say "look again" and nothing else; the database is the truth.
+//!
+//! A waiter subscribes, *then* reads the database, then waits: whatever is written after its read wakes it. A missed
+//! or a spurious wake-up is harmless, and a wake-up carries no data that could be lost with the process. Other
+//! servers on the same database are not woken; every waiter therefore also looks by itself once in a while
+//! ([`SAFETY`]), which no single-server path ever waits for.
+
+use crashyard_protocol::{ArtifactId, AttemptId, MachineId, RunId};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a waiter trusts wake-ups alone.
+pub const SAFETY: Duration = Duration::from_secs(10);
+
+/// What somebody may wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// There may be a job for this machine.
+    Machine(MachineId),
+    /// The run has a new event.
+    Run(RunId),
+    /// The attempt was judged, or has ended.
+    Attempt(AttemptId),
+    /// A console has grown or is closed.
+    Console(ArtifactId),
+    /// A pass has something to do.
+    Pass(Pass),
+}
+
+/// The passes that can be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// A stage has a new deadline.
+    Deadlines,
+    /// A lease was given or renewed, or an attempt ended.
+    Leases,
+    /// A dump is complete.
+    Verify,
+    /// An attempt ended.
+    Compact,
+}
+
+/// Who waits for what.
+#[derive(Clone, Debug, Default)]
+pub struct Wake(Arc<Mutex<HashMap<Topic, watch::Sender<()>>>>);
+
+/// One waiter.
+#[derive(Debug)]
+pub struct Subscription {
+    wake: Wake,
+    topic: Topic,
+    receiver: Option<watch::Receiver<()>>,
+}
+
+impl Wake {
+    fn topics(&self) -> std::sync::MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts to listen. Read the database after this, not before.
+    #[must_use]
+    pub fn subscribe(&self, topic: Topic) -> Subscription {
+        let receiver = self.topics().entry(topic.clone()).or_insert_with(|| watch::channel(()).0).subscribe();
+        Subscription { wake: self.clone(), topic, receiver: Some(receiver) }
+    }
+
+    /// Wakes whoever waits; `true` if anybody does.
+    pub fn wake(&self, topic: &Topic) -> bool {
+        match self.topics().get(topic) {
+            Some(sender) => sender.send(()).is_ok(),
+            None => false,
+        }
+    }
+
+    /// How many topics somebody waits for.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.topics().len()
+    }
+}
+
+impl Subscription {
+    /// Waits until the topic was woken since the subscription, or since the last call.
+    pub async fn woken(&mut self) {
+        if let Some(receiver) = &mut self.receiver {
+            // The sender lives as long as any receiver does.
+            let _ = receiver.changed().await;
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut topics = self.wake.topics();
+        self.receiver = None;
+        if topics.get(&self.topic).is_some_and(|sender| sender.receiver_count() == 0) {
+            topics.remove(&self.topic);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic() -> Topic {
+        Topic::Pass(Pass::Verify)
+    }
+
+    #[tokio::test]
+    async fn a_wake_up_between_subscribing_and_waiting_is_not_missed() {
+        let wake = Wake::default();
+        let mut waiter = wake.subscribe(topic());
+        assert!(wake.wake(&topic()));
+        waiter.woken().await;
+    }
+
+    #[tokio::test]
+    async fn a_topic_is_forgotten_with_its_last_waiter() {
+        let wake = Wake::default();
+        let first = wake.subscribe(topic());
+        let second = wake.subscribe(topic());
+        drop(first);
+        assert!(wake.wake(&topic()));
+        drop(second);
+        assert!(!wake.wake(&topic()));
+        assert_eq!(wake.waiting(), 0);
+    }
+}
