@@ -181,6 +181,10 @@ impl Kallsyms {
         Self { table, base }
     }
 
+    pub(crate) fn table(&self) -> std::sync::Arc<Table> {
+        self.table.clone()
+    }
+
     /// Number of symbols.
     pub fn len(&self) -> u32 {
         self.table.count
