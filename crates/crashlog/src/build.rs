@@ -5,7 +5,7 @@
 
 use memchr::memmem::find;
 
-use crate::class::{Class, Found, Pick};
+use crate::class::{Class, Found, Pick, Source};
 use crate::frames::{self, Choice};
 use crate::model::{Fingerprint, Frame, Kind, RULE_VERSION, Report, Stack};
 use crate::template::{self, Captures};
@@ -51,9 +51,13 @@ pub enum Label {
 pub fn label(text: &[u8]) -> Option<Label> {
     let t = text.trim_ascii();
     let side = [&b"Allocated by task"[..], b"Allocated:", b"Freed by task", b"Freed:", b"Uninit was ", b"Last potentially related", b"Second to last potentially",
-        b"Local variable", b"Memory was marked", b"Bytes ", b"-> #", b"Last call_rcu", b"NMI backtrace for cpu", b"Sending NMI", b"kfence-#", b"Allocated in ",
-        b"Freed in ", b"{", b"read to 0x", b"write to 0x", b"hardirqs last", b"softirqs last"];
+        b"Local variable", b"Memory was marked", b"Bytes ", b"-> #", b"Last call_rcu", b"Preemption disabled at", b"NMI backtrace for cpu", b"Sending NMI", b"kfence-#", b"Allocated in ",
+        b"Freed in ", b"read to 0x", b"write to 0x"];
     if side.iter().any(|s| t.starts_with(s)) {
+        return Some(Label::Side);
+    }
+    let became = t.ends_with(b"at:") && (find(t, b"which became ").is_some() || find(t, b"state was registered").is_some());
+    if became {
         return Some(Label::Side);
     }
     let main = [&b"Call Trace:"[..], b"Call trace:", b"Backtrace:", b"stack backtrace:", b"backtrace:", b"Call Trace (", b"backtrace (", b"Stack trace:", b"Stack backtrace:"];
@@ -68,6 +72,8 @@ struct Raw {
     announced: bool,
     frames: Vec<Frame>,
     pointers: Vec<usize>,
+    /// The instruction pointer above it was in no function: nothing inside the trace replaces it.
+    wild: bool,
     /// An instruction pointer inside the trace; it counts only if the trace goes on after it.
     pending: Option<Frame>,
 }
@@ -118,9 +124,10 @@ pub fn empty(kind: Kind) -> Report {
     }
 }
 
-/// Builds the report; positions, boot and causality are the parser's business.
-pub fn report(collected: &Collected) -> Report {
-    let (class, caps) = classify(collected);
+/// Builds the report; positions, boot and causality are the parser's business. `None` when the header needed lines
+/// that did not come, so that there is no report after all.
+pub fn report(collected: &Collected) -> Option<Report> {
+    let (class, caps) = classify(collected)?;
     let mut r = empty(class.kind);
     let header = collected.lines().next().unwrap_or_default();
     r.header = String::from_utf8_lossy(header.trim_ascii()).into_owned();
@@ -132,11 +139,11 @@ pub fn report(collected: &Collected) -> Report {
         r.corrupted_reason = Some(cut.to_owned());
     }
     r.corrupted = r.corrupted_reason.is_some();
-    r
+    Some(r)
 }
 
 /// The first class whose head and following lines match; the one of the header alone if none does in full.
-fn classify(collected: &Collected) -> (&'static Class, Captures<'_>) {
+fn classify(collected: &Collected) -> Option<(&'static Class, Captures<'_>)> {
     let header = collected.lines().next().unwrap_or_default();
     let group = collected.found.group();
     for class in &group.classes[collected.found.class..] {
@@ -146,13 +153,16 @@ fn classify(collected: &Collected) -> (&'static Class, Captures<'_>) {
         }
         let mut lines = collected.lines().skip(1).take(200);
         if class.also.iter().all(|t| lines.any(|l| template::find(t, l, &mut caps).is_some())) {
-            return (class, caps);
+            return Some((class, caps));
         }
     }
     let class = collected.found.class();
+    if class.whole {
+        return None;
+    }
     let mut caps = Captures::default();
     let _ = template::find(class.head, header, &mut caps);
-    (class, caps)
+    Some((class, caps))
 }
 
 /// What the walk noticed about the soundness of the report.
@@ -175,6 +185,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
     let mut signs = Signs::default();
     let mut open = false;
     let mut over = false;
+    let mut wild = false;
     let mut since_label: Option<usize> = None;
     for (n, text) in collected.lines().enumerate() {
         if n > 0 {
@@ -187,7 +198,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 if stacks.len() == MAX_STACKS {
                     continue;
                 }
-                stacks.push(Raw { main: !over, ..Raw::default() });
+                stacks.push(Raw { main: !over, wild, ..Raw::default() });
                 open = true;
             }
             signs.mixed |= n > 0 && (e.function.starts_with(b"should_fail") || e.function.starts_with(b"should_failslab")) && e.reliable;
@@ -227,8 +238,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 }
                 continue;
             }
-            Some(b'C') if t.starts_with(b"CPU: ") && stacks.last().is_some_and(|s| s.frames.len() > 1) => open = false,
-            Some(b'#') if is_lock(t) => {
+                Some(b'#') if is_lock(t) => {
                 lock(t, r);
                 continue;
             }
@@ -246,13 +256,14 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
             match p {
                 Pointer::Kernel(e) => pointer(e.to_frame(), &mut stacks, &mut open),
                 Pointer::User => open = false,
-                Pointer::Nowhere => {}
+                Pointer::Nowhere => wild |= stacks.is_empty(),
             }
             continue;
         }
         if let Some(kind) = label(text) {
             let main = kind == Label::Main;
-            let announces = main || !matches!(t.first(), Some(b'N' | b'S' | b'B' | b'-' | b'{' | b'h' | b's'));
+            // lockdep says "stack backtrace:" and then dumps the usual way.
+            let announces = main && !t.starts_with(b"stack backtrace") || !main && matches!(t.first(), Some(b'A' | b'F'));
             if announces {
                 signs.announced = true;
                 since_label = Some(ANNOUNCED_WITHIN);
@@ -264,7 +275,10 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
             } else if stacks.len() < MAX_STACKS {
                 let mut name = String::from_utf8_lossy(t.trim_ascii()).into_owned();
                 normal::truncate(&mut name, 120);
-                stacks.push(Raw { label: name, main, announced: main, ..Raw::default() });
+                // An instruction pointer that no entry followed opens this dump.
+                let pending = if main { stacks.last_mut().and_then(|s| s.pending.take()) } else { None };
+                let pointers = if pending.is_some() { vec![0] } else { Vec::new() };
+                stacks.push(Raw { label: name, main, announced: main, frames: pending.into_iter().collect(), pointers, wild: main && wild, pending: None });
             }
             open = true;
         }
@@ -356,12 +370,24 @@ fn finish(class: &'static Class, caps: &Captures<'_>, mut stacks: Vec<Raw>, sign
 /// Applies the class's recipe to the main stack; stalls print several and only one shows the loop.
 fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) -> Option<Choice> {
     let recipe = class.frames?;
-    let candidates: Vec<&Raw> = stacks.iter().filter(|s| s.main).collect();
+    let under = recipe.from.iter().find_map(|s| if let Source::Under(text) = s { Some(*text) } else { None });
+    let mut candidates: Vec<&Raw> = match under {
+        Some(text) => stacks.iter().filter(|s| s.label.contains(text)).collect(),
+        None => stacks.iter().filter(|s| s.main).collect(),
+    };
+    // Where an instruction pointer is asked for, a stack that has one comes first; for stalls, one that shows the
+    // interrupt that noticed.
+    if recipe.pick == Pick::AboveEntry {
+        candidates.sort_by_key(|s| !frames::interrupted(&s.frames));
+    } else if recipe.from.contains(&Source::Pointer) {
+        candidates.sort_by_key(|s| s.pointers.is_empty() && !s.wild);
+    }
     let nothing = Raw::default();
     let tries = if recipe.pick == Pick::AboveEntry { candidates.len().max(1) } else { 1 };
     for i in 0..tries {
         let stack = candidates.get(i).copied().unwrap_or(&nothing);
-        let view = frames::Stack { frames: &stack.frames, pointers: &stack.pointers };
+        let pointers = if stack.wild { &[][..] } else { &stack.pointers };
+        let view = frames::Stack { frames: &stack.frames, pointers };
         if let Some(c) = frames::choose(recipe, view, caps, &mut r.why) {
             return Some(c);
         }

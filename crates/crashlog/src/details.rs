@@ -144,7 +144,7 @@ fn tainted_kernel(rest: &[u8], r: &mut Report) {
     if tainted {
         while let Some(b) = flags.get(at) {
             match b {
-                b' ' | b'\t' => {}
+                b' ' | b'\t' | b'-' => {}
                 b if b.is_ascii_uppercase() && flags.get(at + 1).is_none_or(|n| n.is_ascii_uppercase() || *n == b' ' || *n == b'\t') => letters.push(char::from(*b)),
                 _ => break,
             }

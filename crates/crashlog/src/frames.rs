@@ -19,7 +19,7 @@ const FAMILIES: &[Family] = &[
     Family {
         reason: "reports problems",
         patterns: &[
-            "dump_stack", "show_stack", "dump_backtrace", "unwind_backtrace", "show_regs", "panic", "warn_slowpath", "__warn", "warn_alloc",
+            "dump_stack", "show_stack", "dump_backtrace", "arch_stack_walk", "save_stack", "unwind_", "unwind_backtrace", "show_regs", "panic", "warn_slowpath", "__warn", "warn_alloc",
             "report_bug", "fixup_bug", "handle_bug", "invalid_op", "_trap", "do_error", "^die$", "oops_", "^bug_handler", "brk_handler",
             "debug_exception", "exc_invalid_op", "exc_page_fault", "program_check", "print_address_description", "print_report", "dump_page",
             "printk", "^dev_info", "^dev_notice", "^dev_warn", "^dev_err", "^dev_alert", "^dev_crit", "^dev_emerg", "netdev_warn", "^_dev_", "slab_err", "object_err", "print_trailer",
@@ -38,13 +38,13 @@ const FAMILIES: &[Family] = &[
         patterns: &[
             "lockdep", "lock_acquire", "lock_release", "lock_class", "reacquire_held_locks", "debug_object", "timer_is_static_object",
             "work_is_static_object", "might_sleep", "might_fault", "__might_resched", "perf_trace", "^trace_", "check_noncircular", "validate_chain",
-            "check_prev", "print_usage_bug", "mark_lock",
+            "check_prev", "print_usage_bug", "print_circular", "print_bad_irq", "print_irq", "print_lock", "mark_lock", "print_deadlock",
         ],
     },
     Family {
         reason: "is a locking primitive",
         patterns: &[
-            "spin_lock", "spin_trylock", "spin_unlock", "raw_read_lock", "raw_read_trylock", "raw_write_lock", "raw_write_trylock", "raw_read_unlock",
+            "spin_lock", "spin_trylock", "spin_unlock", "raw_read_lock", "raw_read_trylock", "raw_write_lock", "raw_write_trylock", "raw_read_unlock", "mutex_optimistic", "mutex_spin", "write_lock", "_dec_and_lock",
             "raw_write_unlock", "^down", "^up_read", "^up_write", "down_read", "down_write", "up_read", "up_write", "mutex_lock",
             "mutex_trylock", "mutex_unlock", "mutex_remove_waiter", "osq_lock", "osq_unlock", "__wake_up", "seqcount", "percpu_down", "percpu_up",
             "rwsem_", "rt_mutex", "rtlock_",
@@ -62,13 +62,16 @@ const FAMILIES: &[Family] = &[
         patterns: &[
             "memcpy", "memcmp", "memset", "memchr", "memmove", "strcmp", "strncmp", "strcpy", "strlcpy", "strncpy", "strscpy", "strlen",
             "strnstr", "strnlen", "strchr", "strcat", "copy_to_user", "copy_from_user", "put_user", "get_user", "^string", "^pointer$", "snprintf", "scnprintf",
-            "kasprintf", "kvasprintf", "memscan", "^clear_user", "^rep_movs", "^rep_stos", "_copy_from_iter", "_copy_to_iter", "fortify_panic",
+            "kasprintf", "kvasprintf", "kobject_set_name", "^hex_string", "_string", "^number$", "memscan", "_to_iter", "_from_iter", "iov_iter_zero",
+            "crc16", "crc32", "crc_itu", "crc_t10", "^crc", "^aes", "^va_format", "^format_decode", "^dev_vprintk", "^dev_printk", "^sha1_", "^sha256_", "^sha512_", "^md5_", "^blake2", "^chacha", "poly1305", "^clear_user", "^rep_movs", "^rep_stos", "_copy_from_iter", "_copy_to_iter", "fortify_panic",
             "csum_partial_copy", "^vprintk", "bitmap_",
         ],
     },
     Family {
         reason: "is a list, tree or table helper",
-        patterns: &["list_add", "list_del", "list_replace", "list_move", "list_splice", "hlist_", "^list_", "__list_", "llist_", "_indirect_thunk_", "__rb_insert_aug"],
+        patterns: &["rb_erase", "rb_insert", "rb_next", "rb_first", "rb_prev", "^xa_", "^xas_", "^__xa_", "^idr_", "^ida_", "radix_tree", "rhashtable", "rht_",
+            "hash_lookup", "interval_tree_", "^mas_", "^mtree_", "test_and_clear_bit", "test_and_set_bit", "^clear_bit", "^set_bit", "^test_bit", "find_first_bit",
+            "find_next_bit", "^assoc_array", "kfifo", "list_add", "list_del", "list_replace", "list_move", "list_splice", "hlist_", "^list_", "__list_", "llist_", "_indirect_thunk_", "__rb_insert_aug"],
     },
     Family {
         reason: "waits for or tears down on behalf of its caller",
@@ -80,6 +83,28 @@ const FAMILIES: &[Family] = &[
             "device_remove_file", "tty_unregister_device", "usb_kill_urb", "usb_kill_anchored_urbs", "usb_control_msg", "usb_hcd_submit_urb",
             "usb_submit_urb", "dummy_urb_enqueue", "__flush_work", "start_flush_work", "put_device", "debugfs_remove", "simple_recursive_removal",
         ],
+    },
+    Family {
+        reason: "manages memory for its caller",
+        patterns: &[
+            "kmalloc", "kcalloc", "kzalloc", "krealloc", "kmemdup", "kmem_cache", "slab_", "^___slab", "^__slab", "kfree", "vmalloc", "vzalloc", "kvmalloc", "vfree", "vunmap", "alloc_pages",
+            "alloc_frozen_pages", "alloc_page", "^__filemap_get_folio", "^filemap_get_", "^filemap_add_", "pagecache_get_page", "find_lock_entries", "find_get_", "truncate_inode_pages", "truncate_pagecache", "get_free_pages", "__free_page", "free_pages", "free_frozen_pages", "free_large_kmalloc", "page_owner", "stack_depot", "stack_trace_", "depot_save",
+            "folio_unlock", "folio_lock", "unlock_page", "lock_page", "__get_free_page", "prep_new_page", "post_alloc_hook", "should_fail", "fail_dump", "__phys_addr",
+            "mempool_", "memdup_user",
+        ],
+    },
+    Family {
+        reason: "is an accessor that every caller shares",
+        patterns: &["skb_push", "skb_put", "skb_pull", "skb_release", "kfree_skb", "__raw_read", "__raw_write", "logic_in", "logic_out", "^iput", "drop_nlink", "inc_nlink",
+            "clear_nlink", "set_nlink", "^complete$", "^complete_all", "swake_up", "wait_for_completion", "wait_for_common", "queue_work_on", "__queue_work", "queue_delayed_work",
+            "ref_tracker_", "cleanup_srcu_struct", "devres_release", "device_release", "trace_hardirqs", "^preempt_count", "^irqentry_", "write_comp_data", "compat_ioctl", "notifier_call_chain",
+            "call_netdevice_notifiers", "rcu_read_lock", "rcu_read_unlock", "^rcu_lock", "^__rcu"],
+    },
+    Family {
+        reason: "handles the fault",
+        patterns: &["do_kernel_fault", "^do_bad_area", "do_translation_fault", "do_tag_check_fault", "do_mem_abort", "do_page_fault", "do_alignment", "^el1_", "^el1h_", "^el0_sync", "^el0t_", "^el1t_",
+            "do_sp_pc", "do_undefinstr", "__dabt_svc", "__pabt_svc", "do_DataAbort", "do_PrefetchAbort", "^no_context", "bad_page_fault", "fixup_exception", "do_user_addr_fault",
+            "exc_general", "asm_exc", "kernelmode_fixup", "page_fault_oops", "exc_divide", "machine_check"],
     },
     Family { reason: "enters the kernel", patterns: &["^asm_", "^common_interrupt$", "^error_entry", "^page_fault$", "^async_page_fault", "^stack_segment$"] },
 ];
@@ -94,8 +119,9 @@ const ENTRIES: &[&str] = &[
     "mmap_region", "do_mmap", "do_dentry_open", "vfs_open", "path_openat", "^sock_sendmsg", "__sock_sendmsg", "____sys_sendmsg", "^sock_recvmsg",
     "^sock_release", "^__sock_release", "__sys_setsockopt", "kernel_setsockopt", "sock_common_setsockopt", "do_sock_setsockopt",
     "__sys_listen", "kernel_listen", "sk_common_release", "^sock_mmap", "__sys_accept", "kernel_accept", "^sock_do_ioctl", "^sock_ioctl",
-    "^compat_sock_ioctl", "^nfnetlink_rcv_msg", "^rtnetlink_rcv_msg", "^genl_rcv_msg", "sys_socketpair", "sys_connect", "sys_ioctl", "__do_fault", "handle_mm_fault",
-    "do_page_fault", "do_user_addr_fault", "exc_page_fault", "^page_fault$", "__fput", "task_work_run", "exit_to_usermode", "exit_to_user_mode",
+    "^compat_sock_ioctl", "^nfnetlink_rcv_msg", "^rtnetlink_rcv_msg", "__hrtimer_run_queues", "__run_hrtimer", "sys_socketpair", "sys_connect", "sys_ioctl", "SyS_ioctl", "SYSC_ioctl",
+    "SyS_connect", "SYSC_connect", "SyS_socketpair", "SYSC_socketpair", "sys_fstat", "do_vfs_ioctl", "__do_fault",
+    "do_page_fault", "^page_fault$", "__fput", "task_work_run", "exit_to_usermode", "exit_to_user_mode",
     "smp_call_function", "^call_function_single_interrupt", "rcu_core", "rcu_do_batch", "^cleanup_net",
 ];
 
@@ -156,7 +182,7 @@ pub struct Stack<'a> {
 
 /// Chooses the frame by a recipe, noting in `why` what was skipped and for what reason.
 pub fn choose(recipe: &Recipe, stack: Stack<'_>, caps: &Captures<'_>, why: &mut Vec<String>) -> Option<Choice> {
-    let captured = |name: &str| caps.get(name).map(|b| String::from_utf8_lossy(b).into_owned());
+    let captured = |name: &str| caps.get(name).map(crate::trace::readable);
     if recipe.from == [Source::Race] {
         return race(captured("func")?, captured("other")?);
     }
@@ -175,7 +201,7 @@ pub fn choose(recipe: &Recipe, stack: Stack<'_>, caps: &Captures<'_>, why: &mut 
                 }
             }
             Source::Pointer | Source::Race => {}
-            Source::Trace => {
+            Source::Under(_) | Source::Trace => {
                 let from = if recipe.from.contains(&Source::Pointer) { pointer_start(recipe, stack) } else { trace_start(stack) };
                 let usable = stack.frames[from..].iter().filter(|f| !f.inline && (f.reliable || !trust));
                 candidates.extend(usable.map(|f| Candidate { name: normal::function(&f.function), module: f.module.as_deref() }));
@@ -200,11 +226,16 @@ fn trace_start(stack: Stack<'_>) -> usize {
 /// Where the interesting part begins: at the last instruction pointer that interrupts reporting machinery. For
 /// stalls, below the interrupt that noticed.
 fn pointer_start(recipe: &Recipe, stack: Stack<'_>) -> usize {
-    if recipe.pick == Pick::AboveEntry {
+    if recipe.pick == Pick::AboveEntry && stack.pointers.first() != Some(&0) {
         let irq = stack.frames.iter().position(|f| INTERRUPTS.iter().any(|i| f.function.contains(i)));
         return irq.map_or(0, |i| (i + 1).min(stack.frames.len()));
     }
     stack.pointers.first().copied().unwrap_or(0).min(stack.frames.len())
+}
+
+/// Whether a trace shows the interrupt that noticed a stall.
+pub fn interrupted(frames: &[Frame]) -> bool {
+    frames.iter().any(|f| INTERRUPTS.iter().any(|i| f.function.contains(i)))
 }
 
 fn skip_reason(recipe: &Recipe, name: &str) -> Option<&'static str> {
@@ -229,7 +260,7 @@ fn first(recipe: &Recipe, candidates: &[Candidate<'_>], why: &mut Vec<String>) -
 }
 
 fn above_entry(recipe: &Recipe, candidates: &[Candidate<'_>], why: &mut Vec<String>) -> Option<Choice> {
-    let mut usable = candidates.iter().filter(|c| skip_reason(recipe, c.name).is_none() || ENTRIES.iter().any(|e| like(e, c.name)));
+    let mut usable = candidates.iter().filter(|c| !INTERRUPTS.iter().any(|i| c.name.contains(i))).filter(|c| skip_reason(recipe, c.name).is_none() || ENTRIES.iter().any(|e| like(e, c.name)));
     let mut above = *usable.next()?;
     let mut current = above;
     loop {

@@ -295,7 +295,7 @@ impl Parser {
             return;
         }
         open.collected.cut = cut;
-        let mut r = build::report(&open.collected);
+        let Some(mut r) = build::report(&open.collected) else { return };
         r.start = open.start;
         r.end = open.end;
         r.line = open.line;

@@ -43,9 +43,20 @@ impl Entry<'_> {
 pub fn readable(symbol: &[u8]) -> String {
     let text = String::from_utf8_lossy(symbol);
     if text.starts_with("_R") || text.starts_with("_ZN") {
+        if let Some(name) = plain_cpp(&text) {
+            return name.to_owned();
+        }
         return format!("{:#}", rustc_demangle::demangle(&text));
     }
     text.into_owned()
+}
+
+/// Name of a C++ function outside namespaces (`_Z8do_thingi`), which out-of-tree modules bring along.
+fn plain_cpp(symbol: &str) -> Option<&str> {
+    let rest = symbol.strip_prefix("_Z")?;
+    let digits = rest.bytes().take(3).take_while(u8::is_ascii_digit).count();
+    let len: usize = rest[..digits].parse().ok()?;
+    rest.get(digits..digits + len)
 }
 
 /// Parses a stack-trace line. `text` is a payload, leading blanks included or not.
@@ -126,15 +137,6 @@ pub fn entry(text: &[u8]) -> Option<Entry<'_>> {
 fn offsets_after_from(rest: &[u8], _: &mut Entry<'_>) -> Option<()> {
     let caller = rest.strip_prefix(b" from ")?;
     memmem::find(caller, b"+0x").map(|_| ())
-}
-
-/// The caller of an arm entry `(f) from [<addr>] (g+0x1/0x2)` or `f from g+0x1/0x2`.
-pub fn caller(text: &[u8]) -> Option<Entry<'_>> {
-    let at = memmem::find(text, b" from ")?;
-    let inner = text[at + 6..].trim_ascii_start();
-    let mut e = entry(inner)?;
-    e.reliable = true;
-    Some(e)
 }
 
 /// Length of the symbol `text` starts with, 0 if none. A symbol begins with a letter, `_`, `.` (powerpc) or `$`.
@@ -245,12 +247,17 @@ const POINTERS: [&[u8]; 15] = [
 /// Parses `RIP: 0010:f+0x1/0x2`, `IP: [<…>] f+0x1/0x2`, `pc : f+0x1/0x2`, `NIP [c000…] f+0x1/0x2` and the like.
 pub fn pointer(text: &[u8]) -> Option<Pointer<'_>> {
     let text = text.trim_ascii_start();
-    if !matches!(text.first()?, b'R' | b'E' | b'P' | b'N' | b'I' | b'p' | b'e' | b'K') {
+    if !matches!(text.first()?, b'R' | b'E' | b'P' | b'N' | b'I' | b'p' | b'e' | b'K' | b'-') {
         return None;
     }
     if let Some(psw) = text.strip_prefix(b"Krnl PSW : ") {
         let open = memchr::memchr(b'(', psw)?;
         return entry(&psw[open + 1..]).map(Pointer::Kernel);
+    }
+    if let Some(rest) = text.strip_prefix(b"--- interrupt: ") {
+        // powerpc: `--- interrupt: 700 at f+0x1/0x2`.
+        let at = memmem::find(rest, b" at ")?;
+        return entry(&rest[at + 4..]).map(Pointer::Kernel);
     }
     let word = POINTERS.iter().find(|p| text.starts_with(p))?;
     let mut rest = &text[word.len() - usize::from(word.ends_with(b"["))..];

@@ -33,6 +33,8 @@ pub enum Source {
     Pointer,
     /// The trace alone.
     Trace,
+    /// The trace under the first label that contains the text.
+    Under(&'static str),
     /// Two functions of the header (data races); the recipe's skips are not applied.
     Race,
 }
@@ -80,6 +82,8 @@ pub struct Class {
     pub damaged: Option<&'static str>,
     /// Relation to an open report.
     pub join: Join,
+    /// Without all of `also` there is no report: the header alone says too little.
+    pub whole: bool,
     /// The header may stand anywhere in the line, not only at its start: its words are unmistakable.
     pub anywhere: bool,
 }
@@ -97,6 +101,7 @@ impl Class {
             trace: true,
             damaged: None,
             join: Join::Own,
+            whole: false,
             anywhere: true,
         }
     }
@@ -122,6 +127,12 @@ impl Class {
     /// The class is complete without a stack trace.
     pub const fn traceless(mut self) -> Self {
         self.trace = false;
+        self
+    }
+
+    /// No report unless the following lines match as well.
+    pub const fn whole(mut self) -> Self {
+        self.whole = true;
         self
     }
 

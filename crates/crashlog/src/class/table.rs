@@ -11,6 +11,8 @@ const TRACE: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: 
 const POINTER_OR_HEADER: Recipe =
     Recipe { from: &[Source::Pointer, Source::Trace, Source::Capture("func")], pick: Pick::First, skip: &[] };
 const USERCOPY: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: &["usercopy", "__check"] };
+/// Deep recursion: the frame at the top is chance, the way in is not.
+const OVERFLOW: Recipe = Recipe { from: &[Source::Pointer, Source::Trace], pick: Pick::AboveEntry, skip: &[] };
 const STACK_CHECK: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: &["stack_chk"] };
 const STACK_END: Recipe =
     Recipe { from: &[Source::Trace], pick: Pick::AboveEntry, skip: &["schedule", "retint_kernel", "preempt"] };
@@ -48,7 +50,6 @@ const ODEBUG: Recipe = Recipe {
         "kobject_", "free_pages", "free_frozen", "kvfree", "free_unref"],
 };
 const VMALLOC: Recipe = Recipe { from: &[Source::Pointer, Source::Trace], pick: Pick::First, skip: &["vmalloc", "vzalloc", "kvmalloc"] };
-const NETDEV: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: &["xdp_warn", "bpf_warn"] };
 /// LIST: debug checks of lists report themselves, not who broke the list.
 const LIST: Recipe = Recipe { from: &[Source::Pointer, Source::Trace], pick: Pick::First, skip: &["__list_", "list_"] };
 
@@ -118,15 +119,15 @@ const GROUPS: &[Group] = &[
     ]),
     group("stack guard page was hit", &[], &[
         Class::new(K::StackOverflow, "BUG: stack guard page was hit", "BUG: stack guard page was hit in {frame}")
-            .alts(&["stack-overflow in {frame}"]).frames(&FAULT).traceless(),
+            .alts(&["stack-overflow in {frame}"]).frames(&OVERFLOW).traceless(),
         Class::new(K::StackOverflow, "BUG: TASK stack guard page was hit", "BUG: stack guard page was hit in {frame}")
-            .alts(&["stack-overflow in {frame}"]).frames(&FAULT).traceless(),
+            .alts(&["stack-overflow in {frame}"]).frames(&OVERFLOW).traceless(),
         Class::new(K::StackOverflow, "stack guard page was hit", "BUG: stack guard page was hit in {frame}")
-            .alts(&["stack-overflow in {frame}"]).frames(&FAULT).traceless(),
+            .alts(&["stack-overflow in {frame}"]).frames(&OVERFLOW).traceless(),
     ]),
     group("stack overflow", &[], &[
         Class::new(K::StackOverflow, "Insufficient stack space to handle exception", "BUG: stack guard page was hit in {frame}")
-            .alts(&["stack-overflow in {frame}"]).frames(&FAULT),
+            .alts(&["stack-overflow in {frame}"]).frames(&OVERFLOW),
         Class::new(K::StackOverflow, "^Kernel stack overflow", "kernel stack overflow in {frame}").alts(&["stack-overflow in {frame}"]).frames(&FAULT),
         Class::new(K::StackOverflow, "BUG: {} stack overflow", "kernel stack overflow in {frame}").alts(&["stack-overflow in {frame}"]).frames(&FAULT),
     ]),
@@ -134,13 +135,15 @@ const GROUPS: &[Group] = &[
     group("ernel BUG ", &["Kernel BUG at %"], &[
         Class::new(K::Usercopy, "kernel BUG at mm/usercopy.c", "BUG: bad usercopy in {frame}").frames(&USERCOPY),
         Class::new(K::ListCorruption, "kernel BUG at lib/list_debug.c", "BUG: corrupted list in {frame}").frames(&LIST),
+        // Rust panics print their message first and end in BUG().
+        Class::new(K::Bug, "kernel BUG at rust/helpers/", "kernel BUG in {frame}").frames(&POINTER_OR_HEADER).detail(),
         Class::new(K::Bug, "kernel BUG at {}:", "kernel BUG in {frame}").frames(&POINTER_OR_HEADER),
         Class::new(K::Bug, "Kernel BUG at {}", "kernel BUG in {frame}").frames(&POINTER_OR_HEADER),
         Class::new(K::Bug, "kernel BUG ", "kernel BUG in {frame}").frames(&POINTER_OR_HEADER),
     ]),
     // Panics. Those that only end an earlier report come first.
     group("ernel panic", &["panic_on_oops", "kernel.panic", "not_a_panic", "end Kernel panic"], &[
-        Class::new(K::StackOverflow, "Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: {func:f}",
+        Class::new(K::StackOverflow, "Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: {func:f}+0x",
             "kernel panic: stack is corrupted in {frame}").frames(&Recipe { from: &[Source::Capture("func")], pick: Pick::First, skip: &[] }).traceless(),
         Class::new(K::StackOverflow, "Kernel panic - not syncing: stack-protector:", "kernel panic: stack is corrupted in {frame}").frames(&STACK_CHECK),
         Class::new(K::StackOverflow, "Kernel panic - not syncing: corrupted stack end", "kernel panic: corrupted stack end in {frame}")
@@ -180,10 +183,12 @@ const GROUPS: &[Group] = &[
         Class::new(K::Warning, "WARNING: {}mm/{}.c{} k{}alloc", "WARNING: kmalloc bug in {frame}").frames(&KMALLOC),
         Class::new(K::Warning, "WARNING: {} usb_submit_urb", "WARNING in {frame}/usb_submit_urb").frames(&USB_URB),
         Class::new(K::NetworkDevice, "WARNING: {}at net/sched/sch_generic.c:{} dev_watchdog", "WARNING: transmit queue timed out in dev_watchdog"),
-        Class::new(K::Warning, "WARNING: {} at net/core/filter.c:{} bpf_warn_", "WARNING in {frame}").frames(&NETDEV),
         Class::new(K::Warning, "WARNING: {} at {src:w} {func:f}+0x", "WARNING in {frame}").frames(&POINTER_OR_HEADER),
+        // The blank may be lost where old loggers wrapped lines.
+        Class::new(K::Warning, "WARNING: at{src:w} {func:f}+0x", "WARNING in {frame}").frames(&POINTER_OR_HEADER),
         Class::new(K::Warning, "WARNING: at {src:w} {func:f}", "WARNING in {frame}").frames(&POINTER_OR_HEADER),
         Class::new(K::Warning, "WARNING: {} at {src:w} ", "WARNING in {frame}").frames(&POINTER_OR_HEADER).at_start(),
+        Class::new(K::Warning, "WARNING: at {src:w}", "WARNING in {frame}").frames(&POINTER_OR_HEADER).at_start(),
         Class::new(K::Warning, "WARNING: CPU: ", "WARNING in {frame}").frames(&POINTER_OR_HEADER),
         Class::new(K::Warning, "WARNING: kernel stack regs at {} in {} has bad '{what}' value", "WARNING: kernel stack regs has bad '{what}' value").traceless(),
         Class::new(K::Warning, "WARNING: kernel stack frame pointer at {} in {} has bad value", "WARNING: kernel stack frame pointer has bad value").traceless(),
@@ -206,8 +211,11 @@ const GROUPS: &[Group] = &[
         Class::new(K::Filesystem, "^VFS: Busy inodes after unmount", "VFS: Busy inodes after unmount (use-after-free)").traceless(),
         Class::new(K::Filesystem, "^VFS: Close: file count is", "VFS: Close: file count is zero (use-after-free)").traceless(),
     ]),
+    // Anything else that calls itself a bug, last.
+    group("BUG: ", &["BUG: no syscalls", "DEBUG", "_BUG"], &[
+        Class::new(K::Bug, "^BUG: {text}", "BUG: {text}").traceless().at_start(),
+    ]),
     group("ad mode in ", &[], &[
-        Class::new(K::Oops, "^Bad mode in {what} handler", "Bad mode in {frame}").alts(BAD_ACCESS).frames(&FAULT),
-        Class::new(K::Oops, "bad mode in {what} handler", "Bad mode in {frame}").alts(BAD_ACCESS).frames(&FAULT),
+        Class::new(K::Oops, "ad mode in {what} handler", "kernel panic: bad mode").alts(&["bad-access in {frame}"]).frames(&FAULT),
     ]),
 ];

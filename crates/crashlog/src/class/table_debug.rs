@@ -5,6 +5,9 @@ use crate::model::Kind as K;
 
 const CAPTURED: Recipe = Recipe { from: &[Source::Capture("func")], pick: Pick::First, skip: &[] };
 const HEADER_THEN_TRACE: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &[] };
+/// The lock's place as lockdep names it; where that is plumbing (`flush_workqueue`, `vprintk_emit`), who called it.
+const WANTED: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &["workqueue", "printk", "console_"] };
+const ORDER: Recipe = Recipe { from: &[Source::Under("which became"), Source::Capture("func")], pick: Pick::First, skip: &[] };
 const TRACE: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: &[] };
 const FREES: Recipe = Recipe {
     from: &[Source::Capture("func"), Source::Trace],
@@ -30,7 +33,7 @@ const LEAK: Recipe = Recipe {
     from: &[Source::Trace],
     pick: Pick::First,
     skip: &["kmemleak", "kmalloc", "kcalloc", "kzalloc", "vmalloc", "mmap", "kmem", "slab", "alloc", "create_object", "idr_get",
-        "list_lru_init", "kasprintf", "kvasprintf", "pcpu_create", "strdup", "strndup", "memdup", "__kmem"],
+        "list_lru_init", "kasprintf", "kvasprintf", "pcpu_create", "strdup", "strndup", "memdup", "__kmem", "kobject_"],
 };
 const RACE: Recipe = Recipe { from: &[Source::Race], pick: Pick::First, skip: &[] };
 const USB: Recipe = Recipe {
@@ -53,7 +56,7 @@ const fn group(literal: &'static str, ignore: &'static [&'static str], classes: 
 
 /// The five lockdep reports that name the lock somebody wants.
 const fn deadlock(head: &'static str, also: &'static [&'static str]) -> Class {
-    Class::new(K::Lockdep, head, "possible deadlock in {frame}").also(also).frames(&CAPTURED)
+    Class::new(K::Lockdep, head, "possible deadlock in {frame}").also(also).frames(&WANTED)
 }
 
 const WANTS: &[&str] = &["is trying to acquire", "at: {func:f}"];
@@ -104,7 +107,7 @@ pub const GROUPS: &[Group] = &[
         Class::new(K::Lockdep, "lock inversion dependency detected", "WARNING: possible irq lock inversion dependency detected").damaged("the changed lock is missing"),
     ]),
     group("lock order detected", &[], &[
-        deadlock("lock order detected", WANTS),
+        deadlock("lock order detected", WANTS).frames(&ORDER),
         Class::new(K::Lockdep, "lock order detected", "WARNING: unsafe lock order detected").damaged("the wanted lock is missing"),
     ]),
     group("possible recursive locking", &[], &[
@@ -112,11 +115,11 @@ pub const GROUPS: &[Group] = &[
         Class::new(K::Lockdep, "possible recursive locking", "WARNING: possible recursive locking detected").damaged("the wanted lock is missing"),
     ]),
     group("inconsistent lock state", &[], &[
-        Class::new(K::Lockdep, "inconsistent lock state", "inconsistent lock state in {frame}").also(&["takes", "at: {func:f}"]).frames(&CAPTURED),
+        Class::new(K::Lockdep, "inconsistent lock state", "inconsistent lock state in {frame}").also(&["takes", "at: {func:f}"]).frames(&WANTED),
         Class::new(K::Lockdep, "inconsistent lock state", "inconsistent lock state").damaged("the line that takes the lock is missing"),
     ]),
     group("Invalid wait context", &[], &[
-        Class::new(K::Lockdep, "[ BUG: Invalid wait context ]", "BUG: Invalid wait context in {frame}").also(&["is trying to lock", "at: {func:f}"]).frames(&CAPTURED),
+        Class::new(K::Lockdep, "BUG: Invalid wait context", "WARNING: locking bug in {frame}").frames(&TRACE),
     ]),
     group("suspicious RCU usage", &[], &[
         Class::new(K::RcuUsage, "WARNING: suspicious RCU usage", "WARNING: suspicious RCU usage in {frame}").frames(&RCU_USAGE),
@@ -201,13 +204,27 @@ pub const GROUPS: &[Group] = &[
     ]),
     // Others that talk on a kernel's console.
     group("trusty: panic", &[], &[
-        Class::new(K::Firmware, "trusty: panic {}: ASSERT FAILED at {}: {text}", "trusty: ASSERT FAILED: {text}").traceless(),
-        Class::new(K::Firmware, "trusty: panic {}: DEBUG ASSERT FAILED at {}: {text}", "trusty: ASSERT FAILED: {text}").traceless(),
+        Class::new(K::Firmware, "trusty: panic {}ASSERT FAILED at {}): {text}", "trusty: ASSERT FAILED: {text}").traceless(),
+        // The message comes in pieces, each with its own time stamp.
+        Class::new(K::Firmware, "trusty: panic (caller", "trusty: ASSERT FAILED: {text}").also(&["ASSERT FAILED at {}): {text}"]).traceless(),
         Class::new(K::Firmware, "trusty: panic {}ASSERT FAILED", "trusty: ASSERT FAILED:").damaged("the assertion is missing"),
-        Class::new(K::Firmware, "trusty: panic {}: {text}", "trusty: panic: {text}").traceless(),
+        Class::new(K::Firmware, "trusty: panic (caller {}): {text}", "trusty: panic: {text}").traceless(),
+        Class::new(K::Firmware, "trusty: panic (caller", "trusty: panic: {text}").also(&["): {text}"]).traceless(),
+        Class::new(K::Firmware, "trusty: panic", "trusty: ASSERT FAILED:").damaged("the assertion is missing"),
     ]),
     group("rust_kernel: panicked at", &[], &[
-        Class::new(K::RustPanic, "rust_kernel: panicked at {}: {text}", "{text} in {frame}").frames(&TRACE),
-        Class::new(K::RustPanic, "rust_kernel: panicked at", "rust panic in {frame}").frames(&TRACE),
+        Class::new(K::RustPanic, "rust_kernel: panicked at", "{text} in {frame}").also(&["^{text}"]).frames(&TRACE),
+    ]),
+    // Programs that a test farm runs on the machine and that report their own death on the console.
+    group("SYZF", &[], &[
+        Class::new(K::Userspace, "^SYZFATAL: {text}", "SYZFATAL: {text}").alts(&["SYZFATAL"]).traceless(),
+        Class::new(K::Userspace, "^SYZFAIL: {text}", "SYZFAIL: {text}").traceless(),
+    ]),
+    group("panic: ", &["rnel panic: "], &[
+        Class::new(K::Userspace, "^panic: {text}", "panic: {text}").also(&["goroutine "]).traceless().whole(),
+    ]),
+    group("fatal error: ", &[], &[
+        Class::new(K::Userspace, "^fatal error: {text}", "go runtime error").also(&["goroutine "]).traceless().whole(),
+        Class::new(K::Userspace, "^fatal error: {text}", "go runtime error").also(&["runtime stack:"]).traceless().whole(),
     ]),
 ];

@@ -22,6 +22,8 @@ pub const GROUPS: &[Group] = &[
     group("blocked for more than", &[], &[
         Class::new(K::HungTask, "INFO: task {} blocked for more than {:n} seconds", "INFO: task hung in {frame}").alts(&["hang in {frame}"]).frames(&HUNG),
         Class::new(K::HungTask, "INFO: task {} blocked for more than", "INFO: task hung in {frame}").alts(&["hang in {frame}"]).frames(&HUNG),
+        // A task's name may contain line breaks.
+        Class::new(K::HungTask, ":{:n} blocked for more than {:n} seconds.", "INFO: task hung in {frame}").alts(&["hang in {frame}"]).frames(&HUNG),
         Class::new(K::HungTask, "INFO: task {} blocked in I/O wait for more than", "INFO: task hung in {frame}").alts(&["hang in {frame}"]).frames(&HUNG),
     ]),
     group("can't die for more than", &[], &[
@@ -31,7 +33,7 @@ pub const GROUPS: &[Group] = &[
         Class::new(K::SoftLockup, "BUG: soft lockup", "BUG: soft lockup in {frame}").alts(&["stall in {frame}"]).frames(&LOCKUP),
     ]),
     group("ard LOCKUP", &["Kernel panic", "hard LOCKUP threshold"], &[
-        Class::new(K::HardLockup, "Watchdog detected hard LOCKUP", "BUG: hard lockup in {frame}").alts(&["stall in {frame}"]).frames(&LOCKUP),
+        Class::new(K::HardLockup, "Watchdog detected hard LOCKUP", "BUG: hard lockup in {frame}").alts(&["stall in {frame}"]).frames(&LOCKUP).detail(),
         Class::new(K::HardLockup, "CPU {:n} Hard LOCKUP", "BUG: hard lockup in {frame}").alts(&["stall in {frame}"]).frames(&LOCKUP),
         Class::new(K::HardLockup, "self-detected hard LOCKUP", "BUG: hard lockup in {frame}").alts(&["stall in {frame}"]).frames(&LOCKUP),
     ]),
