@@ -1,0 +1,1 @@
+//! Stories that machines tell, and what the judge makes of them.
