@@ -9,7 +9,8 @@ set -euo pipefail
 # Everything big lives here and may be deleted at any time; nothing big lives in the repository.
 CRASHYARD_CACHE=${CRASHYARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/crashyard}
 mkdir -p "$CRASHYARD_CACHE"
-CRASHYARD_CACHE=$(cd "$CRASHYARD_CACHE" && pwd)
+# Physical, because kernel build trees know their place by it: a symbolic link to a cache must not look like another one.
+CRASHYARD_CACHE=$(cd "$CRASHYARD_CACHE" && pwd -P)
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
