@@ -187,6 +187,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
     let mut over = false;
     let mut wild = false;
     let mut since_label: Option<usize> = None;
+    let mut seen = std::collections::BTreeSet::new();
     for (n, text) in collected.lines().enumerate() {
         if n > 0 {
             details::line(text, r);
@@ -266,7 +267,10 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
             let announces = main && !t.starts_with(b"stack backtrace") || !main && matches!(t.first(), Some(b'A' | b'F'));
             if announces {
                 signs.announced = true;
-                since_label = Some(ANNOUNCED_WITHIN);
+                // Later traces may be cut without harm.
+                if seen.insert(t.first().copied().unwrap_or_default()) {
+                    since_label = Some(ANNOUNCED_WITHIN);
+                }
             }
             // An instruction pointer alone belongs to the trace announced after it.
             let continues = main && open && stacks.last().is_some_and(|s| s.frames.len() <= 1 && s.main && !s.announced);
@@ -353,12 +357,17 @@ fn finish(class: &'static Class, caps: &Captures<'_>, mut stacks: Vec<Raw>, sign
     r.alt_titles.sort();
     r.alt_titles.dedup();
     r.alt_titles.retain(|a| *a != r.title);
-    let main = stacks.iter().position(|s| s.main).or(if stacks.is_empty() { None } else { Some(0) });
+    let announced = |s: &Raw| s.main && (s.announced || s.pointers.first() == Some(&0));
+    let main = stacks.iter().position(announced).or_else(|| stacks.iter().position(|s| s.main)).or(if stacks.is_empty() { None } else { Some(0) });
     let view = main.map(|m| frames::Stack { frames: &stacks[m].frames, pointers: &stacks[m].pointers });
     let fingerprint = view.map_or_else(|| choice.iter().map(|c| c.name.clone()).collect(), |v| frames::fingerprint(v, choice.as_ref()));
     r.fingerprint = Fingerprint { version: RULE_VERSION, frames: fingerprint };
     let traced = main.is_some_and(|m| stacks[m].announced || stacks[m].frames.len() > 1);
     r.corrupted_reason = damage(class, signs, frame_missing, traced, &r.title);
+    let doubtful = main.is_some_and(|m| stacks[m].pointers.is_empty() && !stacks[m].frames.iter().any(|f| f.reliable));
+    if r.corrupted_reason.is_none() && doubtful && class.frames.is_some_and(|f| !f.from.iter().any(|s| matches!(s, Source::Capture(_)))) {
+        r.corrupted_reason = Some("the unwinder trusts no entry of the trace".to_owned());
+    }
     if let Some(m) = main {
         r.trace = std::mem::take(&mut stacks[m].frames);
     }
@@ -377,10 +386,14 @@ fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) ->
     };
     // Where an instruction pointer is asked for, a stack that has one comes first; for stalls, one that shows the
     // interrupt that noticed.
-    if recipe.pick == Pick::AboveEntry {
+    if recipe.from.contains(&Source::Interrupted) {
+        candidates = stacks.iter().filter(|s| frames::interrupted(&s.frames) || s.pointers.first() == Some(&0)).collect();
         candidates.sort_by_key(|s| !frames::interrupted(&s.frames));
     } else if recipe.from.contains(&Source::Pointer) {
         candidates.sort_by_key(|s| s.pointers.is_empty() && !s.wild);
+    } else {
+        // Entries that stand before the announced trace belong to another message.
+        candidates.sort_by_key(|s| !s.announced);
     }
     let nothing = Raw::default();
     let tries = if recipe.pick == Pick::AboveEntry { candidates.len().max(1) } else { 1 };

@@ -63,7 +63,7 @@ const FAMILIES: &[Family] = &[
             "memcpy", "memcmp", "memset", "memchr", "memmove", "strcmp", "strncmp", "strcpy", "strlcpy", "strncpy", "strscpy", "strlen",
             "strnstr", "strnlen", "strchr", "strcat", "copy_to_user", "copy_from_user", "put_user", "get_user", "^string", "^pointer$", "snprintf", "scnprintf",
             "kasprintf", "kvasprintf", "kobject_set_name", "^hex_string", "_string", "^number$", "memscan", "_to_iter", "_from_iter", "iov_iter_zero",
-            "crc16", "crc32", "crc_itu", "crc_t10", "^crc", "^aes", "^va_format", "^format_decode", "^dev_vprintk", "^dev_printk", "^sha1_", "^sha256_", "^sha512_", "^md5_", "^blake2", "^chacha", "poly1305", "^clear_user", "^rep_movs", "^rep_stos", "_copy_from_iter", "_copy_to_iter", "fortify_panic",
+            "crc16", "crc32", "crc_itu", "crc_t10", "^crc", "^aes", "^crypto_", "^skcipher_", "^shash_", "^ahash_", "^va_format", "^format_decode", "^dev_vprintk", "^dev_printk", "^sha1_", "^sha256_", "^sha512_", "^md5_", "^blake2", "^chacha", "poly1305", "^clear_user", "^rep_movs", "^rep_stos", "_copy_from_iter", "_copy_to_iter", "fortify_panic",
             "csum_partial_copy", "^vprintk", "bitmap_",
         ],
     },
@@ -76,7 +76,7 @@ const FAMILIES: &[Family] = &[
     Family {
         reason: "waits for or tears down on behalf of its caller",
         patterns: &[
-            "del_timer", "timer_delete", "timer_shutdown", "flush_work", "__cancel_work", "cancel_work_sync", "try_to_grab_pending",
+            "del_timer", "timer_delete", "timer_shutdown", "flush_work", "__cancel_work", "cancel_work_sync", "^insert_work", "mod_delayed_work", "try_to_grab_pending",
             "work_grab_pending", "flush_workqueue", "drain_workqueue", "destroy_workqueue", "finish_wait", "kthread_stop", "kobject_del", "kobject_put",
             "kobject_uevent_env", "add_uevent_var", "get_device_parent", "device_add", "device_del", "device_unregister", "device_destroy", "hwrng_unregister",
             "i2c_del_adapter", "__unregister_client", "device_for_each_child", "rollback_registered", "unregister_netdev", "sysfs_remove",
@@ -113,7 +113,7 @@ const FAMILIES: &[Family] = &[
 const ENTRIES: &[&str] = &[
     "process_one_work", "do_syscall_", "do_fast_syscall_", "do_int80_", "sysenter_dispatch", "tracesys_phase2", "entry_SYSCALL", "netif_receive_skb",
     "el0_svc", "invoke_syscall", "ret_fast_syscall", "system_call", "do_softirq", "handle_softirqs", "call_timer_fn", "expire_timers", "_run_timers",
-    "run_timer_", "run_ksoftirqd", "smpboot_thread_fn", "kthread", "start_secondary", "cpu_startup_entry", "ret_from_fork", "x64_sys_call", "ia32_sys_call",
+    "run_timer_", "run_ksoftirqd", "smpboot_thread_fn", "^kthread$", "kthread_worker_fn", "start_secondary", "cpu_startup_entry", "ret_from_fork", "x64_sys_call", "ia32_sys_call",
     "vfs_write", "vfs_read", "vfs_iter_read", "vfs_iter_write", "do_iter_read", "do_iter_write", "new_sync_read", "new_sync_write", "__vfs_read", "__vfs_write",
     "vfs_ioctl", "blkdev_driver_ioctl", "blkdev_ioctl", "blkdev_common_ioctl", "^call_read_iter", "^call_write_iter", "do_iter_readv_writev", "^call_mmap",
     "mmap_region", "do_mmap", "do_dentry_open", "vfs_open", "path_openat", "^sock_sendmsg", "__sock_sendmsg", "____sys_sendmsg", "^sock_recvmsg",
@@ -201,8 +201,10 @@ pub fn choose(recipe: &Recipe, stack: Stack<'_>, caps: &Captures<'_>, why: &mut 
                 }
             }
             Source::Pointer | Source::Race => {}
-            Source::Under(_) | Source::Trace => {
-                let from = if recipe.from.contains(&Source::Pointer) { pointer_start(recipe, stack) } else { trace_start(stack) };
+            Source::Under(_) | Source::Trace | Source::Interrupted => {
+                let from = if *source == Source::Interrupted {
+                    interrupted_start(stack)
+                } else if recipe.from.contains(&Source::Pointer) { pointer_start(stack) } else { trace_start(stack) };
                 let usable = stack.frames[from..].iter().filter(|f| !f.inline && (f.reliable || !trust));
                 candidates.extend(usable.map(|f| Candidate { name: normal::function(&f.function), module: f.module.as_deref() }));
             }
@@ -223,14 +225,15 @@ fn trace_start(stack: Stack<'_>) -> usize {
     }
 }
 
-/// Where the interesting part begins: at the last instruction pointer that interrupts reporting machinery. For
-/// stalls, below the interrupt that noticed.
-fn pointer_start(recipe: &Recipe, stack: Stack<'_>) -> usize {
-    if recipe.pick == Pick::AboveEntry && stack.pointers.first() != Some(&0) {
-        let irq = stack.frames.iter().position(|f| INTERRUPTS.iter().any(|i| f.function.contains(i)));
-        return irq.map_or(0, |i| (i + 1).min(stack.frames.len()));
-    }
+/// Where the interesting part begins: at the instruction pointer, if the trace has one.
+fn pointer_start(stack: Stack<'_>) -> usize {
     stack.pointers.first().copied().unwrap_or(0).min(stack.frames.len())
+}
+
+/// Below the interrupt that noticed; the top where the trace is that of the stuck CPU itself.
+fn interrupted_start(stack: Stack<'_>) -> usize {
+    let irq = stack.frames.iter().position(|f| INTERRUPTS.iter().any(|i| f.function.contains(i)));
+    irq.map_or(0, |i| i + 1)
 }
 
 /// Whether a trace shows the interrupt that noticed a stall.

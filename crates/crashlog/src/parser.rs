@@ -46,6 +46,7 @@ struct Open {
     line: u64,
     time: Option<String>,
     boot: u32,
+    entries: u32,
     traced: bool,
     ended: bool,
     quiet: u32,
@@ -223,15 +224,16 @@ impl Parser {
         self.open.iter().rposition(|o| o.context == context).or_else(|| self.open.iter().rposition(|o| o.context == Context::Unknown))
     }
 
+    /// The open report that a new header of this context continues or ends. A line without caller id in a log that
+    /// has them is somebody else's.
+    fn rival(&self, context: Context) -> Option<usize> {
+        self.open.iter().rposition(|o| o.context == context || o.context == Context::Unknown)
+    }
+
     fn header(&mut self, found: Found, p: Payload<'_>, place: Place) {
-        if let Some(i) = self.route(p.context) {
+        if let Some(i) = self.rival(p.context) {
             let open = &self.open[i];
-            let same_stall = open.collected.found.class().kind == found.class().kind && found.class().kind == Kind::RcuStall;
-            let joins = match found.class().join {
-                Join::Detail | Join::Consequence => !open.traced,
-                Join::Own => same_stall && !open.traced,
-            };
-            if joins {
+            if !open.traced && joins(open.collected.found, found) {
                 self.append(i, p, place);
                 return;
             }
@@ -251,6 +253,7 @@ impl Parser {
             line: place.line,
             time: p.stamp.map(|s| String::from_utf8_lossy(s).into_owned()),
             boot: self.boot.index,
+            entries: 0,
             traced: false,
             ended: false,
             quiet: 0,
@@ -262,7 +265,9 @@ impl Parser {
     fn append(&mut self, i: usize, p: Payload<'_>, place: Place) {
         let open = &mut self.open[i];
         let entry = trace::entry(p.text).is_some();
-        open.traced |= entry;
+        // One stray entry is no trace ("Preemption disabled at:").
+        open.entries += u32::from(entry);
+        open.traced |= open.entries >= 2;
         if entry || belongs(p.text) {
             open.quiet = 0;
             open.end = place.end;
@@ -386,6 +391,18 @@ impl Parser {
         if self.outcome.warnings.len() < MAX_WARNINGS {
             self.outcome.warnings.push(Warning { offset, text });
         }
+    }
+}
+
+/// Whether a header belongs to an open report that has no trace yet.
+fn joins(open: Found, new: Found) -> bool {
+    let (open, new) = (open.class().kind, new.class());
+    let stall = matches!(open, Kind::RcuStall | Kind::SoftLockup | Kind::HardLockup | Kind::HungTask);
+    match new.join {
+        Join::Detail | Join::Consequence => true,
+        // A stall is announced once for the CPU itself and once for the others; a warning in the middle of a stall's
+        // header comes from the code that prints the stall.
+        Join::Own => open == Kind::RcuStall && new.kind == open || stall && new.kind == Kind::Warning,
     }
 }
 

@@ -42,7 +42,7 @@ impl Entry<'_> {
 /// A symbol as people read it.
 pub fn readable(symbol: &[u8]) -> String {
     let text = String::from_utf8_lossy(symbol);
-    if text.starts_with("_R") || text.starts_with("_ZN") {
+    if text.starts_with("_R") || text.starts_with("_Z") {
         if let Some(name) = plain_cpp(&text) {
             return name.to_owned();
         }
@@ -109,7 +109,8 @@ pub fn entry(text: &[u8]) -> Option<Entry<'_>> {
     if name_len == 0 {
         return None;
     }
-    e.function = &rest[..name_len];
+    // powerpc's ELF v1 puts a dot before the names of entry points.
+    e.function = rest[..name_len].strip_prefix(b".").unwrap_or(&rest[..name_len]);
     rest = &rest[name_len..];
     if let Some(used) = offsets(rest, &mut e) {
         tail(&rest[used..], &mut e);

@@ -33,6 +33,8 @@ pub enum Source {
     Pointer,
     /// The trace alone.
     Trace,
+    /// What the timer interrupt that noticed a stall had interrupted.
+    Interrupted,
     /// The trace under the first label that contains the text.
     Under(&'static str),
     /// Two functions of the header (data races); the recipe's skips are not applied.

@@ -160,6 +160,7 @@ const GROUPS: &[Group] = &[
         Class::new(K::Panic, "Kernel panic - not syncing: hung_task: blocked tasks", "kernel panic: hung_task: blocked tasks").damaged(LOST_CAUSE).consequence(),
         Class::new(K::Panic, "Kernel panic - not syncing: softlockup: hung tasks", "kernel panic: softlockup: hung tasks").damaged(LOST_CAUSE).consequence(),
         Class::new(K::Panic, "Kernel panic - not syncing: RCU Stall", "kernel panic: RCU Stall").damaged(LOST_CAUSE).consequence(),
+        Class::new(K::Panic, "Kernel panic - not syncing: scheduling while atomic", "kernel panic: scheduling while atomic").damaged(LOST_CAUSE).consequence(),
         Class::new(K::Panic, "Kernel panic - not syncing: Hard LOCKUP", "kernel panic: Hard LOCKUP").damaged(LOST_CAUSE).consequence(),
         Class::new(K::OutOfMemory, "Kernel panic - not syncing: Out of memory{}", "kernel panic: Out of memory"),
         Class::new(K::OutOfMemory, "Kernel panic - not syncing: System is deadlocked on memory", "kernel panic: System is deadlocked on memory"),

@@ -6,7 +6,7 @@ use crate::model::Kind as K;
 const CAPTURED: Recipe = Recipe { from: &[Source::Capture("func")], pick: Pick::First, skip: &[] };
 const HEADER_THEN_TRACE: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &[] };
 /// The lock's place as lockdep names it; where that is plumbing (`flush_workqueue`, `vprintk_emit`), who called it.
-const WANTED: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &["workqueue", "printk", "console_"] };
+const WANTED: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &["workqueue", "process_one_work", "printk", "console_"] };
 const ORDER: Recipe = Recipe { from: &[Source::Under("which became"), Source::Capture("func")], pick: Pick::First, skip: &[] };
 const TRACE: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: &[] };
 const FREES: Recipe = Recipe {
@@ -209,6 +209,7 @@ pub const GROUPS: &[Group] = &[
         Class::new(K::Firmware, "trusty: panic (caller", "trusty: ASSERT FAILED: {text}").also(&["ASSERT FAILED at {}): {text}"]).traceless(),
         Class::new(K::Firmware, "trusty: panic {}ASSERT FAILED", "trusty: ASSERT FAILED:").damaged("the assertion is missing"),
         Class::new(K::Firmware, "trusty: panic (caller {}): {text}", "trusty: panic: {text}").traceless(),
+        Class::new(K::Firmware, "trusty: panic (caller", "trusty: ASSERT FAILED:").also(&["ASSERT FAILED"]).damaged("the assertion is missing"),
         Class::new(K::Firmware, "trusty: panic (caller", "trusty: panic: {text}").also(&["): {text}"]).traceless(),
         Class::new(K::Firmware, "trusty: panic", "trusty: ASSERT FAILED:").damaged("the assertion is missing"),
     ]),

@@ -3,7 +3,7 @@
 use super::{Class, Group, Pick, Recipe, Source};
 use crate::model::Kind as K;
 
-const STALL: Recipe = Recipe { from: &[Source::Pointer, Source::Trace], pick: Pick::AboveEntry, skip: &["rcu"] };
+const STALL: Recipe = Recipe { from: &[Source::Interrupted], pick: Pick::AboveEntry, skip: &["rcu"] };
 const LOCKUP: Recipe = Recipe { from: &[Source::Pointer, Source::Trace], pick: Pick::AboveEntry, skip: &[] };
 const HUNG: Recipe = Recipe {
     from: &[Source::Trace],
