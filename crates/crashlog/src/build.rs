@@ -379,9 +379,10 @@ fn finish(class: &'static Class, caps: &Captures<'_>, mut stacks: Vec<Raw>, sign
 /// Applies the class's recipe to the main stack; stalls print several and only one shows the loop.
 fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) -> Option<Choice> {
     let recipe = class.frames?;
+    // A recipe may ask for a section of the report first and for its own trace if that has nothing.
     let under = recipe.from.iter().find_map(|s| if let Source::Under(text) = s { Some(*text) } else { None });
     let mut candidates: Vec<&Raw> = match under {
-        Some(text) => stacks.iter().filter(|s| s.label.contains(text)).collect(),
+        Some(text) => stacks.iter().filter(|s| s.label.contains(text)).chain(stacks.iter().filter(|s| s.main)).collect(),
         None => stacks.iter().filter(|s| s.main).collect(),
     };
     // Where an instruction pointer is asked for, a stack that has one comes first; for stalls, one that shows the
@@ -391,12 +392,12 @@ fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) ->
         candidates.sort_by_key(|s| !frames::interrupted(&s.frames));
     } else if recipe.from.contains(&Source::Pointer) {
         candidates.sort_by_key(|s| s.pointers.is_empty() && !s.wild);
-    } else {
+    } else if under.is_none() {
         // Entries that stand before the announced trace belong to another message.
         candidates.sort_by_key(|s| !s.announced);
     }
     let nothing = Raw::default();
-    let tries = if recipe.pick == Pick::AboveEntry { candidates.len().max(1) } else { 1 };
+    let tries = if recipe.pick == Pick::AboveEntry || under.is_some() { candidates.len().max(1) } else { 1 };
     for i in 0..tries {
         let stack = candidates.get(i).copied().unwrap_or(&nothing);
         let pointers = if stack.wild { &[][..] } else { &stack.pointers };

@@ -20,7 +20,7 @@ const FAMILIES: &[Family] = &[
         reason: "reports problems",
         patterns: &[
             "dump_stack", "show_stack", "dump_backtrace", "arch_stack_walk", "save_stack", "unwind_", "unwind_backtrace", "show_regs", "panic", "warn_slowpath", "__warn", "warn_alloc",
-            "report_bug", "fixup_bug", "handle_bug", "invalid_op", "_trap", "do_error", "^die$", "oops_", "^bug_handler", "brk_handler",
+            "report_bug", "fixup_bug", "handle_bug", "invalid_op", "do_trap", "error_trap", "do_error", "^die$", "oops_", "^bug_handler", "brk_handler",
             "debug_exception", "exc_invalid_op", "exc_page_fault", "program_check", "print_address_description", "print_report", "dump_page",
             "printk", "^dev_info", "^dev_notice", "^dev_warn", "^dev_err", "^dev_alert", "^dev_crit", "^dev_emerg", "netdev_warn", "^_dev_", "slab_err", "object_err", "print_trailer",
             "rust_begin_unwind", "core::panicking", "^rust_panic", "begin_unwind", "nmi_cpu_backtrace", "nmi_trigger", "^bust_spinlocks",
@@ -63,7 +63,7 @@ const FAMILIES: &[Family] = &[
             "memcpy", "memcmp", "memset", "memchr", "memmove", "strcmp", "strncmp", "strcpy", "strlcpy", "strncpy", "strscpy", "strlen",
             "strnstr", "strnlen", "strchr", "strcat", "copy_to_user", "copy_from_user", "put_user", "get_user", "^string", "^pointer$", "snprintf", "scnprintf",
             "kasprintf", "kvasprintf", "kobject_set_name", "^hex_string", "_string", "^number$", "memscan", "_to_iter", "_from_iter", "iov_iter_zero",
-            "crc16", "crc32", "crc_itu", "crc_t10", "^crc", "^aes", "^crypto_", "^skcipher_", "^shash_", "^ahash_", "^va_format", "^format_decode", "^dev_vprintk", "^dev_printk", "^sha1_", "^sha256_", "^sha512_", "^md5_", "^blake2", "^chacha", "poly1305", "^clear_user", "^rep_movs", "^rep_stos", "_copy_from_iter", "_copy_to_iter", "fortify_panic",
+            "crc16", "crc32", "crc_itu", "crc_t10", "^crc", "^aes", "^crypto_", "^xts_", "^ecb_", "^cbc_", "^ctr_crypt", "^skcipher_", "^shash_", "^ahash_", "^va_format", "^format_decode", "^dev_vprintk", "^dev_printk", "^sha1_", "^sha256_", "^sha512_", "^md5_", "^blake2", "^chacha", "poly1305", "^clear_user", "^rep_movs", "^rep_stos", "_copy_from_iter", "_copy_to_iter", "fortify_panic",
             "csum_partial_copy", "^vprintk", "bitmap_",
         ],
     },

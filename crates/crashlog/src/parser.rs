@@ -233,7 +233,8 @@ impl Parser {
     fn header(&mut self, found: Found, p: Payload<'_>, place: Place) {
         if let Some(i) = self.rival(p.context) {
             let open = &self.open[i];
-            if !open.traced && joins(open.collected.found, found) {
+            let torn = open.context == Context::Unknown && open.collected.found.class().kind == Kind::StackOverflow;
+            if (!open.traced || torn) && joins(open.collected.found, found) {
                 self.append(i, p, place);
                 return;
             }
@@ -402,6 +403,10 @@ fn joins(open: Found, new: Found) -> bool {
         Join::Detail | Join::Consequence => true,
         // A stall is announced once for the CPU itself and once for the others; a warning in the middle of a stall's
         // header comes from the code that prints the stall.
+        // Without caller ids, memory shortage elsewhere would tear a panic's report apart.
+        Join::Own if matches!(new.kind, Kind::OutOfMemory | Kind::AllocationFailure) => {
+            matches!(open, Kind::Panic | Kind::Sysrq | Kind::StackOverflow)
+        }
         Join::Own => open == Kind::RcuStall && new.kind == open || stall && new.kind == Kind::Warning,
     }
 }

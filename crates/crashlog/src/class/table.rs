@@ -22,7 +22,7 @@ const BAD_PAGE: Recipe = Recipe {
     skip: &["bad_page", "free_pages", "free_unref", "free_frozen", "__free_page", "free_page", "put_page", "rmqueue",
         "get_page_from_freelist", "alloc_page", "alloc_frozen", "alloc_slab", "new_slab", "slab", "folio_put", "kfree",
         "check_new_page", "post_alloc", "release_pages", "pagevec", "folio_batch", "kmem_cache", "kmalloc", "_put_page",
-        "vmalloc", "folio_alloc", "folios_put", "__get_free_pages", "vfree", "alloc_"],
+        "vmalloc", "folio_add_lru", "lru_add", "page_frag_free", "page_pool", "extract_iter", "folio_alloc", "folios_put", "__get_free_pages", "vfree", "alloc_"],
 };
 const KMALLOC: Recipe = Recipe {
     from: &[Source::Pointer, Source::Trace],

@@ -7,6 +7,12 @@ const CAPTURED: Recipe = Recipe { from: &[Source::Capture("func")], pick: Pick::
 const HEADER_THEN_TRACE: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &[] };
 /// The lock's place as lockdep names it; where that is plumbing (`flush_workqueue`, `vprintk_emit`), who called it.
 const WANTED: Recipe = Recipe { from: &[Source::Capture("func"), Source::Trace], pick: Pick::First, skip: &["workqueue", "process_one_work", "printk", "console_"] };
+/// For a cycle also where the held lock was taken, and the chain.
+const DEADLOCK: Recipe = Recipe {
+    from: &[Source::Capture("func"), Source::Capture("held"), Source::Under("-> #"), Source::Trace],
+    pick: Pick::First,
+    skip: &["workqueue", "process_one_work", "worker_thread", "printk", "console_"],
+};
 const ORDER: Recipe = Recipe { from: &[Source::Under("which became"), Source::Capture("func")], pick: Pick::First, skip: &[] };
 const TRACE: Recipe = Recipe { from: &[Source::Trace], pick: Pick::First, skip: &[] };
 const FREES: Recipe = Recipe {
@@ -56,7 +62,7 @@ const fn group(literal: &'static str, ignore: &'static [&'static str], classes: 
 
 /// The five lockdep reports that name the lock somebody wants.
 const fn deadlock(head: &'static str, also: &'static [&'static str]) -> Class {
-    Class::new(K::Lockdep, head, "possible deadlock in {frame}").also(also).frames(&WANTED)
+    Class::new(K::Lockdep, head, "possible deadlock in {frame}").also(also).frames(&DEADLOCK)
 }
 
 const WANTS: &[&str] = &["is trying to acquire", "at: {func:f}"];
@@ -65,7 +71,7 @@ pub const GROUPS: &[Group] = &[
     group("KASAN: ", &["KASAN: maybe wild", "KASAN: null-ptr-deref in range", "KASAN: probably"], &[
         Class::new(K::Kasan, "BUG: KASAN: double-free or invalid-free in {func:f}", "KASAN: invalid-free in {frame}").alts(INVALID_FREE).frames(&FREES),
         Class::new(K::Kasan, "BUG: KASAN: invalid-free in {func:f}", "KASAN: invalid-free in {frame}").alts(INVALID_FREE).frames(&FREES),
-        Class::new(K::Kasan, "BUG: KASAN: double-free in {func:f}", "KASAN: double-free in {frame}").alts(INVALID_FREE).frames(&FREES),
+        Class::new(K::Kasan, "BUG: KASAN: double-free in {func:f}", "KASAN: invalid-free in {frame}").alts(INVALID_FREE).frames(&FREES),
         Class::new(K::Kasan, "BUG: KASAN: {what:w} in {func:f}", "KASAN: {what} {access} in {frame}")
             .also(&["{access:Read|Write} of size"]).alts(BAD_ACCESS).frames(&HEADER_THEN_TRACE),
         Class::new(K::Kasan, "BUG: KASAN: {what:w} in {func:f}", "KASAN: {what} {access} in {frame}")
@@ -97,6 +103,7 @@ pub const GROUPS: &[Group] = &[
     ]),
     // lockdep. "INFO:" is how kernels before 4.11 said it.
     group("locking dependency detected", &[], &[
+        deadlock("possible circular locking dependency detected", &["is trying to acquire", "at: {func:f}", "already holding", "at: {held:f}"]),
         deadlock("possible circular locking dependency detected", WANTS),
         deadlock("possible circular locking dependency detected", &["is trying to acquire", "{func:f}+0x"]),
         Class::new(K::Lockdep, "WARNING: possible circular locking dependency detected", "WARNING: possible circular locking dependency detected").damaged("the wanted lock is missing"),
