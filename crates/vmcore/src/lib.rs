@@ -15,6 +15,7 @@
 
 mod btf;
 mod bytes;
+mod capsule;
 mod dmesg;
 mod error;
 mod format;
@@ -26,6 +27,7 @@ mod names;
 mod orc;
 mod read_at;
 mod registers;
+mod report;
 mod summary;
 mod tables;
 mod typed;
@@ -33,6 +35,7 @@ mod unwind;
 mod vmcoreinfo;
 
 pub use btf::{Btf, Kind, Member, TypeId};
+pub use capsule::*;
 pub use dmesg::{Caller, DmesgLine};
 pub use error::{Error, Fault, Limits};
 pub use format::{Dump, Format, PAGE, PageCounts, PageState};
@@ -42,6 +45,7 @@ pub use memory::Memory;
 pub use modules::{Module, ModuleSymbol};
 pub use read_at::{Bytes, ReadAt};
 pub use registers::RegisterSource;
+pub use report::{Options, capsule, of_kernel};
 pub use summary::{CpuNote, Summary, dmesg_only, summarise};
 pub use tables::TableCache;
 pub use typed::Object;

@@ -54,6 +54,13 @@ pub struct RawStack {
     pub end: StackEnd,
 }
 
+impl RawStack {
+    /// The kernel stack of a CPU in user mode: empty.
+    pub(crate) fn user() -> Self {
+        Self { frames: Vec::new(), end: StackEnd::User }
+    }
+}
+
 /// General registers in the order of `struct pt_regs`.
 pub(crate) type PtRegs = [u64; 21];
 const R13_AT: usize = 2;
@@ -73,6 +80,8 @@ pub(crate) struct Start {
     pub sp: u64,
     pub bp: u64,
     pub regs: Option<PtRegs>,
+    /// `ip` is the instruction itself, not a return address.
+    pub signal: bool,
     /// The thread whose stack it is, for return addresses that probes have replaced.
     pub task: Option<u64>,
 }
@@ -80,7 +89,7 @@ pub(crate) struct Start {
 impl Start {
     /// From the registers of a CPU.
     pub(crate) fn of_cpu(regs: &PtRegs, task: Option<u64>) -> Self {
-        Self { ip: regs[IP_AT], sp: regs[SP_AT], bp: regs[BP_AT], regs: Some(*regs), task }
+        Self { ip: regs[IP_AT], sp: regs[SP_AT], bp: regs[BP_AT], regs: Some(*regs), signal: true, task }
     }
 }
 
@@ -101,7 +110,7 @@ pub(crate) fn from_cpu(kernel: &Kernel, start: &Start) -> RawStack {
         if !kernel.is_text(candidate) || !follows_call(kernel, candidate) {
             continue;
         }
-        let rest = unwind(kernel, &Start { ip: candidate, sp: at.wrapping_add(8), regs: None, ..*start });
+        let rest = unwind(kernel, &Start { ip: candidate, sp: at.wrapping_add(8), regs: None, signal: false, ..*start });
         if matches!(rest.end, StackEnd::User | StackEnd::Bottom) {
             let mut frames = first.frames;
             frames.extend(rest.frames);
@@ -143,7 +152,7 @@ pub(crate) fn unwind(kernel: &Kernel, start: &Start) -> RawStack {
         ip: start.ip,
         sp: start.sp,
         bp: start.bp,
-        signal: interrupted,
+        signal: start.signal,
         guess: false,
         regs: start.regs,
         task: start.task,

@@ -1,0 +1,99 @@
+//! From an open kernel to a [`Capsule`].
+//!
+//! Each part is read on its own: what one part cannot read is a warning, and the others go on.
+
+mod cpus;
+mod facts;
+mod kvm;
+mod stacks;
+mod tasks;
+
+use crate::capsule::{Capsule, ModuleInfo, TaskRef, VERSION};
+use crate::dmesg;
+use crate::error::{Error, Limits};
+use crate::format::Dump;
+use crate::kernel::Kernel;
+use crate::read_at::ReadAt;
+use crate::summary::panic_message;
+use crate::tables::TableCache;
+
+/// How to make a capsule.
+#[derive(Clone, Default)]
+pub struct Options<'c> {
+    /// Bounds.
+    pub limits: Limits,
+    /// Tables of kernels seen before.
+    pub cache: Option<&'c TableCache>,
+    /// Read what is there of a dump that is cut off or still arriving, instead of refusing it.
+    pub partial: bool,
+}
+
+/// Reads a whole capsule.
+///
+/// # Errors
+/// The dump cannot be opened; see [`Error`].
+pub fn capsule(src: &dyn ReadAt, options: &Options) -> Result<Capsule, Error> {
+    let dump = Dump::open_partial(src, &options.limits)?;
+    let cut = match dump.check_complete() {
+        Err(error) if options.partial => Some(error.to_string()),
+        other => other.map(|()| None)?,
+    };
+    let kernel = Kernel::open(dump, &options.limits, options.cache)?;
+    if let Some(cut) = cut {
+        kernel.warn(cut);
+    }
+    Ok(of_kernel(&kernel))
+}
+
+/// Reads a capsule from an open kernel.
+pub fn of_kernel(kernel: &Kernel) -> Capsule {
+    let memory = kernel.memory();
+    let info = memory.info();
+    let log = dmesg::read(memory, kernel.limits()).unwrap_or_else(|fault| {
+        kernel.warn(format!("kernel log: {fault}"));
+        dmesg::Log::default()
+    });
+    if log.unfinished > 1 {
+        kernel.warn(format!("kernel log: {} records are unfinished", log.unfinished));
+    }
+    let mut stacks = stacks::Stacks::default();
+    let mut cpus = cpus::read(kernel, &mut stacks);
+    let tasks = tasks::read(kernel, &cpus, &mut stacks);
+    cpus::add_waiting(&mut cpus, &tasks);
+    let panic_cpu = cpus::panic_cpu(kernel);
+    let panicked = panic_cpu.and_then(|n| cpus.iter().find(|c| c.cpu == n));
+    let panic_task = panicked.and_then(|c| Some(TaskRef { pid: c.pid?, comm: c.comm.clone()? }));
+    Capsule {
+        capsule_version: VERSION,
+        release: info.release().to_owned(),
+        banner: facts::banner(kernel),
+        build_id: info.build_id().map(str::to_ascii_lowercase),
+        crash_time: info.crash_time(),
+        uptime_ns: cpus.iter().filter_map(|c| Some(c.run_queue.as_ref()?.clock_ns)).max(),
+        taint: facts::taint(kernel),
+        panic_message: panic_message(&log.lines),
+        panic_cpu,
+        panic_task,
+        command_line: facts::command_line(kernel),
+        format: memory.dump().format(),
+        pages: memory.dump().page_counts(),
+        modules: kernel.modules().iter().map(module).collect(),
+        memory: facts::memory(kernel),
+        kvm: kvm::read(kernel),
+        vmx_record: kvm::record(kernel),
+        dmesg: log.lines,
+        stacks: stacks.into_list(),
+        cpus,
+        tasks: tasks.into_iter().map(|t| t.task).collect(),
+        warnings: kernel.warnings(),
+    }
+}
+
+fn module(m: &crate::modules::Module) -> ModuleInfo {
+    ModuleInfo {
+        name: m.name.clone(),
+        base: crate::capsule::Addr(m.ranges.first().map_or(0, |r| r.start)),
+        size: m.ranges.iter().map(|r| r.end - r.start).sum(),
+        taints: facts::taint_letters(m.taints),
+    }
+}
