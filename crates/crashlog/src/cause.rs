@@ -23,7 +23,8 @@ pub fn settle(reports: &mut [Report], events: &[Event], intent: Option<&Intent>)
         let r = &mut rest[0];
         // Only the recent past is looked at: a console full of reports must not cost the square of their number.
         let from = i.saturating_sub(64);
-        if let Some(first) = duplicate(&before[from..], r) {
+        let user_space = events.iter().any(|e| e.boot == r.boot && e.start < r.start && matches!(e.kind, EventKind::InitStarted));
+        if let Some(first) = duplicate(&before[from..], r, user_space) {
             r.duplicate_of = Some(from + first);
             r.why.push(format!("printed before as report {}: same time stamp, header and task", from + first));
             continue;
@@ -32,7 +33,7 @@ pub fn settle(reports: &mut [Report], events: &[Event], intent: Option<&Intent>)
             r.cause = Some(from + cause);
             r.why.push(why.replace("{}", &(from + cause).to_string()));
             // A consequence with its cause at hand is not damaged.
-            if is_consequence(r) {
+            if is_consequence(r) || r.corrupted_reason.as_deref() == Some("no stack trace") && r.kind == Kind::Panic {
                 r.corrupted = false;
                 r.corrupted_reason = None;
             }
@@ -43,10 +44,12 @@ pub fn settle(reports: &mut [Report], events: &[Event], intent: Option<&Intent>)
     }
 }
 
-/// The same report printed again, as a replayed dmesg or a second console does.
-fn duplicate(before: &[Report], r: &Report) -> Option<usize> {
+/// The same report printed again, as a second console or a replayed dmesg does. Another kernel's report is replayed
+/// by user space only; before that runs, two kernels of one build may well warn in the same microsecond of their boot.
+fn duplicate(before: &[Report], r: &Report, user_space: bool) -> Option<usize> {
     r.time.as_ref()?;
-    before.iter().position(|b| b.duplicate_of.is_none() && b.time == r.time && b.header == r.header && b.pid == r.pid && b.kernel == r.kernel)
+    let same = |b: &Report| b.time == r.time && b.header == r.header && b.pid == r.pid && b.kernel == r.kernel;
+    before.iter().position(|b| b.duplicate_of.is_none() && same(b) && (b.boot == r.boot || user_space))
 }
 
 fn is_consequence(r: &Report) -> bool {
@@ -62,9 +65,13 @@ fn cause(before: &[Report], r: &Report) -> Option<(usize, String)> {
     if is_consequence(r) {
         return same_boot.next().map(|(i, _)| (i, "this panic only ends what report {} began".to_owned()));
     }
+    if r.title == "kernel panic: Attempted to kill init!" {
+        let mut deaths = same_boot.filter(|(_, b)| fatal(b.kind) && b.pid.is_none_or(|p| p == 1));
+        return deaths.next().map(|(i, _)| (i, "init died of report {}".to_owned()));
+    }
     let path = r.trace.iter().skip(1).find(|f| CRASH_PATH.contains(&normal::function(&f.function)));
     let dying = r.trace.iter().find(|f| DYING.contains(&normal::function(&f.function)));
-    let found = same_boot.find_map(|(i, b)| {
+    same_boot.find_map(|(i, b)| {
         let fatal = fatal(b.kind);
         let same_task = r.pid.is_some() && b.pid == r.pid && b.comm == r.comm;
         if let Some(p) = path && ends(b.kind) && own_panic(r) != Some(&p.function) {
@@ -77,11 +84,7 @@ fn cause(before: &[Report], r: &Report) -> Option<(usize, String)> {
             return Some((i, "same task right after report {}".to_owned()));
         }
         None
-    });
-    if found.is_none() && r.oops_number.is_some_and(|n| n > 1) && !before.iter().any(|b| b.boot == r.boot && b.oops_number.is_some()) {
-        return None;
-    }
-    found
+    })
 }
 
 /// A panic's own trace runs through `panic`; that is not another report's crash path.

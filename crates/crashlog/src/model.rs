@@ -257,7 +257,7 @@ pub struct Event {
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
-    /// First byte of the line's payload in the original input.
+    /// First byte of the line in the original input, prefix included.
     pub start: u64,
     /// One past its last byte.
     pub end: u64,
@@ -265,6 +265,9 @@ pub struct Event {
     pub line: u64,
     /// Which kernel boot of the input it belongs to, from 0.
     pub boot: u32,
+    /// The line of an earlier kernel, printed again by the present one's user space (`dmesg` of a dump): it did not
+    /// happen here.
+    pub replay: bool,
     /// The line without its prefix; empty for things that did not happen.
     pub text: String,
 }

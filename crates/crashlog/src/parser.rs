@@ -33,6 +33,7 @@ const QUIET_AFTER_END: u32 = 25;
 const MAX_REPORTS: usize = 10_000;
 const MAX_EVENTS: usize = 20_000;
 const MAX_WARNINGS: usize = 1_000;
+const MAX_TELLING: usize = 256;
 /// Bytes of report text after which reports are stored without stacks and registers.
 const FULL_TEXT: usize = 4 * 1024 * 1024;
 
@@ -84,6 +85,8 @@ pub struct Parser {
     feeds: u64,
     open: Vec<Open>,
     boot: Boot,
+    /// Lines that tell what happened, with their boot, to know them when they are printed again.
+    telling: Vec<(u32, String)>,
     stored_text: usize,
     lost_reports: u64,
     outcome: Outcome,
@@ -204,7 +207,7 @@ impl Parser {
     fn message(&mut self, p: Payload<'_>, place: Place, hit: bool) {
         if hit {
             if let Some(kind) = events::recognise(p.text) {
-                self.event(kind, p.text, place);
+                self.event(kind, p.stamp, p.text, place);
             }
             if let Some(found) = scan::header(p.text) {
                 self.header(found, p, place);
@@ -244,7 +247,7 @@ impl Parser {
         if self.open.len() == MAX_OPEN {
             self.close(0, Some("too many reports at the same time"));
         }
-        self.event(EventKind::ReportStart { class: found.class().kind }, p.text, place);
+        self.push_event(EventKind::ReportStart { class: found.class().kind }, p.text, place, false);
         self.boot.accounted |= !matches!(found.class().kind, Kind::Warning);
         let mut open = Open {
             collected: Collected { found, text: Vec::with_capacity(8192), items: Vec::with_capacity(128), cut: None },
@@ -323,7 +326,12 @@ impl Parser {
         self.outcome.reports.insert(at, r);
     }
 
-    fn event(&mut self, kind: EventKind, text: &[u8], place: Place) {
+    fn event(&mut self, kind: EventKind, stamp: Option<&[u8]>, text: &[u8], place: Place) {
+        let telling = matches!(kind, EventKind::Marker { .. } | EventKind::CrashTriggered | EventKind::Panic { .. } | EventKind::PanicEnd);
+        if telling && self.replayed(stamp, text) {
+            self.push_event(kind, text, place, true);
+            return;
+        }
         match &kind {
             EventKind::KernelBanner { .. } => {
                 let banner = String::from_utf8_lossy(text).into_owned();
@@ -350,30 +358,50 @@ impl Parser {
                 self.boot.accounted = true;
                 self.boot.panicked = true;
             }
-            EventKind::Kexec | EventKind::Shutdown => self.boot.accounted = true,
+            EventKind::Kexec => self.boot.accounted = true,
+            EventKind::Shutdown => {
+                self.boot.accounted = true;
+                self.boot.panicked = false;
+            }
             _ => {}
         }
-        self.push_event(kind, text, place);
+        self.push_event(kind, text, place, false);
+    }
+
+    /// Whether an earlier kernel of this input printed the same line at the same time. Only user space prints old
+    /// logs, so before it runs nothing is a replay. Remembers the line otherwise.
+    fn replayed(&mut self, stamp: Option<&[u8]>, text: &[u8]) -> bool {
+        let Some(stamp) = stamp else { return false };
+        let mut key = String::from_utf8_lossy(stamp).into_owned();
+        key.push_str(&String::from_utf8_lossy(&text[..text.len().min(200)]));
+        let boot = self.boot.index;
+        if self.boot.settled && self.telling.iter().any(|(b, k)| *b < boot && *k == key) {
+            return true;
+        }
+        if self.telling.len() < MAX_TELLING {
+            self.telling.push((boot, key));
+        }
+        false
     }
 
     /// A new kernel or firmware: the one before ends here, explained or not.
     fn next_boot(&mut self, place: Place) {
         let ran = self.boot.banner.is_some();
         if ran && !self.boot.accounted {
-            self.push_event(EventKind::UnexplainedReset, b"", place);
+            self.push_event(EventKind::UnexplainedReset, b"", place, false);
         }
         let index = self.boot.index + u32::from(ran);
         self.boot = Boot { index, ..Boot::default() };
     }
 
-    fn push_event(&mut self, kind: EventKind, text: &[u8], place: Place) {
+    fn push_event(&mut self, kind: EventKind, text: &[u8], place: Place, replay: bool) {
         if self.outcome.events.len() == MAX_EVENTS {
             self.warn(place.start, "too many events: this and later ones are not stored".to_owned());
         }
         if self.outcome.events.len() <= MAX_EVENTS {
             let mut text = String::from_utf8_lossy(text.trim_ascii()).into_owned();
             crate::normal::truncate(&mut text, 1024);
-            let event = Event { kind, start: place.start, end: place.end, line: place.line, boot: self.boot.index, text };
+            let event = Event { kind, start: place.start, end: place.end, line: place.line, boot: self.boot.index, replay, text };
             self.outcome.events.push(event);
         }
     }
@@ -382,9 +410,9 @@ impl Parser {
     fn absences(&mut self) {
         let place = Place { start: self.offset, end: self.offset, line: self.feeds + 1 };
         if self.boot.panicked {
-            self.push_event(EventKind::NothingAfterPanic, b"", place);
+            self.push_event(EventKind::NothingAfterPanic, b"", place, false);
         } else if self.boot.triggered && !self.boot.accounted {
-            self.push_event(EventKind::NoPanicAfterTrigger, b"", place);
+            self.push_event(EventKind::NoPanicAfterTrigger, b"", place, false);
         }
     }
 

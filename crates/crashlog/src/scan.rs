@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use aho_corasick::packed::{Config, MatchKind, Searcher};
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
-use crate::class::{Found, TABLES};
+use crate::class::{Class, Found, TABLES};
 use crate::events;
 use crate::template::{self, Captures};
 
@@ -20,11 +20,9 @@ const SHARED: &[&str] = &["BUG: ", "WARNING: ", "INFO: ", "Kernel panic"];
 /// All literals a line must contain at least one of to matter outside a report.
 #[must_use]
 pub fn literals() -> Vec<&'static str> {
-    let groups = TABLES.iter().flat_map(|t| t.iter()).map(|g| {
-        let shared = SHARED.iter().find(|s| g.classes.iter().all(|c| c.head.contains(**s)));
-        *shared.unwrap_or(&g.literal)
-    });
-    let mut all: Vec<_> = groups.chain(events::LITERALS.iter().copied()).collect();
+    let has_shared = |c: &Class| SHARED.iter().any(|s| c.head.contains(s));
+    let groups = TABLES.iter().flat_map(|t| t.iter()).filter(|g| !g.covered && !g.classes.iter().all(has_shared));
+    let mut all: Vec<_> = groups.map(|g| g.literal).chain(SHARED.iter().copied()).chain(events::LITERALS.iter().copied()).collect();
     all.sort_unstable();
     all.dedup();
     all

@@ -167,8 +167,11 @@ impl Class {
 /// A header literal, what it may introduce, and which lines with it are no problem at all.
 #[derive(Debug, Clone, Copy)]
 pub struct Group {
-    /// Literal that every head template of the group contains; the prefilter looks for it.
+    /// Literal that every head template of the group contains.
     pub literal: &'static str,
+    /// The prefilter need not look for the literal: the kernel prints `BUG: `, `WARNING: `, `INFO: ` or `Kernel panic`
+    /// in the same line, and it looks for those anyway.
+    pub covered: bool,
     /// Lines that contain one of these are none of ours.
     pub ignore: &'static [&'static str],
     /// The classes in order of preference.

@@ -59,7 +59,7 @@ const BAD_ACCESS: &[&str] = &["bad-access in {frame}"];
 const LOST_CAUSE: &str = "the report this panic follows from is not in the log";
 
 const fn group(literal: &'static str, ignore: &'static [&'static str], classes: &'static [Class]) -> Group {
-    Group { literal, ignore, classes }
+    Group { literal, covered: false, ignore, classes }
 }
 
 const GROUPS: &[Group] = &[
@@ -111,11 +111,9 @@ const GROUPS: &[Group] = &[
         Class::new(K::Oops, "^Oops [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
         Class::new(K::Oops, "Kernel Oops", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
     ]),
-    group("ANIC: double fault", &[], &[
+    group("double fault", &[], &[
         Class::new(K::DoubleFault, "PANIC: double fault", "PANIC: double fault in {frame}").alts(&["stack-overflow in {frame}"]).frames(&FAULT),
-    ]),
-    group("double fault: ", &["PANIC: "], &[
-        Class::new(K::DoubleFault, "double fault: ", "PANIC: double fault in {frame}").alts(&["stack-overflow in {frame}"]).frames(&FAULT),
+        Class::new(K::DoubleFault, "^double fault: ", "PANIC: double fault in {frame}").alts(&["stack-overflow in {frame}"]).frames(&FAULT),
     ]),
     group("stack guard page was hit", &[], &[
         Class::new(K::StackOverflow, "BUG: stack guard page was hit", "BUG: stack guard page was hit in {frame}")
@@ -197,7 +195,6 @@ const GROUPS: &[Group] = &[
     group("Bad page ", &[], &[
         Class::new(K::BadPage, "BUG: Bad page state", "BUG: Bad page state in {frame}").frames(&BAD_PAGE),
         Class::new(K::BadPage, "BUG: Bad page map", "BUG: Bad page map"),
-        Class::new(K::BadPage, "^Bad page state", "BUG: Bad page state in {frame}").frames(&BAD_PAGE),
     ]),
     group("Bad rss-counter state", &[], &[Class::new(K::BadPage, "BUG: Bad rss-counter state", "BUG: Bad rss-counter state").traceless()]),
     group("BUG: non-zero ", &[], &[

@@ -57,7 +57,12 @@ const BAD_ACCESS: &[&str] = &["bad-access in {frame}"];
 const INVALID_FREE: &[&str] = &["invalid-free in {frame}"];
 
 const fn group(literal: &'static str, ignore: &'static [&'static str], classes: &'static [Class]) -> Group {
-    Group { literal, ignore, classes }
+    Group { literal, covered: false, ignore, classes }
+}
+
+/// A group whose lines always carry one of the words that the prefilter knows.
+const fn covered(literal: &'static str, ignore: &'static [&'static str], classes: &'static [Class]) -> Group {
+    Group { literal, covered: true, ignore, classes }
 }
 
 /// The five lockdep reports that name the lock somebody wants.
@@ -102,26 +107,26 @@ pub const GROUPS: &[Group] = &[
         Class::new(K::Ubsan, "UBSAN: {text}", "UBSAN: {text}").frames(&UBSAN),
     ]),
     // lockdep. "INFO:" is how kernels before 4.11 said it.
-    group("locking dependency detected", &[], &[
+    covered("locking dependency detected", &[], &[
         deadlock("possible circular locking dependency detected", &["is trying to acquire", "at: {func:f}", "already holding", "at: {held:f}"]),
         deadlock("possible circular locking dependency detected", WANTS),
         deadlock("possible circular locking dependency detected", &["is trying to acquire", "{func:f}+0x"]),
         Class::new(K::Lockdep, "WARNING: possible circular locking dependency detected", "WARNING: possible circular locking dependency detected").damaged("the wanted lock is missing"),
         Class::new(K::Lockdep, "possible circular locking dependency detected", "INFO: possible circular locking dependency detected").damaged("the wanted lock is missing"),
     ]),
-    group("lock inversion dependency detected", &[], &[
+    covered("lock inversion dependency detected", &[], &[
         deadlock("lock inversion dependency detected", &["just changed the state of lock", "at: {func:f}"]),
         Class::new(K::Lockdep, "lock inversion dependency detected", "WARNING: possible irq lock inversion dependency detected").damaged("the changed lock is missing"),
     ]),
-    group("lock order detected", &[], &[
+    covered("lock order detected", &[], &[
         deadlock("lock order detected", WANTS).frames(&ORDER),
         Class::new(K::Lockdep, "lock order detected", "WARNING: unsafe lock order detected").damaged("the wanted lock is missing"),
     ]),
-    group("possible recursive locking", &[], &[
+    covered("possible recursive locking", &[], &[
         deadlock("possible recursive locking detected", WANTS),
         Class::new(K::Lockdep, "possible recursive locking", "WARNING: possible recursive locking detected").damaged("the wanted lock is missing"),
     ]),
-    group("inconsistent lock state", &[], &[
+    covered("inconsistent lock state", &[], &[
         Class::new(K::Lockdep, "inconsistent lock state", "inconsistent lock state in {frame}").also(&["takes", "at: {func:f}"]).frames(&WANTED),
         Class::new(K::Lockdep, "inconsistent lock state", "inconsistent lock state").damaged("the line that takes the lock is missing"),
     ]),
@@ -135,7 +140,7 @@ pub const GROUPS: &[Group] = &[
     group("non-static key", &[], &[
         Class::new(K::Lockdep, "INFO: trying to register non-static key", "INFO: trying to register non-static key in {frame}").frames(&STATIC_KEY),
     ]),
-    group("unlock balance detected", &[], &[
+    covered("unlock balance detected", &[], &[
         Class::new(K::LockUsage, "WARNING: bad unlock balance detected", "WARNING: bad unlock balance in {frame}").also(&["is trying to release lock", "{func:f}+0x"]).frames(&CAPTURED),
         Class::new(K::LockUsage, "BUG: bad unlock balance detected", "BUG: bad unlock balance in {frame}").also(&["is trying to release lock", "{func:f}+0x"]).frames(&CAPTURED),
         Class::new(K::LockUsage, "bad unlock balance detected", "BUG: bad unlock balance in {frame}").frames(&TRACE).damaged("the released lock is missing"),

@@ -13,7 +13,7 @@ const HUNG: Recipe = Recipe {
 };
 
 const fn group(literal: &'static str, ignore: &'static [&'static str], classes: &'static [Class]) -> Group {
-    Group { literal, ignore, classes }
+    Group { literal, covered: false, ignore, classes }
 }
 
 const RCU: &str = "INFO: rcu detected stall in {frame}";
@@ -40,11 +40,9 @@ pub const GROUPS: &[Group] = &[
     group("detected stall", &["RCU Stall"], &[
         Class::new(K::RcuStall, "INFO: rcu_{}detected stall", RCU).alts(&["stall in {frame}"]).frames(&STALL),
         Class::new(K::RcuStall, "INFO: {}detected stall", RCU).alts(&["stall in {frame}"]).frames(&STALL),
-        Class::new(K::RcuStall, "rcu: {}detected stall", RCU).alts(&["stall in {frame}"]).frames(&STALL),
     ]),
     group("detected expedited stall", &[], &[
         Class::new(K::RcuStall, "INFO: rcu_{}detected expedited stall", RCU).alts(&["stall in {frame}"]).frames(&STALL),
-        Class::new(K::RcuStall, "detected expedited stall", RCU).alts(&["stall in {frame}"]).frames(&STALL),
     ]),
     group("workqueue lockup", &[], &[
         Class::new(K::WorkqueueStall, "BUG: workqueue lockup", "BUG: workqueue lockup").traceless(),
