@@ -16,11 +16,7 @@ pub fn folder() -> anyhow::Result<PathBuf> {
 }
 
 /// The folder `kind/key`, made by `build` (which gets an empty folder to fill) if it is not there yet.
-pub fn get_or_build(
-    kind: &str,
-    key: &str,
-    build: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<PathBuf> {
+pub fn get_or_build(kind: &str, key: &str, build: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
     let parent = folder()?.join(kind);
     let place = parent.join(key);
     if place.is_dir() {

@@ -3,11 +3,13 @@
 mod agent;
 mod cache;
 mod command;
+mod demo;
 mod image;
 mod kernel;
 mod vmlinux;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Guest images and the demo.
 #[derive(Parser)]
@@ -25,14 +27,18 @@ enum Verb {
         #[arg(long, default_value = "linux-image-cloud-amd64")]
         kernel: String,
     },
+    /// A whole farm on this machine, and four real crashes on it
+    Demo(demo::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Verb::Image { kernel } => {
             let image = image::build(&kernel::debian(&kernel)?, &agent::build()?)?;
             println!("{}", serde_json::to_string_pretty(&image)?);
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
+        Verb::Demo(args) => Ok(if demo::run(&args).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
     }
 }

@@ -24,28 +24,26 @@ impl Server {
         let data = tempfile::Builder::new().prefix("crashyard-bench-").tempdir().context("a temporary directory")?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let listen = format!("127.0.0.1:{port}");
-        let with_config = |command: &mut Command| {
-            command
-                .env("CRASHYARD_LISTEN", &listen)
-                .env("CRASHYARD_DATA_DIR", data.path())
-                .env("CRASHYARD_LOG", "warn")
-                .stdin(Stdio::null());
-        };
-        let mut token = Command::new(&program);
-        with_config(token.args(["token", "create", "--name", "bench", "--scope", "admin"]));
-        let output = token.output().context("making a token")?;
-        if !output.status.success() {
-            bail!("no admin token: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        let secret = String::from_utf8(output.stdout)?.trim().to_owned();
-        let mut serve = Command::new(&program);
-        with_config(serve.arg("serve"));
+        let token_file = data.path().join("admin.token");
         let log = std::fs::File::create(data.path().join("server.log"))?;
-        let child = serve.stdout(Stdio::null()).stderr(log).spawn().context("starting the server")?;
+        let child = Command::new(&program)
+            .arg("serve")
+            .env("CRASHYARD_LISTEN", &listen)
+            .env("CRASHYARD_DATABASE_URL", format!("sqlite:{}", data.path().join("farm.db").display()))
+            .env("CRASHYARD_BLOBS", format!("dir:{}", data.path().join("blobs").display()))
+            .env("CRASHYARD_ADMIN_TOKEN_FILE", &token_file)
+            .env("CRASHYARD_LOG_FILTER", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("starting the server")?;
         let url = format!("http://{listen}");
-        let admin = Client::new(&url, Some(secret));
+        let admin = Client::new(&url, None);
         let mut this = Self { child, data, admin, url };
         this.wait_until_ready().await?;
+        let secret = std::fs::read_to_string(token_file).context("the server's admin token")?;
+        this.admin = this.admin.with_token(secret.trim());
         Ok(this)
     }
 

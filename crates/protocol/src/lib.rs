@@ -11,6 +11,8 @@ pub mod chunk;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;
+#[cfg(feature = "client")]
+pub mod events;
 mod ids;
 pub mod problem;
 mod scenario;
