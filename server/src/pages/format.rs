@@ -81,6 +81,28 @@ pub fn span(span: Duration) -> String {
     }
 }
 
+/// A span that somebody chose, without the zeros of a measured one: `30 s`, `5 m`, `1 m 30 s`.
+#[must_use]
+pub fn limit(chosen: Duration) -> String {
+    match chosen.as_secs() {
+        seconds @ 0..60 if chosen.subsec_millis() == 0 => format!("{seconds} s"),
+        seconds @ 60..3_600 if seconds.is_multiple_of(60) => format!("{} m", seconds / 60),
+        seconds @ 3_600..86_400 if seconds.is_multiple_of(3_600) => format!("{} h", seconds / 3_600),
+        _ => span(chosen),
+    }
+}
+
+/// How long ago something was, in its largest unit: `3 s`, `2 m`, `1 h`, `4 d`.
+#[must_use]
+pub fn ago(past: Duration) -> String {
+    match past.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3_600 => format!("{} m", seconds / 60),
+        seconds @ 3_600..86_400 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// A span for a narrow cell: `0.4s`, `12s`, `2m05`, `1h02`.
 #[must_use]
 pub fn tight_span(span: Duration) -> String {
@@ -209,6 +231,10 @@ mod tests {
         assert_eq!(told(125_000), "2 m 05 s");
         assert_eq!(told(3_720_000), "1 h 02 m");
         assert_eq!(told(277_200_000), "3 d 5 h");
+        assert_eq!(ago(Duration::from_secs(7_199)), "1 h");
+        assert_eq!(limit(Duration::from_secs(30)), "30 s");
+        assert_eq!(limit(Duration::from_secs(300)), "5 m");
+        assert_eq!(limit(Duration::from_secs(90)), "1 m 30 s");
         assert_eq!(tight_span(Duration::from_millis(12_300)), "12s");
         assert_eq!(tight_span(Duration::from_millis(125_000)), "2m05");
     }
@@ -218,7 +244,7 @@ mod tests {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(4096), "4.0 KiB");
         assert_eq!(bytes(40_055_603), "38.1 MiB");
-        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!(bytes(u64::MAX), "16383.9 PiB");
         assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(count(12), "12");
     }
@@ -226,6 +252,6 @@ mod tests {
     #[test]
     fn a_time_no_calendar_holds_is_printed_and_does_not_panic() {
         assert_eq!(When(Timestamp(i64::MAX)).iso(), format!("{} ms", i64::MAX));
-        assert_eq!(When(Timestamp(1_795_467_845_000)).iso(), "2026-11-23T20:24:05Z");
+        assert_eq!(When(Timestamp(1_795_467_845_000)).iso(), "2026-11-23T21:04:05Z");
     }
 }

@@ -128,6 +128,7 @@ fn sequence_len(text: &str) -> Option<usize> {
                 match character {
                     '\u{7}' | '\u{9c}' => return Some(body + at + character.len_utf8()),
                     '\\' if escape => return Some(body + at + 1),
+                    _ if escape => return None,
                     _ => escape = character == '\u{1b}',
                 }
             }

@@ -3,7 +3,7 @@
 use super::console::{NAME_PREFIX, Pane, path_part, source_of};
 use super::report::{self, Told};
 use super::{Shell, StageTimes, took};
-use crate::pages::format::{Chip, When, bytes, span};
+use crate::pages::format::{Chip, When, bytes, limit, span};
 use crate::pages::text::visible;
 use askama::Template;
 use crashyard_protocol::api::{Artifact, Attempt, Event, Evidence, Job, Run};
@@ -126,7 +126,7 @@ impl AttemptPage {
             .collect();
         let (history, history_cut) = history(events, evidence);
         Self {
-            shell: Shell { section: "runs" },
+            shell: Shell { section: "runs", now: Some(When(now)) },
             id: attempt.id.clone(),
             run: attempt.run.clone(),
             run_name: visible(&run.name).into_owned(),
@@ -202,7 +202,7 @@ impl StageRow {
             name: stage.name,
             state: stage.state,
             took: taken.map(span).unwrap_or_default(),
-            limit: span(allowed),
+            limit: if stage.state == StageState::Skipped { String::new() } else { limit(allowed) },
             used: taken.map_or(0, |taken| (taken.as_millis() * 1000 / allowed.as_millis().max(1)).min(1000)),
             since: stage.started_at.filter(|_| active).map(When),
             deadline: stage.deadline_at.filter(|_| active).map(When),
@@ -249,7 +249,7 @@ impl ArtifactRow {
             source: artifact.name.strip_prefix(NAME_PREFIX).map(path_part),
             state: artifact.state,
             size: bytes(artifact.size),
-            blake3: artifact.blake3.clone(),
+            blake3: artifact.blake3.as_deref().map(|hash| visible(hash).into_owned()),
         }
     }
 }

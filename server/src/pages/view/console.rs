@@ -9,7 +9,7 @@ use crate::pages::format::{Chip, bytes, count};
 use crate::pages::text::{Line, lines, visible};
 use askama::Template;
 use crashyard_protocol::api::{Artifact, Attempt};
-use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, Proof, StageName};
+use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, Proof, StageName, StageState};
 use std::collections::HashMap;
 
 /// Bytes of a log whose lines one page shows.
@@ -49,8 +49,8 @@ pub struct Pane {
 pub struct Row {
     /// The line.
     pub line: Line,
-    /// The stages whose proof starts on it.
-    pub stages: Vec<StageName>,
+    /// The stages whose proof starts on it, and whether it proves or disproves them.
+    pub stages: Vec<(StageName, StageState)>,
 }
 
 impl Row {
@@ -137,16 +137,16 @@ impl Pane {
     }
 }
 
-fn proven_lines(attempt: &Attempt, console: &ArtifactId) -> HashMap<u64, Vec<StageName>> {
-    let mut out: HashMap<u64, Vec<StageName>> = HashMap::new();
+fn proven_lines(attempt: &Attempt, console: &ArtifactId) -> HashMap<u64, Vec<(StageName, StageState)>> {
+    let mut out: HashMap<u64, Vec<(StageName, StageState)>> = HashMap::new();
     for stage in &attempt.stages {
         for proof in &stage.proofs {
             if let Proof::Console { artifact, line, .. } = proof
                 && artifact == console
             {
                 let stages = out.entry(*line).or_default();
-                if !stages.contains(&stage.name) {
-                    stages.push(stage.name);
+                if !stages.contains(&(stage.name, stage.state)) {
+                    stages.push((stage.name, stage.state));
                 }
             }
         }
@@ -203,7 +203,7 @@ impl ConsolePage {
         let mut pane = Pane::new(attempt, artifact, piece);
         pane.live &= start == last;
         Self {
-            shell: Shell { section: "runs" },
+            shell: Shell { section: "runs", now: None },
             attempt: attempt.id.clone(),
             machine: visible(&attempt.machine_name).into_owned(),
             number: attempt.number,

@@ -20,7 +20,7 @@ impl ErrorPage {
     #[must_use]
     pub fn not_found() -> Self {
         Self {
-            shell: Shell { section: "" },
+            shell: Shell { section: "", now: None },
             status: 404,
             title: "Nothing here",
             detail: "There is no page at this address, or what it showed is gone.".into(),
@@ -33,7 +33,7 @@ impl ErrorPage {
     #[must_use]
     pub fn invalid(detail: String) -> Self {
         Self {
-            shell: Shell { section: "" },
+            shell: Shell { section: "", now: None },
             status: 400,
             title: "That address makes no sense",
             detail,
@@ -46,7 +46,7 @@ impl ErrorPage {
     #[must_use]
     pub fn unauthorized() -> Self {
         Self {
-            shell: Shell { section: "" },
+            shell: Shell { section: "", now: None },
             status: 401,
             title: "This farm is not public",
             detail: "Reading needs a token.".into(),
@@ -59,7 +59,7 @@ impl ErrorPage {
     #[must_use]
     pub fn unavailable(request_id: Option<String>) -> Self {
         Self {
-            shell: Shell { section: "" },
+            shell: Shell { section: "", now: None },
             status: 503,
             title: "Not available right now",
             detail: "The server cannot reach its database or its files. No evidence is lost; agents keep theirs and \
@@ -74,7 +74,7 @@ impl ErrorPage {
     #[must_use]
     pub fn internal(request_id: Option<String>) -> Self {
         Self {
-            shell: Shell { section: "" },
+            shell: Shell { section: "", now: None },
             status: 500,
             title: "The server made a mistake",
             detail: "This page could not be made. The cause is in the server's log.".into(),

@@ -1,7 +1,8 @@
 //! The machines: where each is in its life, why, and what it does now.
 
 use super::Shell;
-use crate::pages::format::{Chip, When, span};
+use super::console::path_part;
+use crate::pages::format::{Chip, When, ago};
 use crate::pages::text::visible;
 use askama::Template;
 use crashyard_protocol::api::Machine;
@@ -46,7 +47,7 @@ impl MachinesPage {
                 chip: Chip::machine(machine.state),
                 reason: machine.reason.as_deref().map(|reason| visible(reason).into_owned()),
                 since: When(machine.state_since),
-                since_ago: span(now.since(machine.state_since)),
+                since_ago: ago(now.since(machine.state_since)),
                 driver: visible(&machine.driver).into_owned(),
                 controller: visible(&machine.controller_name).into_owned(),
                 labels: machine
@@ -56,7 +57,7 @@ impl MachinesPage {
                     .collect(),
                 epoch: machine.lease_epoch,
                 seen: When(machine.last_seen_at),
-                seen_ago: span(now.since(machine.last_seen_at)),
+                seen_ago: ago(now.since(machine.last_seen_at)),
                 attempt: machine.attempt.clone(),
             })
             .collect();
@@ -65,6 +66,7 @@ impl MachinesPage {
             .map(|state| (Chip::machine(*state), machines.iter().filter(|machine| machine.state == *state).count()))
             .filter(|(_, count)| *count > 0)
             .collect();
-        Self { shell: Shell { section: "machines" }, counts, rows, newest, next }
+        let next = next.as_deref().map(path_part);
+        Self { shell: Shell { section: "machines", now: Some(When(now)) }, counts, rows, newest, next }
     }
 }

@@ -21,6 +21,8 @@ use crashyard_protocol::{Stage, StageName, StageState};
 pub struct Shell {
     /// The entry of the main navigation that the page belongs to: `runs`, `machines` or nothing.
     pub section: &'static str,
+    /// When the page was made; scripts learn from it how far the browser's clock is off.
+    pub now: Option<When>,
 }
 
 impl Shell {

@@ -75,7 +75,7 @@ impl RunPage {
         let rows: Vec<Row> =
             jobs.iter().map(|job| Row::new(job, of_job.remove(&job.id).unwrap_or_default(), now)).collect();
         Self {
-            shell: Shell { section: "runs" },
+            shell: Shell { section: "runs", now: Some(When(now)) },
             id: run.id.clone(),
             name: visible(&run.name).into_owned(),
             plan: visible(&run.plan).into_owned(),
@@ -84,7 +84,7 @@ impl RunPage {
                 release: visible(&build.release).into_owned(),
                 architecture: visible(&build.architecture).into_owned(),
                 config: build.config_name.as_deref().map(|name| visible(name).into_owned()),
-                build_id: build.build_id.clone(),
+                build_id: build.build_id.as_deref().map(|id| visible(id).into_owned()),
             }),
             chip: Chip::run(run.state, run.status),
             open: run.state == RunState::Open,

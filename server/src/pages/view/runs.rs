@@ -1,5 +1,6 @@
 //! The list of runs, newest first, a heading for each day.
 
+use super::console::path_part;
 use super::{Shell, took};
 use crate::pages::format::{Chip, When};
 use crate::pages::text::visible;
@@ -62,11 +63,11 @@ impl RunsPage {
             }
         }
         Self {
-            shell: Shell { section: "runs" },
+            shell: Shell { section: "runs", now: Some(When(now)) },
             days,
             open: runs.items.iter().filter(|run| run.state == RunState::Open).count(),
             newest,
-            next: runs.next.clone(),
+            next: runs.next.as_deref().map(path_part),
         }
     }
 }

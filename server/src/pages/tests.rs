@@ -1,0 +1,359 @@
+//! The rules that every page keeps, checked with an HTML parser over sample data and over hostile data.
+
+use super::assets;
+use super::sample;
+use super::view::attempt::{AttemptPage, Parts};
+use super::view::console::{ConsolePage, PAGE_BYTES, Pane, Piece};
+use super::view::error::ErrorPage;
+use super::view::machines::MachinesPage;
+use super::view::run::RunPage;
+use super::view::runs::RunsPage;
+use askama::Template;
+use crashyard_protocol::agent::{Report, Role};
+use crashyard_protocol::api::{Evidence, Page, Run};
+use crashyard_protocol::{ArtifactState, Proof, RunState, StageState};
+use scraper::{ElementRef, Html, Selector};
+use std::collections::HashSet;
+
+/// Text that breaks out of markup, of attributes and of terminals.
+const HOSTILE: &str = "\"><script>alert(1)</script><img src=x onerror=alert(1)>' onmouseover='x\u{1b}[31m\u{202e}\u{0}&lt;";
+
+fn pane(attempt: &crashyard_protocol::api::Attempt, log: &[u8]) -> Pane {
+    Pane::tail(attempt, &attempt.artifacts[0], &Piece { from: 0, first_line: 1, bytes: log.to_vec() })
+}
+
+/// Every page with the sample farm.
+fn pages() -> Vec<(&'static str, String)> {
+    let now = sample::NOW;
+    let (run, jobs, attempts) = (sample::run(), sample::jobs(), sample::attempts());
+    let (events, evidence) = (sample::events(), sample::evidence());
+    let (failed, running) = (sample::failed_attempt(), sample::running_attempt());
+    let parts = |attempt, job| Parts { attempt, job, run: &run, events: &events, evidence: &evidence };
+    let empty = Page { items: Vec::<Run>::new(), next: None };
+    let console = sample::console();
+    let artifact = sample::console_artifact(PAGE_BYTES * 3, ArtifactState::Complete);
+    let piece = Piece { from: PAGE_BYTES + 7, first_line: 1_234, bytes: console.clone() };
+    [
+        ("runs", RunsPage::new(&sample::runs(), true, now).render()),
+        ("no runs", RunsPage::new(&empty, true, now).render()),
+        ("older runs", RunsPage::new(&empty, false, now).render()),
+        ("run", RunPage::new(&run, Some(&sample::build()), &jobs, &attempts, now).render()),
+        ("bare run", RunPage::new(&run, None, &[], &[], now).render()),
+        ("failed attempt", AttemptPage::new(parts(&failed, &jobs[1]), Some(pane(&failed, &console)), now).render()),
+        ("running attempt", AttemptPage::new(parts(&running, &jobs[2]), Some(pane(&running, &console)), now).render()),
+        ("attempt without console", AttemptPage::new(parts(&running, &jobs[2]), None, now).render()),
+        ("console", ConsolePage::new(&failed, &artifact, PAGE_BYTES, &piece).render()),
+        ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
+        ("no machines", MachinesPage::new(&[], true, None, now).render()),
+        ("not found", ErrorPage::not_found().render()),
+        ("unauthorized", ErrorPage::unauthorized().render()),
+        ("unavailable", ErrorPage::unavailable(None).render()),
+        ("internal", ErrorPage::internal(Some("01JDB4Q1W5Z8N6K3X0V7T2R9MF".into())).render()),
+    ]
+    .into_iter()
+    .map(|(name, html)| (name, html.expect("renders")))
+    .collect()
+}
+
+/// Every page with every text that comes from outside replaced by [`HOSTILE`].
+fn hostile_pages() -> Vec<(&'static str, String)> {
+    let now = sample::NOW;
+    let bad = || HOSTILE.to_owned();
+    let mut run = sample::run();
+    (run.name, run.plan) = (bad(), bad());
+    let mut build = sample::build();
+    (build.name, build.architecture, build.release) = (bad(), bad(), bad());
+    (build.config_name, build.build_id) = (Some(bad()), Some(bad()));
+    let mut jobs = sample::jobs();
+    for job in &mut jobs {
+        (job.scenario.name, job.scenario.title, job.scenario.expect.panic) = (bad(), bad(), bad());
+        job.reason = Some(bad());
+    }
+    let mut attempts = sample::attempts();
+    for attempt in &mut attempts {
+        (attempt.machine_name, attempt.reason) = (bad(), Some(bad()));
+        for artifact in &mut attempt.artifacts {
+            artifact.name.push_str(HOSTILE);
+            artifact.blake3 = Some(bad());
+        }
+        for stage in &mut attempt.stages {
+            stage.reason = Some(bad());
+            for proof in &mut stage.proofs {
+                match proof {
+                    Proof::Console { text, .. } | Proof::Server { text } => *text = bad(),
+                    Proof::Report { by, text, .. } => (*by, *text) = (bad(), bad()),
+                }
+            }
+        }
+    }
+    let said = |report| Evidence { by: Role::Target, seq: 9, report, received_at: now };
+    let evidence = vec![
+        said(Report::Power { action: bad(), ok: false, detail: bad() }),
+        said(Report::Kernel { release: bad(), version: bad(), build_id: Some(bad()), cpus_online: 1 }),
+        said(Report::Step { name: bad(), command: Some(bad()), code: None, ok: true, output: bad(), took_ms: u64::MAX }),
+        said(Report::Note { text: bad() }),
+    ];
+    let mut machines = sample::machines();
+    for machine in &mut machines {
+        (machine.name, machine.driver, machine.controller_name) = (bad(), bad(), bad());
+        machine.reason = Some(bad());
+        machine.labels = [(bad(), bad())].into();
+    }
+    let log = format!("{HOSTILE}\n{HOSTILE}\r\n").repeat(20).into_bytes();
+    let attempt = &attempts[1];
+    let parts = Parts { attempt, job: &jobs[1], run: &run, events: &sample::events(), evidence: &evidence };
+    let piece = Piece { from: 0, first_line: 1, bytes: log.clone() };
+    let runs = Page { items: vec![run.clone()], next: Some(bad()) };
+    [
+        ("runs", RunsPage::new(&runs, true, now).render()),
+        ("run", RunPage::new(&run, Some(&build), &jobs, &attempts, now).render()),
+        ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
+        ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
+        ("machines", MachinesPage::new(&machines, true, Some(bad()), now).render()),
+        ("invalid", ErrorPage::invalid(bad()).render()),
+    ]
+    .into_iter()
+    .map(|(name, html)| (name, html.expect("renders")))
+    .collect()
+}
+
+fn all<'a>(page: &'a Html, selector: &str) -> Vec<ElementRef<'a>> {
+    page.select(&Selector::parse(selector).expect("a selector")).collect()
+}
+
+fn text(element: &ElementRef<'_>) -> String {
+    element.text().collect::<String>().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_page_is_well_formed() {
+    for (name, html) in pages() {
+        let page = Html::parse_document(&html);
+        assert!(page.errors.is_empty(), "{name}: {:?}", page.errors);
+    }
+}
+
+#[test]
+fn every_page_has_one_title_heading_main_and_a_way_past_the_navigation() {
+    for (name, html) in pages() {
+        let page = Html::parse_document(&html);
+        for one in ["title", "h1", "main#main", "header", "footer", "nav[aria-label=Main]", "html[lang=en]"] {
+            assert_eq!(all(&page, one).len(), 1, "{name}: {one}");
+        }
+        let title = text(&all(&page, "title")[0]);
+        assert!(title.ends_with(" · Crashyard") && title.len() > 12, "{name}: {title:?}");
+        let first = all(&page, "body a")[0];
+        assert_eq!(first.value().attr("href"), Some("#main"), "{name}: the first link skips to the content");
+    }
+}
+
+#[test]
+fn the_title_carries_the_state() {
+    let title = |wanted| {
+        let (_, html) = pages().into_iter().find(|(name, _)| *name == wanted).expect("a page");
+        text(&all(&Html::parse_document(&html), "title")[0])
+    };
+    assert_eq!(title("runs"), "1 open · Runs · Crashyard");
+    assert_eq!(title("run"), "2/4 done · 7.3.4+deb13-cloud-amd64 · Crashyard");
+    assert_eq!(
+        title("failed attempt"),
+        "FAIL: The kernel broke the contract at captured · capture-panics on vmx-crash-1 · Crashyard"
+    );
+    assert_eq!(
+        title("running attempt"),
+        "running: Waiting for dumped · capture-killed on vmx-crash-2 · Crashyard"
+    );
+    assert_eq!(
+        title("machines"),
+        "1 available, 1 leased, 1 held, 1 reserved, 1 quarantined · Machines · Crashyard"
+    );
+}
+
+#[test]
+fn nothing_on_a_page_needs_more_than_the_strict_policy() {
+    for (name, html) in pages().into_iter().chain(hostile_pages()) {
+        let page = Html::parse_document(&html);
+        assert!(all(&page, "style, iframe, object, embed, base, form").is_empty(), "{name}");
+        for element in all(&page, "*") {
+            for (attribute, value) in element.value().attrs() {
+                assert!(!attribute.starts_with("on") && attribute != "style", "{name}: {attribute}={value}");
+            }
+        }
+        for script in all(&page, "script") {
+            assert!(script.value().attr("src").is_some_and(|src| src.starts_with("/static/")), "{name}");
+            assert!(text(&script).is_empty(), "{name}: inline script");
+        }
+        for loaded in all(&page, "[src], link[href]") {
+            let value = loaded.value();
+            let url = value.attr("src").or_else(|| value.attr("href")).expect("selected by it");
+            let file = url.strip_prefix(&format!("/static/{}/", assets::hash())).unwrap_or_else(|| panic!("{url}"));
+            assert!(assets::find(file).is_some(), "{name}: {url}");
+        }
+        for link in all(&page, "a[href]") {
+            let href = link.value().attr("href").expect("selected by it");
+            assert!(href.starts_with(['/', '#', '?']) && !href.starts_with("//"), "{name}: {href}");
+        }
+    }
+}
+
+#[test]
+fn text_from_outside_stays_text() {
+    for (name, html) in hostile_pages() {
+        let page = Html::parse_document(&html);
+        assert!(page.errors.is_empty(), "{name}: {:?}", page.errors);
+        assert_eq!(all(&page, "script").len(), 1, "{name}");
+        assert_eq!(all(&page, "img").len(), 1, "{name}: the mark alone");
+        assert!(text(&all(&page, "main")[0]).contains("<script>alert(1)</script>"), "{name}: shown as it is");
+        for character in ['\u{1b}', '\u{202e}', '\u{0}'] {
+            assert!(!html.contains(character), "{name}: raw {character:?}");
+        }
+    }
+}
+
+#[test]
+fn tables_name_their_rows_and_columns() {
+    for (name, html) in pages() {
+        let page = Html::parse_document(&html);
+        for table in all(&page, "table") {
+            assert_eq!(table.value().attr("role"), Some("table"), "{name}: cards on a phone stay a table");
+            assert!(table.child_elements().any(|child| child.value().name() == "caption"), "{name}: no caption");
+        }
+        for header in all(&page, "th") {
+            let scope = header.value().attr("scope").unwrap_or_else(|| panic!("{name}: th without scope"));
+            assert!(["col", "row", "rowgroup"].contains(&scope), "{name}: {scope}");
+        }
+        for row in all(&page, "table:not(.list) tbody tr, table.list tbody tr:not(.day)") {
+            let columns = row.child_elements().count();
+            let table = row.ancestors().filter_map(ElementRef::wrap).find(|one| one.value().name() == "table");
+            let heads = table.expect("inside a table").select(&Selector::parse("thead th").expect("valid")).count();
+            assert_eq!(columns, heads, "{name}");
+        }
+    }
+}
+
+#[test]
+fn state_is_a_word_and_never_colour_alone() {
+    for (name, html) in pages() {
+        let page = Html::parse_document(&html);
+        for toned in all(&page, ".chip, .count") {
+            assert!(toned.value().attr("data-tone").is_some() && !text(&toned).is_empty(), "{name}");
+        }
+        for cell in all(&page, "td[data-stage], li[data-stage]") {
+            let state = cell.value().attr("data-state").expect("a state");
+            assert!(state.parse::<StageState>().is_ok(), "{name}: {state}");
+            assert!(text(&cell).contains(state), "{name}: {:?} does not say {state}", text(&cell));
+        }
+    }
+}
+
+#[test]
+fn times_are_machine_readable_and_utc() {
+    for (name, html) in pages() {
+        for time in all(&Html::parse_document(&html), "time") {
+            let datetime = time.value().attr("datetime").unwrap_or_else(|| panic!("{name}: no datetime"));
+            assert!(datetime.ends_with('Z') || datetime.len() == "2026-11-23".len(), "{name}: {datetime}");
+        }
+    }
+}
+
+#[test]
+fn ids_are_unique_and_links_inside_a_page_lead_somewhere() {
+    for (name, html) in pages() {
+        let page = Html::parse_document(&html);
+        let ids: Vec<_> = all(&page, "[id]").iter().map(|one| one.value().attr("id").expect("selected")).collect();
+        let unique: HashSet<_> = ids.iter().copied().collect();
+        assert_eq!(ids.len(), unique.len(), "{name}: an id is used twice");
+        for link in all(&page, "a[href^='#']") {
+            let target = &link.value().attr("href").expect("selected")[1..];
+            // A proof in the console that has no byte yet leads to the page of the log instead.
+            assert!(unique.contains(target), "{name}: #{target} is not on the page");
+        }
+        for labelled in all(&page, "[aria-labelledby]") {
+            let id = labelled.value().attr("aria-labelledby").expect("selected");
+            assert!(unique.contains(id), "{name}: {id}");
+        }
+    }
+}
+
+#[test]
+fn a_console_is_a_quiet_log_with_numbered_lines() {
+    let (_, html) = pages().into_iter().find(|(name, _)| *name == "failed attempt").expect("a page");
+    let page = Html::parse_document(&html);
+    let log = &all(&page, "#log")[0];
+    let attributes = ["role", "aria-live", "tabindex", "data-live"].map(|name| log.value().attr(name));
+    assert_eq!(attributes, [Some("log"), Some("off"), Some("0"), Some("false")]);
+    let panic = &all(&page, "#L68")[0];
+    assert!(text(panic).contains("Kernel panic - not syncing: sysrq triggered crash panicked"), "{}", text(panic));
+    let red = all(&page, "#L78 b[data-state=failed]");
+    assert_eq!(text(&red[0]), "captured", "the line that blames the kernel says which stage it disproves");
+    assert!(!html.contains('\u{1b}'));
+}
+
+#[test]
+fn a_live_console_goes_on_at_the_start_of_its_unfinished_line() {
+    let attempt = sample::running_attempt();
+    let log = sample::console();
+    let (number, offset) = sample::find_line(&log, "---[ end Kernel panic");
+    let shown = pane(&attempt, &log);
+    assert_eq!((shown.live, shown.resume_line, shown.resume_at), (true, number, offset));
+    let whole = [log.as_slice(), b"\n"].concat();
+    let shown = pane(&attempt, &whole);
+    assert_eq!((shown.resume_line, shown.resume_at), (number + 1, whole.len() as u64));
+}
+
+#[test]
+fn a_proof_outside_the_shown_lines_links_to_its_piece_of_the_log() {
+    let attempt = sample::failed_attempt();
+    let (run, jobs) = (sample::run(), sample::jobs());
+    let piece = Piece { from: 5_000_000, first_line: 90_000, bytes: b"the end\n".to_vec() };
+    let mut artifact = attempt.artifacts[0].clone();
+    artifact.size = 5_000_008;
+    let pane = Pane::tail(&attempt, &artifact, &piece);
+    let parts = Parts { attempt: &attempt, job: &jobs[1], run: &run, events: &[], evidence: &[] };
+    let html = AttemptPage::new(parts, Some(pane), sample::NOW).render().expect("renders");
+    let page = Html::parse_document(&html);
+    let (line, offset) = sample::find_line(&sample::console(), "crashyard: trigger");
+    let wanted = format!("/attempts/{}/console/serial?at={offset}#L{line}", attempt.id);
+    assert!(all(&page, "#stage-triggered a").iter().any(|link| link.value().attr("href") == Some(&wanted)));
+}
+
+#[test]
+fn the_grid_keeps_a_cell_for_each_stage_of_each_job() {
+    let (_, html) = pages().into_iter().find(|(name, _)| *name == "run").expect("a page");
+    let page = Html::parse_document(&html);
+    let rows = all(&page, "#grid tbody tr[data-job]");
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert_eq!(row.select(&Selector::parse("td[data-stage]").expect("valid")).count(), 8);
+    }
+    let failed = &all(&page, "#grid td[data-stage=captured][data-state=failed]")[0];
+    assert_eq!(text(failed), "failed 4.4s");
+    let active = &all(&page, "#grid td[data-state=active] [data-since]")[0];
+    assert!(active.value().attr("data-since").is_some_and(|since| since.parse::<i64>().is_ok()));
+}
+
+#[test]
+fn a_run_is_open_until_every_job_has_its_verdict() {
+    let mut run = sample::run();
+    let render = |run: &Run| RunPage::new(run, None, &sample::jobs(), &[], sample::NOW).render().expect("renders");
+    assert!(render(&run).contains("data-open=\"true\""));
+    assert!(render(&run).contains("2 owed"), "what is owed is not called a result");
+    (run.state, run.finished_at) = (RunState::Done, Some(sample::NOW));
+    let html = render(&run);
+    assert!(html.contains("data-open=\"false\"") && html.contains("2 MISS"), "what never came reads MISS");
+}
+
+#[test]
+fn scripts_stay_small_and_never_make_markup_from_text() {
+    let scripts: Vec<_> = assets::ASSETS
+        .iter()
+        .filter(|asset| asset.name.ends_with(".js"))
+        .map(|asset| (asset.name, std::str::from_utf8(asset.bytes).expect("text")))
+        .collect();
+    assert!(scripts.iter().map(|(_, text)| text.lines().count()).sum::<usize>() <= 400);
+    for (name, text) in scripts {
+        for way in ["innerHTML", "outerHTML = ", "insertAdjacentHTML", "document.write", "eval(", "Function("] {
+            assert!(!text.contains(way), "{name} uses {way}");
+        }
+    }
+}
