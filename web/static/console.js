@@ -76,6 +76,6 @@ export function tail(log, attempt) {
     while (log.childElementCount > LINES_KEPT) log.firstElementChild.remove();
     if (follows) toEnd();
   };
-  events(`/api/v1/attempts/${attempt}/console/${encodeURIComponent(log.dataset.source)}/events`, log.dataset.offset, take);
+  events(`/api/v1/attempts/${attempt}/console/${log.dataset.source}/events`, log.dataset.offset, take);
   return true;
 }

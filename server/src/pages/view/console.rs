@@ -26,8 +26,10 @@ pub const NAME_PREFIX: &str = "console-";
 /// Lines of a console, ready to show.
 #[derive(Debug)]
 pub struct Pane {
-    /// Whose console: `serial`, `bmc`, …
+    /// Whose console: `serial`, `bmc`, …, as people read it.
     pub source: String,
+    /// The same as a part of a path.
+    pub source_path: String,
     /// Its artifact.
     pub artifact: ArtifactId,
     /// Its bytes in all.
@@ -86,7 +88,8 @@ impl Pane {
             .map(|line| Row { stages: stages.get(&line.number).cloned().unwrap_or_default(), line })
             .collect();
         Self {
-            source: source_of(artifact).to_owned(),
+            source: visible(source_of(artifact)).into_owned(),
+            source_path: path_part(source_of(artifact)),
             artifact: artifact.id.clone(),
             size: artifact.size,
             rows,
@@ -128,12 +131,6 @@ impl Pane {
     #[must_use]
     pub fn before_text(&self) -> String {
         bytes(self.from)
-    }
-
-    /// The source as a part of a path.
-    #[must_use]
-    pub fn source_path(&self) -> String {
-        path_part(&self.source)
     }
 }
 
