@@ -50,6 +50,9 @@ pub enum Label {
 /// Whether a line announces a stack.
 pub fn label(text: &[u8]) -> Option<Label> {
     let t = text.trim_ascii();
+    if !matches!(t.first()?, b'A' | b'B' | b'C' | b'F' | b'L' | b'M' | b'N' | b'P' | b'S' | b'U' | b'-' | b'.' | b'k' | b'r' | b'w' | b's' | b'b' | b'{' | b't') {
+        return None;
+    }
     let side = [&b"Allocated by task"[..], b"Allocated:", b"Freed by task", b"Freed:", b"Uninit was ", b"Last potentially related", b"Second to last potentially",
         b"Local variable", b"Memory was marked", b"Bytes ", b"-> #", b"Last call_rcu", b"Preemption disabled at", b"NMI backtrace for cpu", b"Sending NMI", b"kfence-#", b"Allocated in ",
         b"Freed in ", b"read to 0x", b"write to 0x"];
@@ -189,9 +192,6 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
     let mut since_label: Option<usize> = None;
     let mut seen = std::collections::BTreeSet::new();
     for (n, text) in collected.lines().enumerate() {
-        if n > 0 {
-            details::line(text, r);
-        }
         let t = text.trim_ascii_start();
         if let Some(e) = trace::entry(text) {
             since_label = None;
@@ -212,6 +212,9 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 stack.frames.push(e.to_frame());
             }
             continue;
+        }
+        if n > 0 {
+            details::line(text, r);
         }
         if let Some(left) = since_label {
             if left == 0 || label(text).is_some() {

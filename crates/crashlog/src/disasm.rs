@@ -37,23 +37,31 @@ fn disassemble(bytes: &[u8], trap: usize, bits: u32) -> Vec<Instruction> {
     // Instructions are at most 15 bytes: a start among the first 15 bytes always meets if any does. Only a short
     // stretch before the trap is shown.
     let earliest = trap.saturating_sub(32);
-    for start in earliest..trap.min(earliest + 15) {
-        let before = decode(&bytes[start..trap], start, trap, bits);
-        if before.last().is_some_and(|(end, _)| *end == trap) && before.iter().all(|(_, i)| i.text != "(bad)") {
-            out.extend(before.into_iter().map(|(_, i)| i));
-            break;
-        }
+    let aligned = (earliest..trap.min(earliest + 15)).find(|start| meets(&bytes[*start..trap], bits));
+    if let Some(start) = aligned {
+        decode(&bytes[start..trap], start, trap, bits, &mut out);
     }
-    out.extend(decode(&bytes[trap..], trap, trap, bits).into_iter().map(|(_, i)| i));
+    decode(&bytes[trap..], trap, trap, bits, &mut out);
     out
 }
 
-/// Decodes from `start`; each instruction comes with the position where it ends. An instruction cut off by the end of
-/// the bytes is left out.
-fn decode(bytes: &[u8], start: usize, trap: usize, bits: u32) -> Vec<(usize, Instruction)> {
+/// Whether decoding consumes the bytes exactly, in valid instructions.
+fn meets(bytes: &[u8], bits: u32) -> bool {
+    let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+    let mut instruction = iced_x86::Instruction::default();
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Decodes from `start`. An instruction cut off by the end of the bytes is left out.
+fn decode(bytes: &[u8], start: usize, trap: usize, bits: u32, out: &mut Vec<Instruction>) {
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
     let mut formatter = GasFormatter::new();
-    let mut out = Vec::new();
     while decoder.can_decode() {
         let at = decoder.position();
         let instruction = decoder.decode();
@@ -61,15 +69,26 @@ fn decode(bytes: &[u8], start: usize, trap: usize, bits: u32) -> Vec<(usize, Ins
         if instruction.is_invalid() && end == bytes.len() && bytes.len() - at < 15 && start + end > trap {
             break;
         }
-        let mut text = String::new();
+        let mut text = String::with_capacity(32);
         if instruction.is_invalid() {
             text.push_str("(bad)");
         } else {
             formatter.format(&instruction, &mut text);
         }
         let offset = i32::try_from(start + at).unwrap_or(0) - i32::try_from(trap).unwrap_or(0);
-        let hex = bytes[at..end].iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
-        out.push((start + end, Instruction { offset, bytes: hex, text }));
+        out.push(Instruction { offset, bytes: hex(&bytes[at..end]), text });
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len() * 3);
+    for (i, b) in bytes.iter().enumerate() {
+        if i > 0 {
+            out.push(' ');
+        }
+        for digit in [b >> 4, b & 15] {
+            out.push(char::from_digit(u32::from(digit), 16).expect("four bits are one hexadecimal digit"));
+        }
     }
     out
 }

@@ -4,8 +4,11 @@
 //! stand above it. Each class says where to look and what else is its own plumbing; the families below are plumbing
 //! for everybody. Every skipped function is remembered with the reason, because people must be able to disagree.
 
+use std::sync::LazyLock;
+
 use crate::class::{Pick, Recipe, Source};
 use crate::model::Frame;
+use crate::names::{Matcher, like};
 use crate::normal;
 use crate::template::Captures;
 
@@ -149,19 +152,16 @@ pub struct Choice {
     pub module: Option<String>,
 }
 
-/// Simple pattern match of one function name: substring, `^` at the start, `$` at the end.
-fn like(pattern: &str, name: &str) -> bool {
-    match (pattern.strip_prefix('^'), pattern.ends_with('$')) {
-        (Some(p), true) => name == &p[..p.len() - 1],
-        (Some(p), false) => name.starts_with(p),
-        (None, true) => name.ends_with(&pattern[..pattern.len() - 1]),
-        (None, false) => name.contains(pattern),
-    }
-}
-
 /// Why a function is never the one to blame, `None` if it may be.
 pub fn plumbing(name: &str) -> Option<&'static str> {
-    FAMILIES.iter().find(|f| f.patterns.iter().any(|p| like(p, name))).map(|f| f.reason)
+    static MATCHER: LazyLock<Matcher> = LazyLock::new(|| Matcher::new(FAMILIES.iter().map(|f| f.patterns)));
+    MATCHER.list(name).map(|i| FAMILIES[i].reason)
+}
+
+/// Whether a function dispatches work, so that what it called tells one stall from another.
+fn is_entry(name: &str) -> bool {
+    static MATCHER: LazyLock<Matcher> = LazyLock::new(|| Matcher::new(std::iter::once(ENTRIES)));
+    MATCHER.list(name).is_some()
 }
 
 /// A candidate: normalised name and module.
@@ -263,11 +263,11 @@ fn first(recipe: &Recipe, candidates: &[Candidate<'_>], why: &mut Vec<String>) -
 }
 
 fn above_entry(recipe: &Recipe, candidates: &[Candidate<'_>], why: &mut Vec<String>) -> Option<Choice> {
-    let mut usable = candidates.iter().filter(|c| !INTERRUPTS.iter().any(|i| c.name.contains(i))).filter(|c| skip_reason(recipe, c.name).is_none() || ENTRIES.iter().any(|e| like(e, c.name)));
+    let mut usable = candidates.iter().filter(|c| !INTERRUPTS.iter().any(|i| c.name.contains(i))).filter(|c| skip_reason(recipe, c.name).is_none() || is_entry(c.name));
     let mut above = *usable.next()?;
     let mut current = above;
     loop {
-        if ENTRIES.iter().any(|e| like(e, current.name)) {
+        if is_entry(current.name) {
             if current.name.contains("smp_call_function") {
                 // Many names of one thing: a CPU does not answer the others.
                 let mut choice = chosen(current, why, "a CPU waits for others to run a function");
@@ -327,7 +327,7 @@ pub fn fingerprint(stack: Stack<'_>, choice: Option<&Choice>) -> Vec<String> {
             continue;
         }
         // An entry point ends the part that tells one bug from another, once there is enough of it.
-        if out.len() >= 3 && ENTRIES.iter().any(|e| like(e, name)) {
+        if out.len() >= 3 && is_entry(name) {
             break;
         }
         out.push(name.to_owned());

@@ -27,6 +27,7 @@ mod events;
 mod frames;
 mod line;
 mod model;
+mod names;
 mod normal;
 mod options;
 mod parser;

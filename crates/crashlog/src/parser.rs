@@ -29,6 +29,7 @@ const MAX_OPEN: usize = 8;
 /// Lines without anything of a report in them before a report is closed; fewer once it said that it ended.
 const QUIET: u32 = 120;
 const QUIET_AFTER_END: u32 = 25;
+const QUIET_TRACELESS: u32 = 25;
 /// Stored reports and events; further ones are counted only.
 const MAX_REPORTS: usize = 10_000;
 const MAX_EVENTS: usize = 20_000;
@@ -277,7 +278,12 @@ impl Parser {
             open.end = place.end;
         } else {
             open.quiet += 1;
-            if open.quiet > if open.ended { QUIET_AFTER_END } else { QUIET } {
+            let limit = match open.collected.found.class().trace {
+                _ if open.ended => QUIET_AFTER_END,
+                false => QUIET_TRACELESS,
+                true => QUIET,
+            };
+            if open.quiet > limit {
                 self.close(i, None);
                 return;
             }

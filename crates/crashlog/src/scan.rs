@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use aho_corasick::packed::{Config, MatchKind, Searcher};
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
-use crate::class::{Class, Found, TABLES};
+use crate::class::{Class, Found, Group, TABLES};
 use crate::events;
 use crate::template::{self, Captures};
 
@@ -54,22 +54,33 @@ pub fn next(bytes: &[u8], from: usize) -> Option<usize> {
     }
 }
 
+/// All groups in the order in which they are tried, with their place in [`TABLES`].
+static GROUPS: LazyLock<Vec<((usize, usize), &'static Group)>> = LazyLock::new(|| {
+    TABLES.iter().enumerate().flat_map(|(t, table)| table.iter().enumerate().map(move |(g, group)| ((t, g), group))).collect()
+});
+
+/// Finds the literals of all groups in a line in one pass.
+static LITERALS: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    let automaton = AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).build(GROUPS.iter().map(|(_, g)| g.literal));
+    automaton.expect("a few dozen short literals are far below every limit")
+});
+
 /// The class whose header `text` is, if any.
 pub fn header(text: &[u8]) -> Option<Found> {
-    for (t, table) in TABLES.iter().enumerate() {
-        for (g, group) in table.iter().enumerate() {
-            if memchr::memmem::find(text, group.literal.as_bytes()).is_none() {
-                continue;
-            }
-            if group.ignore.iter().any(|i| memchr::memmem::find(text, i.as_bytes()).is_some()) {
-                continue;
-            }
-            for (c, class) in group.classes.iter().enumerate() {
-                let mut caps = Captures::default();
-                let Some(at) = template::find(class.head, text, &mut caps) else { continue };
-                if placed(text, at, class.anywhere) {
-                    return Some(Found { group: (t, g), class: c });
-                }
+    // The set of groups whose literal stands in the line; a test holds their number below 128.
+    let present = LITERALS.find_overlapping_iter(text).fold(0u128, |set, m| set | 1 << m.pattern().as_usize());
+    if present == 0 {
+        return None;
+    }
+    for (_, (place, group)) in GROUPS.iter().enumerate().filter(|(i, _)| present >> i & 1 == 1) {
+        if group.ignore.iter().any(|i| memchr::memmem::find(text, i.as_bytes()).is_some()) {
+            continue;
+        }
+        for (c, class) in group.classes.iter().enumerate() {
+            let mut caps = Captures::default();
+            let Some(at) = template::find(class.head, text, &mut caps) else { continue };
+            if placed(text, at, class.anywhere) {
+                return Some(Found { group: *place, class: c });
             }
         }
     }
@@ -109,6 +120,7 @@ mod tests {
 
     #[test]
     fn the_vectorised_search_takes_all_literals() {
+        assert!(GROUPS.len() <= 128);
         assert!(literals().len() <= 64, "{}", literals().len());
         assert!(matches!(&*ENGINE, Engine::Packed(_)) || !cfg!(target_arch = "x86_64"));
     }
