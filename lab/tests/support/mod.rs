@@ -1,0 +1,128 @@
+//! A headless browser and the demo as processes of a test.
+
+use fantoccini::{Client, ClientBuilder};
+use serde_json::json;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+/// Debian's Chromium, driven by Debian's chromedriver.
+pub struct Browser {
+    driver: Child,
+    /// The session.
+    pub page: Client,
+    _profile: tempfile::TempDir,
+}
+
+impl Browser {
+    /// Starts chromedriver on a port of its own choosing and opens a window of the given size.
+    pub async fn start(width: u32, height: u32) -> Self {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is not installed: apt-get install chromium-driver");
+        let mut lines = BufReader::new(driver.stdout.take().expect("piped")).lines();
+        let port = loop {
+            let line = lines.next().expect("chromedriver ended before it listened").expect("text");
+            if let Some(rest) = line.split("started successfully on port ").nth(1) {
+                break rest.trim_end_matches('.').trim().to_owned();
+            }
+        };
+        // Its later output has to go somewhere, or it stops at a full pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let profile = tempfile::tempdir().expect("a temporary directory");
+        let args = [
+            "--headless".to_owned(),
+            "--no-sandbox".into(),
+            "--disable-gpu".into(),
+            "--disable-quic".into(),
+            "--no-first-run".into(),
+            "--disable-background-networking".into(),
+            "--disable-component-update".into(),
+            "--disable-sync".into(),
+            format!("--user-data-dir={}", profile.path().display()),
+            format!("--window-size={width},{height}"),
+        ];
+        let mut wanted = serde_json::Map::new();
+        wanted.insert("goog:chromeOptions".into(), json!({ "args": args, "binary": "/usr/bin/chromium" }));
+        wanted.insert("goog:loggingPrefs".into(), json!({ "browser": "ALL" }));
+        let page = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
+            .capabilities(wanted)
+            .connect(&format!("http://127.0.0.1:{port}"))
+            .await
+            .expect("a browser window: apt-get install chromium chromium-driver");
+        Self { driver, page, _profile: profile }
+    }
+
+    /// Closes the window and the driver.
+    pub async fn close(mut self) {
+        let _ = self.page.close().await;
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
+
+/// `crashyard-lab demo` as a process.
+pub struct Demo {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    /// The dashboard.
+    pub url: String,
+}
+
+impl Demo {
+    /// Starts it, with its data in `data`, and waits until its dashboard is there.
+    pub fn start(data: &Path) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_crashyard-lab"))
+            .args(["demo", "--json", "--port", &port.to_string(), "--data"])
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the demo starts");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let mut this = Self { child, stderr, url: format!("http://127.0.0.1:{port}") };
+        this.wait_for("dashboard: ");
+        this
+    }
+
+    /// Reads its progress until a line with `text`; panics with all of it if it ends before.
+    pub fn wait_for(&mut self, text: &str) {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            if self.stderr.read_line(&mut line).expect("text") == 0 {
+                let status = self.child.wait().expect("a status");
+                panic!("the demo ended with {status} before {text:?}:\n{seen}");
+            }
+            eprint!("{line}");
+            seen.push_str(&line);
+            if line.contains(text) {
+                return;
+            }
+        }
+    }
+
+    /// Interrupts it as Ctrl-C does and returns its exit status and what it printed.
+    pub fn interrupt(mut self) -> (std::process::ExitStatus, String) {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-INT", &pid]).status().expect("kill");
+        let mut out = String::new();
+        self.child.stdout.take().expect("piped").read_to_string(&mut out).expect("text");
+        let mut rest = String::new();
+        let _ = self.stderr.read_to_string(&mut rest);
+        (self.child.wait().expect("a status"), out)
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // A failed test must not leave a farm behind; the demo ends its own children when it is told to end.
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+    }
+}
