@@ -185,13 +185,23 @@ impl ConsoleReader {
             self.facts.bytes = offset;
             self.partial_offset = offset;
         }
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            self.take(&rest[..end]);
-            self.facts.bytes += 1;
-            self.end_line(at);
-            rest = &rest[end + 1..];
+        while let Some((line, behind)) = line::first(rest) {
+            rest = behind;
+            let offset = self.partial_offset;
+            let length = self.facts.bytes + line.len() as u64 - offset;
+            self.facts.lines += 1;
+            self.facts.bytes += line.len() as u64 + 1;
+            self.partial_offset = self.facts.bytes;
+            if self.partial.is_empty() {
+                self.read_line(at, offset, length, &line[..line.len().min(LINE_MAX)]);
+            } else {
+                self.keep(line);
+                let whole = std::mem::take(&mut self.partial);
+                self.read_line(at, offset, length, &whole);
+            }
         }
-        self.take(rest);
+        self.keep(rest);
+        self.facts.bytes += rest.len() as u64;
     }
 
     /// What was read so far. The last line counts once it has its line feed.
@@ -206,28 +216,22 @@ impl ConsoleReader {
         self.facts.bytes
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    fn keep(&mut self, bytes: &[u8]) {
         let room = LINE_MAX.saturating_sub(self.partial.len()).min(bytes.len());
         self.partial.extend_from_slice(&bytes[..room]);
-        self.facts.bytes += bytes.len() as u64;
     }
 
-    fn end_line(&mut self, at: Timestamp) {
-        let raw = std::mem::take(&mut self.partial);
-        let offset = std::mem::replace(&mut self.partial_offset, self.facts.bytes);
-        self.facts.lines += 1;
-        let length = self.facts.bytes - 1 - offset;
-        let text = line::clean(&raw);
+    fn read_line(&mut self, at: Timestamp, offset: u64, length: u64, raw: &[u8]) {
+        if self.untitled.is_none() && !line::may_matter(raw) {
+            return;
+        }
+        let text = line::clean(raw);
         self.find_title(&text);
         if let Some(kind) = line::classify(&text, &self.intent.attempt) {
             let kind = self.with_intent(kind);
-            let mark =
-                Mark { at, offset, length, line: self.facts.lines, text: line::cut(&text), phase: self.phase, kind };
-            self.record(mark);
+            let line = self.facts.lines;
+            self.record(Mark { at, offset, length, line, text: line::cut(&text), phase: self.phase, kind });
         }
-        // Give the buffer back, so that a console costs one allocation and not one for each line.
-        self.partial = raw;
-        self.partial.clear();
     }
 
     fn with_intent(&self, kind: MarkKind) -> MarkKind {
@@ -249,7 +253,9 @@ impl ConsoleReader {
             (MarkKind::Marker, Phase::Before) => Phase::Triggered,
             (MarkKind::Marker, _) => return,
             (MarkKind::Panic { intended: true, .. }, _) => Phase::Crashed,
-            (MarkKind::CommandLine { capture: true }, _) => Phase::Capture,
+            (MarkKind::CommandLine { capture: true }, Phase::Before | Phase::Triggered | Phase::Crashed) => {
+                Phase::Capture
+            }
             (MarkKind::CommandLine { capture: false }, Phase::Triggered | Phase::Crashed)
                 if !line::may_be_cut(&mark) =>
             {

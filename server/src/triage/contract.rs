@@ -14,6 +14,7 @@ use super::scene::Scene;
 use crashyard_protocol::agent::Directive;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{Scenario, Stage, StageName, StageState, Status};
+use std::time::Duration;
 
 /// What the evidence means.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,7 +129,7 @@ impl Walk<'_> {
         if let Some(known) = self.scene.evidence.stages.iter().find(|stage| stage.name == name && is_settled(stage)) {
             return known.clone();
         }
-        let deadline = self.scene.after(started, self.scene.scenario.deadlines.of(name));
+        let deadline = self.scene.after(started, self.limit(name));
         let found = assess(name, self.scene, started);
         // Before the deadline, or not at all: what comes at the deadline comes too late, whoever asks and when.
         let proven_at = found.proven.map(|proven| proven.at.max(started)).filter(|at| *at < deadline);
@@ -161,39 +162,43 @@ impl Walk<'_> {
     // Each of these looks again at the evidence as it was at the moment of the decision, for its words and proofs.
 
     fn proven(&self, stage: Stage, at: Timestamp) -> Stage {
-        let started = stage.started_at.unwrap_or(at);
-        let found = assess(stage.name, &self.scene.until(at), started).proven;
+        let (then, started) = self.back_at(&stage, at);
+        let found = assess(stage.name, &then, started).proven;
         let Proven { text, proofs, .. } = found.unwrap_or_else(|| Proven { at, text: String::new(), proofs: vec![] });
-        close(stage, StageState::Proven, Status::Pass, at, text, proofs)
+        let deadline_at = Some(then.after(started, self.limit(stage.name)));
+        let stage = Stage { deadline_at, proofs, ..stage };
+        close(stage, StageState::Proven, Status::Pass, at, text)
     }
 
     fn failed(&self, stage: Stage, at: Timestamp) -> Stage {
-        let started = stage.started_at.unwrap_or(at);
-        let found = assess(stage.name, &self.scene.until(at), started);
+        let (then, started) = self.back_at(&stage, at);
+        let found = assess(stage.name, &then, started);
         let failure = found.failures.into_iter().find(|failure| failure.at.max(started) == at);
         let Failure { status, text, proofs, .. } = failure.unwrap_or(found.overdue);
-        close(stage, StageState::Failed, status, at, text, proofs)
+        let deadline_at = Some(then.after(started, self.limit(stage.name)));
+        let stage = Stage { deadline_at, proofs, ..stage };
+        close(stage, StageState::Failed, status, at, text)
     }
 
     fn overdue(&self, stage: Stage, deadline: Timestamp) -> Stage {
-        let started = stage.started_at.unwrap_or(deadline);
-        let seen = Timestamp(deadline.0.saturating_sub(1));
-        let Failure { status, text, proofs, .. } = assess(stage.name, &self.scene.until(seen), started).overdue;
-        let seconds = self.scene.scenario.deadlines.of(stage.name).as_secs();
-        let text = format!("{text} (Waited {seconds} s.)");
-        close(stage, StageState::Failed, status, deadline, text, proofs)
+        let (then, started) = self.back_at(&stage, Timestamp(deadline.0.saturating_sub(1)));
+        let Failure { status, text, proofs, .. } = assess(stage.name, &then, started).overdue;
+        let text = format!("{text} (Waited {} s.)", self.limit(stage.name).as_secs());
+        close(Stage { proofs, ..stage }, StageState::Failed, status, deadline, text)
+    }
+
+    /// The scene as it was at a moment, and when the stage began.
+    fn back_at(&self, stage: &Stage, at: Timestamp) -> (Scene<'_>, Timestamp) {
+        (self.scene.until(at), stage.started_at.unwrap_or(at))
+    }
+
+    fn limit(&self, stage: StageName) -> Duration {
+        self.scene.scenario.deadlines.of(stage)
     }
 }
 
-fn close(
-    stage: Stage,
-    state: StageState,
-    status: Status,
-    at: Timestamp,
-    text: String,
-    proofs: Vec<crashyard_protocol::Proof>,
-) -> Stage {
-    Stage { state, status: Some(status), settled_at: Some(at), reason: Some(text), proofs, ..stage }
+fn close(stage: Stage, state: StageState, status: Status, at: Timestamp, text: String) -> Stage {
+    Stage { state, status: Some(status), settled_at: Some(at), reason: Some(text), ..stage }
 }
 
 fn is_settled(stage: &Stage) -> bool {

@@ -129,9 +129,10 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// `wait` after `start`, not counting the time in which the server was away.
+    /// `wait` after `start`, not counting the time in which the server is known to have been away.
     pub(super) fn after(&self, start: Timestamp, wait: Duration) -> Timestamp {
-        away::after(start, wait, self.away())
+        let known: Vec<Span> = self.evidence.server_away.iter().copied().filter(|span| span.to <= self.until).collect();
+        away::after(start, wait, &known)
     }
 
     /// A moment, unless it is still to come.
@@ -146,10 +147,6 @@ impl<'a> Scene<'a> {
         let dump = self.dump().and_then(|dump| dump.completed_at);
         let reading = self.evidence.reading.as_ref().map(|reading| reading.at);
         reports.chain(marks).chain(dump).chain(reading).filter(|at| *at > self.until).min()
-    }
-
-    fn away(&self) -> &'a [Span] {
-        &self.evidence.server_away
     }
 }
 

@@ -1,1 +1,7 @@
 //! Stories that machines tell, and what the judge makes of them.
+
+mod console;
+mod dump;
+mod properties;
+mod stories;
+mod story;

@@ -2,6 +2,7 @@
 
 use super::{Mark, MarkKind};
 use crashyard_protocol::AttemptId;
+use std::io::BufRead;
 
 const PANIC: &str = "Kernel panic - not syncing: ";
 const MARKER: &str = "crashyard: trigger ";
@@ -26,6 +27,32 @@ const OOPSES: &[&str] = &[
     "traps: PANIC: ",
     "PANIC: double fault",
 ];
+
+/// Four bytes of every phrase that matters.
+const KEYS: [[u8; 4]; 14] = [
+    *b"pani", *b"PANI", *b"yard", *b"d li", *b"x ve", *b"BUG:", *b"BUG ", *b"Oops", *b"faul", *b"vide", *b"opco",
+    *b"segm", *b"Unab", *b"rnal",
+];
+
+/// The first line without its line feed, and what follows it; `None` without a line feed.
+pub(super) fn first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut behind = bytes;
+    // The standard library's search for one byte; reading a slice cannot fail.
+    let length = behind.skip_until(b'\n').unwrap_or(0).checked_sub(1)?;
+    (bytes.get(length) == Some(&b'\n')).then(|| (&bytes[..length], behind))
+}
+
+/// Whether a line is worth a closer look. Almost none is, and consoles are long: this is the only thing most bytes
+/// are put through, so it is written without branches, for the compiler to vectorise.
+pub(super) fn may_matter(raw: &[u8]) -> bool {
+    let raw = raw.strip_suffix(b"\r").unwrap_or(raw);
+    let control = raw.iter().fold(false, |any, byte| any | (*byte < 0x20 && *byte != b'\t') | (*byte == 0x7f));
+    control
+        || raw.windows(4).fold(false, |any, window| {
+            let window = u32::from_le_bytes([window[0], window[1], window[2], window[3]]);
+            KEYS.iter().fold(any, |any, key| any | (window == u32::from_le_bytes(*key)))
+        })
+}
 
 /// The line as text: escape sequences, carriage returns and other control characters gone, bad UTF-8 replaced.
 pub(super) fn clean(raw: &[u8]) -> String {
@@ -168,4 +195,32 @@ pub(super) fn kernel_function(text: &str) -> Option<&str> {
 
 fn after<'a>(text: &'a str, phrase: &str) -> Option<&'a str> {
     text.find(phrase).map(|start| &text[start + phrase.len()..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quick_look_hides_no_line_that_matters() {
+        let attempt: AttemptId = "01JDB4Q1W5Z8N6K3X0V7T2R9MF".parse().expect("an id");
+        let mut lines: Vec<String> = OOPSES.iter().map(|start| format!("[    1.000000] {start}and more")).collect();
+        lines.extend([
+            format!("{PANIC}x"),
+            format!("{MARKER}job=x attempt={attempt} scenario=x"),
+            format!("{DUMP_FAILED}network"),
+            "Command line: x".into(),
+            "Kernel command line: x".into(),
+            "Linux version 6.1.0 (x)".into(),
+            "---[ end Kernel panic - not syncing: x".into(),
+            "Fixing recursive fault but reboot is needed!".into(),
+        ]);
+        for line in lines {
+            assert!(classify(&line, &attempt).is_some(), "{line:?} matters");
+            assert!(may_matter(line.as_bytes()), "{line:?} is looked at");
+            assert!(may_matter(format!("\x1b[1m{line}").as_bytes()));
+        }
+        assert!(!may_matter(b"[    0.070673] Kernel/User page tables isolation: disabled\r"));
+        assert!(!may_matter(b"pan") && !may_matter(b""));
+    }
 }

@@ -2,9 +2,7 @@
 //!
 //! Nothing is urgent here, so evidence against a stage waits for [`SETTLE`]: the console may be ahead of a report.
 
-use super::{
-    Assessment, Failure, Proven, machine_ended, oops, overdue, panic, place, power_failed, said, shown, title,
-};
+use super::{Assessment, Failure, Proven, machine_ended, overdue, panic, place, power_failed, said, shown, title};
 use crate::triage::console::{MarkKind, Phase};
 use crate::triage::scene::{self, Line, SETTLE, Scene, short};
 use crashyard_protocol::agent::{Report, Role};
@@ -139,7 +137,7 @@ pub(super) fn armed(scene: &Scene<'_>, started: Timestamp) -> Assessment {
         machine_ended(scene, Status::Error, |detail| {
             format!("The machine ended while it was being armed: {detail}. Read the end of its console.")
         })
-        .map(|failure| blame_kernel(scene, failure, kernel_at_fault)),
+        .map(|failure| blame_kernel(failure, kernel_at_fault)),
     );
 
     let last = scene.said_by(Role::Target).filter(|said| matches!(said.report, Report::Step { .. })).last();
@@ -152,20 +150,18 @@ pub(super) fn armed(scene: &Scene<'_>, started: Timestamp) -> Assessment {
             .to_owned(),
     };
     let overdue = overdue(Status::Error, text, last.map(scene::report).into_iter().collect());
-    Assessment { proven, failures, overdue: blame_kernel(scene, overdue, kernel_at_fault) }
+    Assessment { proven, failures, overdue: blame_kernel(overdue, kernel_at_fault) }
 }
 
 fn oops_since<'a>(scene: &Scene<'a>, started: Timestamp) -> Option<Line<'a>> {
-    oops(scene, Phase::Before).filter(|line| line.mark.at >= started).or_else(|| {
-        scene
-            .lines()
-            .filter(|line| line.mark.phase == Phase::Before && line.mark.at >= started)
-            .find(|line| matches!(line.mark.kind, MarkKind::Oops { .. }))
-    })
+    scene
+        .lines()
+        .filter(|line| line.mark.phase == Phase::Before && line.mark.at >= started)
+        .find(|line| matches!(line.mark.kind, MarkKind::Oops { .. }))
 }
 
 /// Makes an agent's failure the kernel's where the kernel is seen to be at fault.
-fn blame_kernel(_: &Scene<'_>, mut failure: Failure, oops: Option<Line<'_>>) -> Failure {
+fn blame_kernel(mut failure: Failure, oops: Option<Line<'_>>) -> Failure {
     if let Some(line) = oops {
         failure.status = Status::Fail;
         failure.text = format!("{} The kernel oopsed meanwhile: {} ({}).", failure.text, title(line), place(line));

@@ -1,0 +1,173 @@
+//! What is read on consoles.
+
+use super::story::{ATTEMPT, CAPTURE_BOOT, FIRST_BOOT, MARKER, PANIC, RELEASE};
+use crate::triage::console::{ConsoleFacts, ConsoleReader, Intent, MarkKind, Phase};
+use crashyard_protocol::clock::Timestamp;
+use proptest::prelude::*;
+
+fn intent() -> Intent {
+    Intent { attempt: ATTEMPT.parse().expect("an id"), panic: "sysrq triggered crash".into() }
+}
+
+fn read(text: impl AsRef<[u8]>) -> ConsoleFacts {
+    let mut reader = ConsoleReader::new(intent());
+    reader.feed(Timestamp(7), 0, text.as_ref());
+    reader.facts().clone()
+}
+
+fn story() -> String {
+    format!("BIOS\r\n{FIRST_BOOT}{MARKER}{PANIC}{CAPTURE_BOOT}")
+}
+
+#[test]
+fn the_reader_follows_the_crash_through_its_phases() {
+    let facts = read(story());
+    let phases: Vec<(Phase, &MarkKind)> = facts.marks.iter().map(|mark| (mark.phase, &mark.kind)).collect();
+    let banner = MarkKind::Banner { release: RELEASE.into() };
+    let panic = MarkKind::Panic { message: "sysrq triggered crash".into(), intended: true, expected: true };
+    assert_eq!(
+        phases,
+        vec![
+            (Phase::Before, &banner),
+            (Phase::Before, &MarkKind::CommandLine { capture: false }),
+            (Phase::Before, &MarkKind::CommandLine { capture: false }),
+            (Phase::Before, &MarkKind::Marker),
+            (Phase::Triggered, &panic),
+            (Phase::Crashed, &banner),
+            (Phase::Crashed, &MarkKind::CommandLine { capture: true }),
+        ]
+    );
+    assert_eq!(facts.lines, 10);
+}
+
+#[test]
+fn an_expected_message_without_the_marker_is_not_the_intended_panic() {
+    let facts = read(format!("{FIRST_BOOT}{PANIC}"));
+    let last = facts.marks.last().expect("a mark");
+    assert!(matches!(last.kind, MarkKind::Panic { intended: false, expected: true, .. }));
+    assert_eq!(last.phase, Phase::Before);
+}
+
+#[test]
+fn prefixes_escapes_and_prompts_do_not_hide_a_line() {
+    let panic = "Kernel panic - not syncing: sysrq triggered crash";
+    for line in [
+        format!("[   20.000200] {panic}"),
+        format!("[   20.000200][    T1] {panic}"),
+        format!("<0>[   20.000200] {panic}\r"),
+        format!("2026-11-23T10:00:00Z rack4 console: [   20.000200] {panic}"),
+        format!("\x1b[1;31m[   20.000200] {panic}\x1b[0m\r"),
+        format!("/ # [   20.000200] {panic}"),
+        panic.to_owned(),
+    ] {
+        let facts = read(format!("{MARKER}{line}\n"));
+        let last = facts.marks.last().expect("a mark");
+        assert!(matches!(last.kind, MarkKind::Panic { intended: true, .. }), "{line:?} gives {last:?}");
+        assert!(!last.text.contains(['\x1b', '\r']), "proofs are safe to show");
+    }
+}
+
+#[test]
+fn oopses_are_titled_by_what_happened_and_where() {
+    for (lines, title) in [
+        (
+            "[    1.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000\n\
+             [    1.000000] #PF: supervisor read access in kernel mode\n\
+             [    1.000000] Oops: Oops: 0000 [#1] SMP\n\
+             [    1.000000] RIP: 0010:vmx_disable_virtualization_cpu+0x27/0x70 [kvm_intel]\n",
+            "BUG: kernel NULL pointer dereference in vmx_disable_virtualization_cpu",
+        ),
+        (
+            "[    1.000000] Oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP\n\
+             [    1.000000] RIP: 0010:do_it+0x1/0x2\n",
+            "general protection fault in do_it",
+        ),
+        (
+            "[    1.000000] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [sh:77]\n\
+             [    1.000000] RIP: 0033:0x47b7a0\n",
+            "BUG: soft lockup - CPU#1 stuck for 22s! [sh:77]",
+        ),
+    ] {
+        let facts = read(lines);
+        let titles: Vec<&MarkKind> = facts.marks.iter().map(|mark| &mark.kind).collect();
+        assert_eq!(titles, vec![&MarkKind::Oops { title: title.into() }]);
+    }
+    assert!(read("[    1.000000] WARNING: CPU: 0 PID: 1 at arch/x86/x.c:95 parse+0xaf/0xc0\n").marks.is_empty());
+}
+
+#[test]
+fn a_command_line_that_may_be_cut_does_not_look_like_a_reset() {
+    let long = format!("[    0.000000] Command line: {}\n", "console=ttyS0 ".repeat(70));
+    let text = format!("{MARKER}{PANIC}[    0.000000] Linux version {RELEASE} (builder@lab) #1\n{long}{CAPTURE_BOOT}");
+    let last = read(text).marks.pop().expect("a mark");
+    assert_eq!((last.phase, last.kind), (Phase::Crashed, MarkKind::CommandLine { capture: true }));
+}
+
+#[test]
+fn a_mention_of_linux_is_no_banner() {
+    assert!(read("I like Linux version 6 very much\nLinux version\n").marks.is_empty());
+}
+
+#[test]
+fn hostile_consoles_cost_little_memory() {
+    let mut reader = ConsoleReader::new(intent());
+    let endless = vec![b'A'; 1 << 20];
+    for _ in 0..8 {
+        reader.feed(Timestamp(1), reader.next_offset(), &endless);
+    }
+    let flood = "\n".to_owned() + &PANIC.repeat(10_000);
+    reader.feed(Timestamp(2), reader.next_offset(), flood.as_bytes());
+    assert!(reader.facts().marks.len() <= 32);
+    assert_eq!(reader.facts().lines, 10_001);
+    assert_eq!(reader.facts().marks[0].offset, (8 << 20) + 1);
+    let stored = serde_json::to_vec(&reader).expect("it can be stored");
+    assert!(stored.len() < 64 * 1024, "{} bytes", stored.len());
+}
+
+#[test]
+fn a_stored_reader_goes_on_where_it_was() {
+    let text = story();
+    let (first, second) = text.as_bytes().split_at(text.len() / 2);
+    let mut reader = ConsoleReader::new(intent());
+    reader.feed(Timestamp(7), 0, first);
+    let stored = serde_json::to_string(&reader).expect("it can be stored");
+    let mut reader: ConsoleReader = serde_json::from_str(&stored).expect("it can be read back");
+    reader.feed(Timestamp(7), first.len() as u64, second);
+    assert_eq!(*reader.facts(), read(&text));
+}
+
+proptest! {
+    #[test]
+    fn any_cut_and_any_repetition_gives_the_same_facts(cuts in prop::collection::vec((0_usize..900, 0_usize..300), 0..12)) {
+        let text = story();
+        let bytes = text.as_bytes();
+        let mut reader = ConsoleReader::new(intent());
+        for (start, length) in cuts {
+            let start = start.min(usize::try_from(reader.next_offset()).expect("small"));
+            let end = (start + length).min(bytes.len());
+            if start < end {
+                reader.feed(Timestamp(7), start as u64, &bytes[start..end]);
+            }
+        }
+        let from = usize::try_from(reader.next_offset()).expect("small");
+        reader.feed(Timestamp(7), from as u64, &bytes[from..]);
+        prop_assert_eq!(reader.facts(), &read(bytes));
+    }
+
+    #[test]
+    fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..4000), offset in any::<u32>()) {
+        let mut reader = ConsoleReader::new(intent());
+        reader.feed(Timestamp(7), u64::from(offset), &bytes);
+        reader.feed(Timestamp(8), 3, &bytes);
+        prop_assert_eq!(reader.facts().bytes, (u64::from(offset) + bytes.len() as u64).max(3 + bytes.len() as u64));
+    }
+
+    #[test]
+    fn lines_of_a_story_in_any_order_are_read(order in Just(story()).prop_flat_map(|text| {
+        let lines: Vec<String> = text.lines().map(|line| format!("{line}\n")).collect();
+        prop::sample::subsequence(lines.clone(), 0..=lines.len()).prop_shuffle()
+    })) {
+        let facts = read(order.concat());
+        prop_assert!(facts.marks.windows(2).all(|pair| pair[0].offset < pair[1].offset && pair[0].phase <= pair[1].phase));
+    }
+}
