@@ -110,7 +110,7 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
         ("machines", MachinesPage::new(&machines, true, Some(bad()), now).render()),
-        ("invalid", ErrorPage::invalid(bad()).render()),
+        ("invalid", ErrorPage::invalid(&bad()).render()),
     ]
     .into_iter()
     .map(|(name, html)| (name, html.expect("renders")))

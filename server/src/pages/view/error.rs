@@ -1,6 +1,7 @@
 //! What went wrong, and what to do next.
 
 use super::Shell;
+use crate::pages::text::visible;
 use askama::Template;
 
 /// A page instead of the one that was asked for.
@@ -31,12 +32,12 @@ impl ErrorPage {
 
     /// The request makes no sense.
     #[must_use]
-    pub fn invalid(detail: String) -> Self {
+    pub fn invalid(detail: &str) -> Self {
         Self {
             shell: Shell { section: "", now: None },
             status: 400,
             title: "That address makes no sense",
-            detail,
+            detail: visible(detail).into_owned(),
             next: "Check the part of the address after the question mark.",
             request_id: None,
         }
