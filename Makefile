@@ -19,7 +19,7 @@ fmt:
 
 lint:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings
 
 # Debian packages that demo, tests and benchmarks need (root or sudo, only when one is missing)
 packages:
