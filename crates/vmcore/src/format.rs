@@ -18,7 +18,8 @@ use crate::error::{Error, Fault, Limits};
 use crate::read_at::{ReadAt, read_full};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use notes::{Note, Prstatus, prstatus_in, prstatus_of};
+pub use notes::Note;
+pub(crate) use notes::{Prstatus, prstatus_in, prstatus_of};
 
 /// Bytes of a page. x86-64 has no other base page size.
 pub const PAGE: usize = 4096;
@@ -139,8 +140,17 @@ impl<'a> Dump<'a> {
         self.format
     }
 
-    pub(crate) fn notes(&self) -> &[Note] {
+    /// The notes: name, type and contents.
+    pub fn notes(&self) -> &[Note] {
         &self.notes
+    }
+
+    /// One more than the highest page number the dump can have.
+    pub fn end_pfn(&self) -> u64 {
+        match &self.body {
+            Body::Elf(elf) => elf.end_pfn(),
+            Body::Kdump(parts) => parts.iter().map(kdump::Kdump::end_pfn).max().unwrap_or(0),
+        }
     }
 
     /// Text of the VMCOREINFO note.

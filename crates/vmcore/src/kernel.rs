@@ -15,6 +15,8 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Endings of the labels inside the system call entries (`SYM_INNER_LABEL` in arch/x86/entry) that a return address follows.
+const INNER_LABELS: [&str; 2] = ["_after_hwframe", "_safe_stack"];
 /// Warnings kept; a broken dump repeats itself.
 const MAX_WARNINGS: usize = 64;
 
@@ -283,7 +285,14 @@ impl<'a> Kernel<'a> {
     /// Name, start and module of the symbol an address lies in.
     pub fn symbolise(&self, va: u64) -> Option<(String, u64, Option<&str>)> {
         if self.text.contains(&va) {
-            let (name, start) = self.symbols.as_ref()?.symbolise(va)?;
+            let symbols = self.symbols.as_ref()?;
+            let (name, start) = symbols.symbolise(va)?;
+            // Kallsyms cannot tell a label inside an entry routine from a function; a debugger, which can, names the routine.
+            let routine = INNER_LABELS.iter().find_map(|suffix| name.strip_suffix(suffix));
+            if let Some(outer) = routine.and_then(|r| symbols.lookup(r)).filter(|&outer| outer <= start) {
+                let len = routine.map_or(0, str::len);
+                return Some((name[..len].to_owned(), outer, None));
+            }
             return Some((name, start, None));
         }
         let module = self.modules().iter().find(|m| m.contains(va))?;

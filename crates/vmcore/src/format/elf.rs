@@ -144,6 +144,11 @@ impl<'a> Elf<'a> {
         }
     }
 
+    pub(super) fn end_pfn(&self) -> u64 {
+        let end = |ranges: &[Range]| ranges.last().map_or(0, |r| r.end.div_ceil(PAGE as u64));
+        end(&self.data).max(end(&self.left_out))
+    }
+
     pub(super) fn page_counts(&self) -> PageCounts {
         let pages = |ranges: &[Range]| ranges.iter().map(|r| (r.end - r.start) / PAGE as u64).sum();
         PageCounts { present: pages(&self.data), excluded: pages(&self.left_out) }

@@ -36,6 +36,9 @@ pub(super) struct Kdump<'a> {
     utsname: Vec<u8>,
     /// Set bits of bitmap 2 before each stride.
     rank: Vec<u64>,
+    /// Pages of bitmap 2 before this file's range, and inside it.
+    before: u64,
+    pages: u64,
     state: RefCell<State>,
 }
 
@@ -116,6 +119,8 @@ impl<'a> Kdump<'a> {
             descriptors,
             utsname: head[12..STATUS_AT - 16].to_vec(),
             rank: Vec::new(),
+            before: 0,
+            pages: 0,
             state: RefCell::new(State {
                 decompressor: Decompressor::new(),
                 packed: Vec::new(),
@@ -123,6 +128,13 @@ impl<'a> Kdump<'a> {
             }),
         };
         this.rank = this.count_bits(this.bitmap2)?;
+        let total = this.rank.last().copied().unwrap_or(0);
+        this.pages = total;
+        if split {
+            let rank = |pfn| this.rank_before(&mut this.state.borrow_mut(), pfn).unwrap_or(total);
+            let (before, after) = (rank(this.range.start), rank(this.range.end));
+            (this.before, this.pages) = (before, after.saturating_sub(before));
+        }
         Ok((this, found))
     }
 
@@ -166,8 +178,7 @@ impl<'a> Kdump<'a> {
             };
             return Err(if known { Fault::Excluded(pa) } else { Fault::Absent(pa) });
         };
-        let before = if self.range.start == 0 { 0 } else { self.rank_before(state, self.range.start)? };
-        let at = self.descriptors + DESC * rank.saturating_sub(before);
+        let at = self.descriptors + DESC * rank.saturating_sub(self.before);
         let mut desc = [0u8; DESC as usize];
         self.small(state, at, &mut desc).ok_or(Fault::Damaged(pa))?;
         let (offset, size, flags) = (u64_at(&desc, 0), u32_at(&desc, 8) as usize, u32_at(&desc, 12));
@@ -189,17 +200,7 @@ impl<'a> Kdump<'a> {
     }
 
     fn data_start(&self) -> u64 {
-        self.descriptors + DESC * self.in_this_file()
-    }
-
-    fn in_this_file(&self) -> u64 {
-        let total = self.rank.last().copied().unwrap_or(0);
-        if self.range == (0..self.max_pfn) {
-            return total;
-        }
-        let state = &mut *self.state.borrow_mut();
-        let rank = |state: &mut State, pfn| self.rank_before(state, pfn).unwrap_or(total);
-        rank(state, self.range.end).saturating_sub(rank(state, self.range.start))
+        self.descriptors + DESC * self.pages
     }
 
     /// Index of the page among the pages of bitmap 2, if it is one of them.
@@ -258,8 +259,12 @@ impl<'a> Kdump<'a> {
         Some(())
     }
 
+    pub(super) fn end_pfn(&self) -> u64 {
+        self.range.end
+    }
+
     pub(super) fn page_counts(&self) -> PageCounts {
-        let present = self.in_this_file();
+        let present = self.pages;
         let total = self.rank.last().copied().unwrap_or(0);
         let ram = self.bitmap1.and_then(|b| self.count_bits(b).ok()).and_then(|r| r.last().copied()).unwrap_or(total);
         PageCounts { present, excluded: ram.saturating_sub(total) }
@@ -276,7 +281,7 @@ impl<'a> Kdump<'a> {
         if data > have {
             return Err(Error::Truncated { have, need: data });
         }
-        let mut left = self.in_this_file();
+        let mut left = self.pages;
         // A long tail of zero pages says nothing; give up after a million of them rather than read gigabytes.
         let mut budget = 1u64 << 20;
         let mut buf = vec![0u8; (DESC * 1024) as usize];

@@ -3,10 +3,13 @@
 use crate::bytes::{u32_at, u64_at};
 
 /// One ELF note.
-#[derive(Debug, Clone)]
-pub(crate) struct Note {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Its name, e.g. `CORE`, `VMCOREINFO`, `QEMU`.
     pub name: String,
+    /// Its type; the name decides what that means.
     pub kind: u32,
+    /// Its contents.
     pub desc: Vec<u8>,
 }
 
