@@ -132,6 +132,10 @@ CREATE TABLE attempt (
     verdict TEXT NOT NULL CHECK (verdict IN ('PASS', 'FAIL', 'ERROR', 'MISS', 'SKIP', 'DONE')),
     reason TEXT,
     blamed_stage TEXT,
+    -- Title of the crash that nobody asked for, where the contract stopped at one.
+    signature TEXT,
+    -- When to judge again if nothing arrives until then.
+    check_at BIGINT,
     -- Counts the judgements applied, so that one made from older evidence never overwrites a newer one.
     judgement_seq BIGINT NOT NULL,
     lease_expires_at BIGINT NOT NULL,
@@ -150,6 +154,7 @@ CREATE TABLE attempt (
 CREATE UNIQUE INDEX attempt_live_machine ON attempt (machine_id) WHERE state IN ('running', 'collecting');
 CREATE UNIQUE INDEX attempt_live_job ON attempt (job_id) WHERE state IN ('running', 'collecting');
 CREATE INDEX attempt_lease ON attempt (lease_expires_at) WHERE state IN ('running', 'collecting');
+CREATE INDEX attempt_check ON attempt (check_at) WHERE check_at IS NOT NULL;
 CREATE INDEX attempt_run ON attempt (run_id);
 CREATE INDEX attempt_machine ON attempt (machine_id, id);
 
@@ -172,13 +177,10 @@ CREATE TABLE stage (
     name TEXT NOT NULL,
     ordinal BIGINT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'proven', 'failed', 'skipped')),
-    deadline_at BIGINT,
-    -- The whole stage as judged; state and deadline_at repeat what the passes look for.
+    -- The whole stage as judged.
     body JSONB NOT NULL,
     PRIMARY KEY (attempt_id, name)
 );
-
-CREATE INDEX stage_deadline ON stage (deadline_at) WHERE state = 'active';
 
 CREATE TABLE report (
     attempt_id TEXT NOT NULL REFERENCES attempt (id),
@@ -243,6 +245,7 @@ CREATE TABLE server_away (
     PRIMARY KEY (from_at, to_at)
 );
 
+CREATE INDEX artifact_open ON artifact (id) WHERE state = 'open';
 CREATE INDEX checkout_created ON checkout (tree_id, id);
 CREATE INDEX run_build ON run (build_id);
 CREATE INDEX event_attempt ON event (attempt_id, seq) WHERE attempt_id IS NOT NULL;

@@ -75,14 +75,10 @@ pub const DEFAULT_TOML: &str = include_str!("../../deploy/server.toml");
 
 impl Config {
     /// Reads the file (if one is given) and the environment.
-    pub fn load(
-        file: Option<&Path>,
-        environment: impl Fn(&str) -> Option<String>,
-    ) -> anyhow::Result<Self> {
+    pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         let mut table = match file {
             Some(path) => {
-                let text =
-                    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
                 text.parse::<toml::Table>().with_context(|| format!("{} is not TOML", path.display()))?
             }
             None => toml::Table::new(),

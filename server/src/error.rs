@@ -64,7 +64,8 @@ impl AppError {
 
     /// Status, kind, title, detail, and what to do next.
     fn parts(&self) -> (StatusCode, &'static str, &'static str, String, String) {
-        let say = |status, kind, title, detail: &str, next: &str| (status, kind, title, detail.to_owned(), next.to_owned());
+        let say =
+            |status, kind, title, detail: &str, next: &str| (status, kind, title, detail.to_owned(), next.to_owned());
         match self {
             Self::NotFound(detail) => {
                 say(StatusCode::NOT_FOUND, kind::NOT_FOUND, "Not found", detail, "Check the id or the path.")

@@ -1,1 +1,34 @@
-//! server
+//! The Crashyard server: the ledger of the farm, and the only one who says what evidence means.
+//!
+//! ```text
+//! routes ─► api, agent, pages ─► db, blobs, judging ─► triage (pure)
+//!           passes ────────────►
+//! ```
+//!
+//! Requests and passes read and write the ledger ([`db`]) and the blob store ([`blobs`]); after every write of
+//! evidence, [`judging`] asks [`triage`] what it means and writes the answer. A server keeps nothing that a `kill -9`
+//! could lose: what is in memory is a cache ([`consoles`]) or a wake-up ([`wake`]).
+
+pub mod agent;
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod blobs;
+pub mod config;
+pub mod consoles;
+pub mod db;
+pub mod error;
+pub mod extract;
+pub mod ids;
+pub mod judging;
+pub mod ledger_writer;
+pub mod metrics;
+pub mod pages;
+pub mod passes;
+pub mod ranges;
+pub mod routes;
+pub mod serve;
+pub mod sse;
+pub mod triage;
+pub mod uploads;
+pub mod wake;

@@ -114,13 +114,13 @@ pub async fn find(db: &Db, owner: &Owner, name: &str) -> DbResult<Option<Artifac
 
 /// Every artifact of a build or an attempt, oldest first.
 pub async fn list(db: &Db, owner: &Owner) -> DbResult<Vec<ArtifactRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT * FROM artifact WHERE build_id = $1 OR attempt_id = $2 ORDER BY id",
-    )
-    .bind(owner.build())
-    .bind(owner.attempt())
-    .fetch_all(c)
-    .await)?)
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as("SELECT * FROM artifact WHERE build_id = $1 OR attempt_id = $2 ORDER BY id")
+            .bind(owner.build())
+            .bind(owner.attempt())
+            .fetch_all(c)
+            .await
+    })?)
 }
 
 /// Bytes kept for a build or an attempt.
@@ -217,12 +217,11 @@ pub async fn add_chunk(tx: &mut Tx, segment: &SegmentRow) -> DbResult<ChunkOutco
     if let Some(old) = old {
         return Ok(compare_chunk(&old, segment));
     }
-    let last: Option<SegmentRow> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT * FROM segment WHERE artifact_id = $1 ORDER BY start_at DESC LIMIT 1",
-    )
-    .bind(&segment.artifact_id)
-    .fetch_optional(c)
-    .await)?;
+    let last: Option<SegmentRow> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 ORDER BY start_at DESC LIMIT 1",)
+            .bind(&segment.artifact_id)
+            .fetch_optional(c)
+            .await)?;
     if let Some(last) = last {
         if last.start_at < segment.start_at && unsigned(last.length) < CHUNK_BYTES {
             return Ok(ChunkOutcome::Contradicts(format!(
@@ -329,37 +328,25 @@ pub async fn complete(tx: &mut Tx, id: &ArtifactId, blake3: &str, now: Timestamp
 
 /// Records that an upload was announced with other bytes than came.
 pub async fn mark_mismatch(tx: &mut Tx, id: &ArtifactId, text: &str, now: Timestamp) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query("UPDATE artifact SET mismatch_at = $2, mismatch = $3 WHERE id = $1 AND state = 'open'")
-        .bind(id)
-        .bind(now)
-        .bind(text)
-        .execute(c)
-        .await
-        .map(drop))?;
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE artifact SET mismatch_at = $2, mismatch = $3 WHERE id = $1 AND state = 'open'"
+    )
+    .bind(id)
+    .bind(now)
+    .bind(text)
+    .execute(c)
+    .await
+    .map(drop))?;
     Ok(())
 }
 
-/// Consoles of attempts that are over which still are in more than `segments` segments.
-pub async fn scattered_consoles(db: &Db, segments: i64, limit: i64) -> DbResult<Vec<ArtifactRow>> {
+/// Consoles of attempts that are over and settled, which are still open: nothing will come any more.
+pub async fn finished_consoles(db: &Db, limit: i64) -> DbResult<Vec<ArtifactRow>> {
     Ok(on!(db.read(), |c| sqlx::query_as(
         "SELECT a.* FROM artifact a JOIN attempt t ON t.id = a.attempt_id \
-         WHERE a.state = 'open' AND t.state IN ('done', 'lost') AND a.name LIKE 'console-%' \
-         AND (SELECT COUNT(*) FROM segment s WHERE s.artifact_id = a.id) > $1 ORDER BY a.id LIMIT $2",
+         WHERE a.state = 'open' AND t.state IN ('done', 'lost') AND t.check_at IS NULL \
+         AND substr(a.name, 1, 8) = 'console-' ORDER BY a.id LIMIT $1",
     )
-    .bind(segments)
-    .bind(limit)
-    .fetch_all(c)
-    .await)?)
-}
-
-/// Consoles of attempts that are over and have few segments: nothing will come, so they are closed.
-pub async fn finished_consoles(db: &Db, segments: i64, limit: i64) -> DbResult<Vec<ArtifactRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT a.* FROM artifact a JOIN attempt t ON t.id = a.attempt_id \
-         WHERE a.state = 'open' AND t.state IN ('done', 'lost') AND a.name LIKE 'console-%' \
-         AND (SELECT COUNT(*) FROM segment s WHERE s.artifact_id = a.id) <= $1 ORDER BY a.id LIMIT $2",
-    )
-    .bind(segments)
     .bind(limit)
     .fetch_all(c)
     .await)?)
@@ -368,15 +355,14 @@ pub async fn finished_consoles(db: &Db, segments: i64, limit: i64) -> DbResult<V
 /// Puts one segment in the place of several that hold the same bytes; `false` if they are no longer as they were.
 pub async fn merge_segments(tx: &mut Tx, old: &[SegmentRow], merged: &SegmentRow) -> DbResult<bool> {
     for segment in old {
-        let gone = on_tx!(tx, |c| sqlx::query(
-            "DELETE FROM segment WHERE artifact_id = $1 AND start_at = $2 AND hash = $3",
-        )
-        .bind(&segment.artifact_id)
-        .bind(segment.start_at)
-        .bind(&segment.hash)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?;
+        let gone =
+            on_tx!(tx, |c| sqlx::query("DELETE FROM segment WHERE artifact_id = $1 AND start_at = $2 AND hash = $3",)
+                .bind(&segment.artifact_id)
+                .bind(segment.start_at)
+                .bind(&segment.hash)
+                .execute(c)
+                .await
+                .map(|done| done.rows_affected()))?;
         if gone != 1 {
             return Ok(false);
         }

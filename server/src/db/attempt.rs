@@ -35,6 +35,10 @@ pub struct AttemptRow {
     pub reason: Option<String>,
     /// Where the contract stopped.
     pub blamed_stage: Option<StageName>,
+    /// Title of the crash that nobody asked for, where the contract stopped at one.
+    pub signature: Option<String>,
+    /// When to judge again if nothing arrives until then.
+    pub check_at: Option<Timestamp>,
     /// How many judgements have been written.
     pub judgement_seq: i64,
     /// Until when the lease holds.
@@ -92,6 +96,8 @@ pub struct FullAttempt {
     pub build_release: String,
     /// Its GNU build id.
     pub build_gnu_id: Option<String>,
+    /// Added to the command line of every boot of it.
+    pub build_cmdline: String,
 }
 
 /// One stage as judged.
@@ -114,7 +120,7 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
 pub async fn full(db: &Db, id: &AttemptId) -> DbResult<FullAttempt> {
     Ok(on!(db.read(), |c| sqlx::query_as(
         "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, r.build_id, \
-         b.release AS build_release, b.build_id AS build_gnu_id FROM attempt a \
+         b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline FROM attempt a \
          JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
          JOIN build b ON b.id = r.build_id WHERE a.id = $1",
     )
@@ -161,11 +167,10 @@ pub async fn of_machine(db: &Db, machine: &MachineId, limit: i64) -> DbResult<Ve
         .await)?)
 }
 
-/// Live attempts with a stage whose deadline has passed.
-pub async fn overdue(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<AttemptId>> {
+/// Attempts that are to be judged now even though nothing arrived.
+pub async fn due(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<AttemptId>> {
     Ok(on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT DISTINCT s.attempt_id FROM stage s JOIN attempt a ON a.id = s.attempt_id \
-         WHERE s.state = 'active' AND s.deadline_at <= $1 AND a.state IN ('running', 'collecting') LIMIT $2",
+        "SELECT id FROM attempt WHERE check_at IS NOT NULL AND check_at <= $1 ORDER BY check_at LIMIT $2",
     )
     .bind(now)
     .bind(limit)
@@ -173,14 +178,11 @@ pub async fn overdue(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<Attemp
     .await)?)
 }
 
-/// The next deadline of a live attempt.
-pub async fn next_deadline(db: &Db) -> DbResult<Option<Timestamp>> {
-    Ok(on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT MIN(s.deadline_at) FROM stage s JOIN attempt a ON a.id = s.attempt_id \
-         WHERE s.state = 'active' AND s.deadline_at IS NOT NULL AND a.state IN ('running', 'collecting')",
-    )
-    .fetch_one(c)
-    .await)?)
+/// When the next attempt is to be judged even if nothing arrives.
+pub async fn next_due(db: &Db) -> DbResult<Option<Timestamp>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar("SELECT MIN(check_at) FROM attempt WHERE check_at IS NOT NULL")
+        .fetch_one(c)
+        .await)?)
 }
 
 /// Attempts whose complete dump nobody has read yet.
@@ -213,4 +215,25 @@ pub async fn live(db: &Db) -> DbResult<Vec<AttemptId>> {
     )
     .fetch_all(c)
     .await)?)
+}
+
+/// Whether the progress of the dump may be told again; `true` at most once for each `every`.
+pub async fn may_tell_progress(
+    tx: &mut Tx,
+    id: &AttemptId,
+    now: Timestamp,
+    every: std::time::Duration,
+) -> DbResult<bool> {
+    let every = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
+    let told = on_tx!(tx, |c| sqlx::query(
+        "UPDATE attempt SET progress_event_at = $2 WHERE id = $1 \
+         AND (progress_event_at IS NULL OR progress_event_at <= $3)",
+    )
+    .bind(id)
+    .bind(now)
+    .bind(Timestamp(now.0.saturating_sub(every)))
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected()))?;
+    Ok(told == 1)
 }

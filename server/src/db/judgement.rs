@@ -19,8 +19,12 @@ pub struct Verdict {
     pub stages: Vec<Stage>,
     /// Verdict, where the contract stopped, and why; `None` while the contract is being worked through.
     pub verdict: Option<(Status, Option<StageName>, Option<String>)>,
+    /// Title of the crash that nobody asked for.
+    pub signature: Option<String>,
     /// Whether the crash is judged and only the machine's return is owed.
     pub collecting: bool,
+    /// When to judge again if nothing arrives until then.
+    pub check_at: Option<Timestamp>,
 }
 
 /// What came of it.
@@ -35,10 +39,21 @@ pub enum Applied {
 }
 
 /// Writes the first stages of an attempt, when its lease is given.
-pub async fn open_stages(tx: &mut Tx, attempt: &AttemptId, stages: &[Stage]) -> DbResult<()> {
+pub async fn open_stages(
+    tx: &mut Tx,
+    attempt: &AttemptId,
+    stages: &[Stage],
+    check_at: Option<Timestamp>,
+) -> DbResult<()> {
     for stage in stages {
         put_stage(tx, attempt, stage).await?;
     }
+    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET check_at = $2 WHERE id = $1")
+        .bind(attempt)
+        .bind(check_at)
+        .execute(c)
+        .await
+        .map(drop))?;
     Ok(())
 }
 
@@ -56,16 +71,18 @@ pub async fn apply(
         other => other,
     };
     let newly_judged = before.judged_at.is_none() && judged.verdict.is_some();
-    if changed.is_empty() && state == before.state && !newly_judged {
+    if changed.is_empty() && state == before.state && !newly_judged && judged.check_at == before.check_at {
         return Ok(Applied::Same);
     }
     let (verdict, blamed, reason) = match &judged.verdict {
         Some((verdict, blamed, reason)) if newly_judged => (*verdict, *blamed, reason.clone()),
         _ => (before.verdict, before.blamed_stage, before.reason.clone()),
     };
-    let written = on_tx!(tx, |c| sqlx::query(
+    let written = on_tx!(tx, |c| {
+        sqlx::query(
         "UPDATE attempt SET judgement_seq = judgement_seq + 1, state = CASE WHEN state = 'running' THEN $3 ELSE state END, \
-         verdict = $4, blamed_stage = $5, reason = $6, judged_at = $7 WHERE id = $1 AND judgement_seq = $2",
+         verdict = $4, blamed_stage = $5, reason = $6, judged_at = $7, check_at = $8, \
+         signature = COALESCE(signature, $9) WHERE id = $1 AND judgement_seq = $2",
     )
     .bind(&before.id)
     .bind(before.judgement_seq)
@@ -74,9 +91,12 @@ pub async fn apply(
     .bind(blamed)
     .bind(&reason)
     .bind(if newly_judged { Some(now) } else { before.judged_at })
+    .bind(judged.check_at)
+    .bind(&judged.signature)
     .execute(c)
     .await
-    .map(|done| done.rows_affected()))?;
+    .map(|done| done.rows_affected())
+    })?;
     if written == 0 {
         return Ok(Applied::Stale);
     }
@@ -116,15 +136,13 @@ async fn show_in_job(
 async fn put_stage(tx: &mut Tx, attempt: &AttemptId, stage: &Stage) -> DbResult<()> {
     let ordinal = StageName::ALL.iter().position(|name| *name == stage.name).unwrap_or(StageName::ALL.len());
     on_tx!(tx, |c| sqlx::query(
-        "INSERT INTO stage (attempt_id, name, ordinal, state, deadline_at, body) VALUES ($1, $2, $3, $4, $5, $6) \
-         ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, deadline_at = excluded.deadline_at, \
-         body = excluded.body",
+        "INSERT INTO stage (attempt_id, name, ordinal, state, body) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, body = excluded.body",
     )
     .bind(attempt)
     .bind(stage.name)
     .bind(i64::try_from(ordinal).unwrap_or(i64::MAX))
     .bind(stage.state)
-    .bind(stage.deadline_at)
     .bind(Json(stage))
     .execute(c)
     .await

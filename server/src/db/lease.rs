@@ -10,7 +10,8 @@ use crashyard_protocol::{AttemptId, AttemptState, ControllerId, JobState, Machin
 
 /// Prolongs a lease. Time alone does not end it: as long as nobody has declared it lost, its holder may go on.
 pub async fn renew(tx: &mut Tx, id: &AttemptId, epoch: u64, expires_at: Timestamp) -> DbResult<AttemptRow> {
-    let renewed: Option<AttemptRow> = on_tx!(tx, |c| sqlx::query_as(
+    let renewed: Option<AttemptRow> = on_tx!(tx, |c| {
+        sqlx::query_as(
         "UPDATE attempt SET lease_expires_at = $3 WHERE id = $1 AND epoch = $2 AND state IN ('running', 'collecting') \
          RETURNING *",
     )
@@ -18,7 +19,8 @@ pub async fn renew(tx: &mut Tx, id: &AttemptId, epoch: u64, expires_at: Timestam
     .bind(signed(epoch))
     .bind(expires_at)
     .fetch_optional(c)
-    .await)?;
+    .await
+    })?;
     match renewed {
         Some(renewed) => Ok(renewed),
         None => {
@@ -158,11 +160,25 @@ pub enum Settled {
     Done,
     /// It waits for another machine.
     Queued,
+    /// It was settled before.
+    Before,
 }
 
 /// Settles the job of an attempt that has ended: with the attempt's verdict, or, where there is none (the lab did not
 /// deliver), with another try as long as fewer than `max_attempts` were made.
 pub async fn settle(tx: &mut Tx, ended: &AttemptRow, max_attempts: u32, now: Timestamp) -> DbResult<Settled> {
+    // The first to come settles it; the row's lock makes others wait and then find it settled.
+    let owed = on_tx!(tx, |c| sqlx::query(
+        "UPDATE job SET attempt_count = attempt_count WHERE id = $1 AND state = 'leased' AND attempt_count = $2",
+    )
+    .bind(&ended.job_id)
+    .bind(ended.number)
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected()))?;
+    if owed == 0 {
+        return Ok(Settled::Before);
+    }
     let again = ended.verdict == Status::Miss && ended.number < i64::from(max_attempts);
     let about = About { run: &ended.run_id, job: Some(&ended.job_id), attempt: Some(&ended.id) };
     event::append(tx, about, now, EventBody::AttemptDone).await?;

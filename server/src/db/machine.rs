@@ -162,8 +162,7 @@ pub async fn match_machine(tx: &mut Tx, machine: &MachineRow) -> DbResult<()> {
 pub async fn put_selector(tx: &mut Tx, id: &SelectorId, labels: &Labels) -> DbResult<SelectorId> {
     let key = serde_json::to_string(labels).expect("a map of strings is JSON");
     let find = "SELECT id FROM selector WHERE labels_key = $1";
-    let old: Option<SelectorId> =
-        on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_optional(c).await)?;
+    let old: Option<SelectorId> = on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_optional(c).await)?;
     if let Some(old) = old {
         return Ok(old);
     }
@@ -179,8 +178,7 @@ pub async fn put_selector(tx: &mut Tx, id: &SelectorId, labels: &Labels) -> DbRe
     let Some(new) = new else {
         return Ok(on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_one(c).await)?);
     };
-    let machines: Vec<MachineRow> =
-        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM machine").fetch_all(c).await)?;
+    let machines: Vec<MachineRow> = on_tx!(tx, |c| sqlx::query_as("SELECT * FROM machine").fetch_all(c).await)?;
     for machine in machines.iter().filter(|machine| matches(machine, labels)) {
         link(tx, &machine.id, &new).await?;
     }

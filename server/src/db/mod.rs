@@ -32,7 +32,6 @@ use sqlx::{Postgres, Sqlite, Transaction};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Readers of a SQLite file; each is a thread with its page cache.
@@ -109,8 +108,6 @@ pub enum Pool {
 pub struct Db {
     read: Pool,
     write: Pool,
-    // Held for the life of the server: two servers on one SQLite file would not wake each other.
-    _lock: Option<Arc<File>>,
 }
 
 /// A write transaction. Dropping it rolls it back.
@@ -155,8 +152,8 @@ impl Db {
     ///
     /// `url` is `sqlite:PATH` or `postgres://…`.
     pub async fn open(url: &str, postgres_connections: u32) -> anyhow::Result<Self> {
-        if let Some(path) = url.strip_prefix("sqlite:") {
-            Self::open_sqlite(Path::new(path.trim_start_matches("//"))).await
+        if let Some(path) = sqlite_path(url) {
+            Self::open_sqlite(path).await
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             Self::open_postgres(url, postgres_connections).await
         } else {
@@ -168,11 +165,6 @@ impl Db {
         use anyhow::Context as _;
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        }
-        let lock_path = PathBuf::from(format!("{}.lock", path.display()));
-        let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
-        if let Err(error) = lock.try_lock() {
-            anyhow::bail!("{} is in use by another server ({error})", path.display());
         }
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -198,7 +190,7 @@ impl Db {
             .connect_with(options.create_if_missing(false).read_only(true))
             .await
             .context("cannot open the database for reading")?;
-        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write), _lock: Some(Arc::new(lock)) })
+        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write) })
     }
 
     async fn open_postgres(url: &str, connections: u32) -> anyhow::Result<Self> {
@@ -212,7 +204,7 @@ impl Db {
             .context("cannot reach PostgreSQL")?;
         POSTGRES_MIGRATIONS.run(&pool).await.context("cannot bring the database up to date")?;
         let pool = Pool::Postgres(pool);
-        Ok(Self { read: pool.clone(), write: pool, _lock: None })
+        Ok(Self { read: pool.clone(), write: pool })
     }
 
     /// The pool to read from.
@@ -251,6 +243,26 @@ impl Tx {
         }
         Ok(())
     }
+}
+
+fn sqlite_path(url: &str) -> Option<&Path> {
+    url.strip_prefix("sqlite:").map(|path| Path::new(path.strip_prefix("//").unwrap_or(path)))
+}
+
+/// Keeps a second server away from a SQLite file, for as long as the returned file is open: the two would not wake
+/// each other. Tools may still open the database. Nothing to do for PostgreSQL, which servers share.
+pub fn lock_for_server(url: &str) -> anyhow::Result<Option<File>> {
+    use anyhow::Context as _;
+    let Some(path) = sqlite_path(url) else { return Ok(None) };
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    let lock_path = PathBuf::from(format!("{}.lock", path.display()));
+    let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+    if let Err(error) = lock.try_lock() {
+        anyhow::bail!("{} is in use by another server ({error})", path.display());
+    }
+    Ok(Some(lock))
 }
 
 /// A stored number that is never negative (the schema and every writer hold it so).

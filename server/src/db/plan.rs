@@ -82,10 +82,8 @@ pub async fn list_scenarios(db: &Db, before: Option<&str>, limit: i64) -> DbResu
 
 /// Stores a plan under its name; equal content keeps the time of the last change.
 pub async fn put_plan(tx: &mut Tx, row: &PlanRow) -> DbResult<PlanRow> {
-    let old: Option<PlanRow> = on_tx!(tx, |c| sqlx::query_as("SELECT * FROM plan WHERE name = $1")
-        .bind(&row.name)
-        .fetch_optional(c)
-        .await)?;
+    let old: Option<PlanRow> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM plan WHERE name = $1").bind(&row.name).fetch_optional(c).await)?;
     if let Some(old) = old.filter(|old| old.body == row.body) {
         return Ok(old);
     }

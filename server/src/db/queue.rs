@@ -6,8 +6,8 @@
 use super::event::{self, About};
 use super::machine::MachineRow;
 use super::run::JobRow;
-use super::{DbResult, Tx, on_tx};
 use super::{Db, on};
+use super::{DbResult, Tx, on_tx};
 use crate::db::attempt::AttemptRow;
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;

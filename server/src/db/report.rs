@@ -39,30 +39,32 @@ pub async fn record(tx: &mut Tx, row: &ReportRow) -> DbResult<bool> {
     if new == 1 {
         return Ok(true);
     }
-    let old: Json<Report> = on_tx!(tx, |c| sqlx::query_scalar(
-        "SELECT body FROM report WHERE attempt_id = $1 AND role = $2 AND seq = $3",
-    )
-    .bind(&row.attempt_id)
-    .bind(row.role)
-    .bind(row.seq)
-    .fetch_one(c)
-    .await)?;
+    let old: Json<Report> = on_tx!(tx, |c| {
+        sqlx::query_scalar("SELECT body FROM report WHERE attempt_id = $1 AND role = $2 AND seq = $3")
+            .bind(&row.attempt_id)
+            .bind(row.role)
+            .bind(row.seq)
+            .fetch_one(c)
+            .await
+    })?;
     if old == row.body {
         Ok(false)
     } else {
-        Err(DbError::Conflict(format!("report {} of the {} is there already and says something else", row.seq, row.role)))
+        Err(DbError::Conflict(format!(
+            "report {} of the {} is there already and says something else",
+            row.seq, row.role
+        )))
     }
 }
 
 /// The number the next report of one agent should have.
 pub async fn next_seq(db: &Db, attempt: &AttemptId, role: Role) -> DbResult<u64> {
-    let last: Option<i64> = on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT MAX(seq) FROM report WHERE attempt_id = $1 AND role = $2",
-    )
-    .bind(attempt)
-    .bind(role)
-    .fetch_one(c)
-    .await)?;
+    let last: Option<i64> =
+        on!(db.read(), |c| sqlx::query_scalar("SELECT MAX(seq) FROM report WHERE attempt_id = $1 AND role = $2",)
+            .bind(attempt)
+            .bind(role)
+            .fetch_one(c)
+            .await)?;
     Ok(last.map_or(0, |last| unsigned(last) + 1))
 }
 

@@ -4,7 +4,9 @@ use super::event::{self, About};
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, BuildId, JobId, JobState, RunId, RunState, Scenario, SelectorId, StageName, Status};
+use crashyard_protocol::{
+    AttemptId, BuildId, JobId, JobState, RunId, RunState, Scenario, SelectorId, StageName, Status,
+};
 use sqlx::FromRow;
 use sqlx::types::Json;
 
@@ -170,12 +172,14 @@ pub async fn counts_of(db: &Db, id: &RunId) -> DbResult<Vec<CountRow>> {
 
 /// The jobs of a run, in order.
 pub async fn jobs(db: &Db, run: &RunId) -> DbResult<Vec<SelectedJob>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(
         "SELECT j.*, s.labels FROM job j JOIN selector s ON s.id = j.selector_id WHERE j.run_id = $1 ORDER BY j.ordinal",
     )
     .bind(run)
     .fetch_all(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// One job.
@@ -202,6 +206,16 @@ pub async fn attempts_of(db: &Db, job: &JobId) -> DbResult<Vec<AttemptId>> {
         .bind(job)
         .fetch_all(c)
         .await)?)
+}
+
+/// Release and GNU build id of the kernel a run tests.
+pub async fn build_facts_of(tx: &mut Tx, run: &RunId) -> DbResult<(String, Option<String>)> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
+        "SELECT b.release, b.build_id FROM run r JOIN build b ON b.id = r.build_id WHERE r.id = $1",
+    )
+    .bind(run)
+    .fetch_one(c)
+    .await)?)
 }
 
 /// What a job shall become.
@@ -241,6 +255,16 @@ pub async fn change_job(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Ti
         close_if_done(tx, &job.run_id, now).await?;
     }
     Ok(())
+}
+
+/// Withdraws a job that is still waiting; one that is not keeps what it has.
+pub async fn cancel(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Timestamp) -> DbResult<()> {
+    let waiting = on_tx!(tx, |c| sqlx::query("UPDATE job SET rank = rank WHERE id = $1 AND state = 'queued'")
+        .bind(id)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    if waiting == 1 { change_job(tx, id, change, now).await } else { Ok(()) }
 }
 
 async fn close_if_done(tx: &mut Tx, run: &RunId, now: Timestamp) -> DbResult<()> {

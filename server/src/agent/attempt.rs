@@ -1,0 +1,97 @@
+//! An attempt's lease: what it is to do, renewed, handed back.
+
+use super::claim::brief_of;
+use crate::app::AppState;
+use crate::auth::InAttempt;
+use crate::db;
+use crate::db::attempt::AttemptRow;
+use crate::db::lease::{self, End};
+use crate::error::{AppError, AppResult};
+use crate::extract::Json;
+use crate::judging;
+use crate::wake::{Pass, SAFETY, Topic};
+use axum::extract::State;
+use axum::http::StatusCode;
+use crashyard_protocol::AttemptState;
+use crashyard_protocol::agent::{Brief, Directive, ReleaseRequest, RenewReply, RenewRequest};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// Longest text that says what was checked, in bytes.
+const DETAIL_MAX: usize = 4096;
+
+/// What the attempt is to do.
+#[utoipa::path(get, path = "/agent/v1/attempts/{attempt}/brief", tag = "agent",
+    params(("attempt" = String, Path)), responses((status = 200, body = Brief)))]
+pub async fn get_brief(caller: InAttempt, State(state): State<AppState>) -> AppResult<Json<Brief>> {
+    let full = db::attempt::full(&state.db, &caller.attempt.id).await?;
+    Ok(Json(brief_of(&state, &full).await?))
+}
+
+/// Renews the lease; held open until there is something new for the controller, or its time is up.
+#[utoipa::path(post, path = "/agent/v1/attempts/{attempt}/renew", tag = "agent", params(("attempt" = String, Path)),
+    request_body = RenewRequest, responses((status = 200, body = RenewReply)))]
+pub async fn renew(
+    caller: InAttempt,
+    State(state): State<AppState>,
+    Json(request): Json<RenewRequest>,
+) -> AppResult<Json<RenewReply>> {
+    caller.controller_only()?;
+    let id = &caller.attempt.id;
+    let mut waiter = state.wake.subscribe(Topic::Attempt(id.clone()));
+    let wait = Duration::from_secs(u64::from(request.wait_seconds.min(state.config.lease_seconds / 3)));
+    let mut tx = state.db.begin().await?;
+    // The answer may come `wait` later, and the lease lasts from then.
+    let expires_at = state.now().plus(state.config.lease() + wait);
+    let mut attempt = lease::renew(&mut tx, id, caller.epoch, expires_at).await?;
+    tx.commit().await?;
+    let end = Instant::now() + wait;
+    while directive(&attempt) == Directive::Continue && Instant::now() < end {
+        tokio::select! {
+            _ = timeout_at(end.min(Instant::now() + SAFETY), waiter.woken()) => {}
+            () = state.stop.cancelled() => break,
+        }
+        attempt = db::attempt::get(&state.db, id).await?;
+        attempt.check_epoch(caller.epoch)?;
+    }
+    Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&attempt) }))
+}
+
+fn directive(attempt: &AttemptRow) -> Directive {
+    match attempt.state {
+        AttemptState::Running => Directive::Continue,
+        AttemptState::Collecting | AttemptState::Done | AttemptState::Lost => Directive::Collect,
+    }
+}
+
+/// Hands the lease back; the attempt is over. Repeating it is harmless.
+#[utoipa::path(post, path = "/agent/v1/attempts/{attempt}/release", tag = "agent", params(("attempt" = String, Path)),
+    request_body = ReleaseRequest, responses((status = 204)))]
+pub async fn release(
+    caller: InAttempt,
+    State(state): State<AppState>,
+    Json(request): Json<ReleaseRequest>,
+) -> AppResult<StatusCode> {
+    caller.controller_only()?;
+    check_detail(&request.detail)?;
+    let id = &caller.attempt.id;
+    let end = End::Released { epoch: caller.epoch, healthy: request.healthy, detail: &request.detail };
+    let mut tx = state.db.begin().await?;
+    lease::end(&mut tx, id, &end, state.now()).await?;
+    tx.commit().await?;
+    state.wake.wake(&Topic::Pass(Pass::Leases));
+    // The lease is back, whatever happens below: a pass finishes what is left undone here.
+    if let Err(error) = judging::finish(&state, id).await {
+        tracing::warn!(attempt.id = %id, %error, "released, and left to the next pass to settle");
+    }
+    // The machine is free: a claim of its controller that already waits looks again.
+    state.wake.wake(&Topic::Machine(caller.attempt.machine_id.clone()));
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn check_detail(detail: &str) -> AppResult<()> {
+    if detail.len() > DETAIL_MAX {
+        return Err(AppError::Invalid(format!("`detail` may have at most {DETAIL_MAX} bytes")));
+    }
+    Ok(())
+}

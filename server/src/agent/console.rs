@@ -1,0 +1,167 @@
+//! Consoles: bytes in order, each durable before it is acknowledged.
+//!
+//! "Durable" means: the bytes are a flushed object of the blob store, its directory is flushed, and the row that
+//! refers to it is committed with a flush (SQLite `synchronous=FULL`, PostgreSQL's default).
+
+use crate::app::AppState;
+use crate::auth::InAttempt;
+use crate::consoles;
+use crate::db::artifact::{self, AppendOutcome, ArtifactRow, CONSOLE_PREFIX, Owner, SegmentRow};
+use crate::db::{self, signed, unsigned};
+use crate::error::{AppError, AppResult};
+use crate::extract::{Body, Json, Path, Query};
+use crate::judging;
+use crate::ledger_writer::Append;
+use crate::ranges;
+use crate::triage::Intent;
+use crate::wake::Topic;
+use axum::extract::State;
+use bytes::Bytes;
+use crashyard_protocol::agent::ConsoleAck;
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{ArtifactId, AttemptId};
+use serde::Deserialize;
+
+/// Where console bytes belong.
+#[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+pub struct OffsetQuery {
+    /// Offset of the first byte sent.
+    pub offset: u64,
+}
+
+/// How far a console is.
+#[utoipa::path(get, path = "/agent/v1/attempts/{attempt}/console/{source}", tag = "agent",
+    params(("attempt" = String, Path), ("source" = String, Path)), responses((status = 200, body = ConsoleAck)))]
+pub async fn get_console(
+    caller: InAttempt,
+    State(state): State<AppState>,
+    Path((_attempt, source)): Path<(AttemptId, String)>,
+) -> AppResult<Json<ConsoleAck>> {
+    let owner = Owner::Attempt(caller.attempt.id);
+    let console = artifact::find(&state.db, &owner, &console_name(&source)?).await?;
+    Ok(Json(ConsoleAck { next_offset: console.map_or(0, |console| unsigned(console.size)) }))
+}
+
+/// Takes console bytes. Bytes the server has are accepted if they are the same; a gap is not.
+#[utoipa::path(put, path = "/agent/v1/attempts/{attempt}/console/{source}", tag = "agent",
+    params(("attempt" = String, Path), ("source" = String, Path), OffsetQuery),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = ConsoleAck)))]
+pub async fn put_console(
+    caller: InAttempt,
+    State(state): State<AppState>,
+    Path((_attempt, source)): Path<(AttemptId, String)>,
+    Query(query): Query<OffsetQuery>,
+    Body(bytes): Body,
+) -> AppResult<Json<ConsoleAck>> {
+    caller.controller_only()?;
+    caller.check_lease()?;
+    let name = console_name(&source)?;
+    // One time for the row and the reader, so that reading the rows again gives the same facts.
+    let at = state.now();
+    let console = open(&state, &caller, &name).await?;
+    let mut size = unsigned(console.size);
+    loop {
+        let news = news(&state, &console, size, query.offset, &bytes).await?;
+        if news.is_empty() {
+            return Ok(Json(ConsoleAck { next_offset: size }));
+        }
+        match append(&state, &caller, &console, at, size, news.clone()).await? {
+            AppendOutcome::Appended => {
+                let next_offset = size + news.len() as u64;
+                state.metrics.add("crashyard_console_bytes_total", Vec::new(), news.len() as u64);
+                state.wake.wake(&Topic::Console(console.id.clone()));
+                look(&state, &caller.attempt.id, &console.id, at, size, news).await;
+                return Ok(Json(ConsoleAck { next_offset }));
+            }
+            // Somebody else appended in the meantime (the same bytes, sent twice): compare again.
+            AppendOutcome::EndsAt(now) if now > size => size = now,
+            AppendOutcome::EndsAt(_) => return Err(AppError::Conflict("this console is closed".into())),
+        }
+    }
+}
+
+fn console_name(source: &str) -> AppResult<String> {
+    let fits = (1..=40).contains(&source.len())
+        && source.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !fits {
+        return Err(AppError::Invalid(format!(
+            "console source {source:?} must have 1 to 40 lower-case letters, digits or dashes"
+        )));
+    }
+    Ok(format!("{CONSOLE_PREFIX}{source}"))
+}
+
+async fn open(state: &AppState, caller: &InAttempt, name: &str) -> AppResult<ArtifactRow> {
+    let owner = Owner::Attempt(caller.attempt.id.clone());
+    if let Some(found) = artifact::find(&state.db, &owner, name).await? {
+        return Ok(found);
+    }
+    let mut tx = state.db.begin().await?;
+    db::attempt::get_in(&mut tx, &caller.attempt.id).await?.check_epoch(caller.epoch)?;
+    let id = ArtifactId::from_ulid(state.ids.next());
+    let opened = artifact::open(&mut tx, &owner, &id, name, state.now()).await?;
+    tx.commit().await?;
+    Ok(opened)
+}
+
+/// The part of the bytes that the server does not have; what it has must be the same.
+async fn news(state: &AppState, console: &ArtifactRow, size: u64, offset: u64, bytes: &Bytes) -> AppResult<Bytes> {
+    if offset > size {
+        return Err(AppError::OffsetGap { next: size, got: offset });
+    }
+    let end = offset.saturating_add(bytes.len() as u64);
+    if end > state.config.max_artifact_bytes {
+        let limit = state.config.max_artifact_bytes;
+        return Err(AppError::TooLarge(format!("a console may have at most {limit} bytes on this server")));
+    }
+    let known = usize::try_from(size.min(end) - offset).unwrap_or(usize::MAX);
+    if known > 0 {
+        let stored = ranges::read(state, &console.id, offset..size.min(end)).await?;
+        if stored != bytes[..known] {
+            let differs = stored.iter().zip(bytes.iter()).position(|(a, b)| a != b).unwrap_or(0);
+            return Err(AppError::Conflict(format!(
+                "the console already has another byte at offset {}",
+                offset + differs as u64
+            )));
+        }
+    }
+    Ok(bytes.slice(known..))
+}
+
+async fn append(
+    state: &AppState,
+    caller: &InAttempt,
+    console: &ArtifactRow,
+    at: Timestamp,
+    start: u64,
+    bytes: Bytes,
+) -> AppResult<AppendOutcome> {
+    let segment = SegmentRow {
+        artifact_id: console.id.clone(),
+        start_at: signed(start),
+        length: signed(bytes.len() as u64),
+        hash: blake3::hash(&bytes).to_hex().to_string(),
+        received_at: at,
+    };
+    state.blobs.put(&segment, bytes).await?;
+    let append = Append { attempt: caller.attempt.id.clone(), epoch: caller.epoch, segment };
+    Ok(state.writer.append(append).await?)
+}
+
+/// Reads the new bytes, and judges if they say anything that matters. The bytes are safe whatever happens here: what
+/// fails is done again by a pass.
+async fn look(state: &AppState, attempt: &AttemptId, console: &ArtifactId, at: Timestamp, offset: u64, bytes: Bytes) {
+    let looked = async {
+        let full = db::attempt::full(&state.db, attempt).await?;
+        let intent = Intent::new(attempt, &full.scenario);
+        if consoles::feed(state, console, &intent, at, offset, bytes).await? {
+            judging::judge_attempt(state, attempt).await?;
+        }
+        Ok::<(), AppError>(())
+    };
+    if let Err(error) = looked.await {
+        tracing::warn!(attempt.id = %attempt, %error, "console bytes recorded, and left to the next pass to judge");
+        judging::later(state, attempt);
+    }
+}

@@ -1,0 +1,84 @@
+//! Attempts: stages, evidence, artifacts, consoles.
+
+use super::wire;
+use crate::app::AppState;
+use crate::auth::Reader;
+use crate::db;
+use crate::db::artifact::{CONSOLE_PREFIX, Owner};
+use crate::db::attempt::{AttemptRow, FullAttempt};
+use crate::error::{AppError, AppResult};
+use crate::extract::{Json, Path, check_path_name};
+use crate::sse::{self, After};
+use axum::extract::State;
+use axum::response::Response;
+use crashyard_protocol::api::{Artifact, Attempt, Evidence};
+use crashyard_protocol::{AttemptId, Stage};
+
+async fn find(state: &AppState, id: &AttemptId) -> AppResult<AttemptRow> {
+    db::attempt::get(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "attempt"))
+}
+
+/// One attempt with its stages and artifacts.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}", tag = "attempts", params(("id" = AttemptId, Path)), responses((status = 200, body = Attempt)))]
+pub async fn get_attempt(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<AttemptId>,
+) -> AppResult<Json<Attempt>> {
+    let full: FullAttempt =
+        db::attempt::full(&state.db, &id).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+    Ok(Json(wire::attempt(&state, full).await?))
+}
+
+/// The eight stages of an attempt, with their proofs.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}/stages", tag = "attempts", params(("id" = AttemptId, Path)), responses((status = 200, body = Vec<Stage>)))]
+pub async fn list_stages(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<AttemptId>,
+) -> AppResult<Json<Vec<Stage>>> {
+    find(&state, &id).await?;
+    Ok(Json(db::attempt::stages(&state.db, &id).await?))
+}
+
+/// Everything the agents reported, in the order in which it came.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}/evidence", tag = "attempts", params(("id" = AttemptId, Path)), responses((status = 200, body = Vec<Evidence>)))]
+pub async fn list_evidence(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<AttemptId>,
+) -> AppResult<Json<Vec<Evidence>>> {
+    find(&state, &id).await?;
+    let rows = db::report::of_attempt(&state.db, &id).await?;
+    Ok(Json(rows.into_iter().map(wire::evidence).collect()))
+}
+
+/// Consoles, the dump, and whatever was collected.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}/artifacts", tag = "attempts", params(("id" = AttemptId, Path)), responses((status = 200, body = Vec<Artifact>)))]
+pub async fn list_attempt_artifacts(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<AttemptId>,
+) -> AppResult<Json<Vec<Artifact>>> {
+    find(&state, &id).await?;
+    let rows = db::artifact::list(&state.db, &Owner::Attempt(id)).await?;
+    Ok(Json(rows.into_iter().map(wire::artifact).collect()))
+}
+
+/// The text of a console as it grows: `{"offset": …, "text": …}`, with invalid UTF-8 replaced. Event ids are byte
+/// offsets; ends with a `complete` event when the attempt is over.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}/console/{source}/events", tag = "attempts",
+    params(("id" = AttemptId, Path), ("source" = String, Path),
+        ("after" = Option<u64>, Query, description = "bytes from this offset on"),
+        ("Last-Event-ID" = Option<u64>, Header)),
+    responses((status = 200, content_type = "text/event-stream", body = String)))]
+pub async fn console_events(
+    _: Reader,
+    State(state): State<AppState>,
+    Path((id, source)): Path<(AttemptId, String)>,
+    After(after): After,
+) -> AppResult<Response> {
+    find(&state, &id).await?;
+    check_path_name("console source", &source)?;
+    Ok(sse::console_events(state, id, format!("{CONSOLE_PREFIX}{source}"), after))
+}

@@ -1,0 +1,135 @@
+//! Stored scenarios and plans.
+
+use super::{PageQuery, wire};
+use crate::agent::enrol::check_labels;
+use crate::app::AppState;
+use crate::auth::{Reader, Submitter};
+use crate::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
+use crate::error::{AppError, AppResult};
+use crate::extract::{Json, Path, Query, check_name, check_path_name};
+use axum::extract::State;
+use crashyard_protocol::api::{NewPlan, Page, Plan, StoredScenario};
+use crashyard_protocol::{PlanId, Scenario, ScenarioId};
+use sqlx::types::Json as Document;
+
+/// Jobs that one run may owe.
+pub const JOBS_MAX: usize = 10_000;
+
+/// Scenarios, newest first.
+#[utoipa::path(get, path = "/api/v1/scenarios", tag = "plans", params(PageQuery), responses((status = 200, body = Page<StoredScenario>)))]
+pub async fn list_scenarios(
+    _: Reader,
+    State(state): State<AppState>,
+    Query(query): Query<PageQuery>,
+) -> AppResult<Json<Page<StoredScenario>>> {
+    let (before, limit) = query.checked()?;
+    let rows = plan::list_scenarios(&state.db, before, limit).await?;
+    Ok(Json(query.page(rows.into_iter().map(wire::scenario).collect(), |row: &StoredScenario| row.id.to_string())))
+}
+
+/// The scenario of this name.
+#[utoipa::path(get, path = "/api/v1/scenarios/{name}", tag = "plans", params(("name" = String, Path)), responses((status = 200, body = StoredScenario)))]
+pub async fn get_scenario(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+) -> AppResult<Json<StoredScenario>> {
+    let row = plan::scenario(&state.db, &name).await.map_err(|error| AppError::or_not_found(error, "scenario"))?;
+    Ok(Json(wire::scenario(row)))
+}
+
+/// Stores a scenario under its name. Runs that were submitted before keep the one they had.
+#[utoipa::path(put, path = "/api/v1/scenarios/{name}", tag = "plans", params(("name" = String, Path)),
+    request_body = Scenario, responses((status = 200, body = StoredScenario)))]
+pub async fn put_scenario(
+    _: Submitter,
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    Json(scenario): Json<Scenario>,
+) -> AppResult<Json<StoredScenario>> {
+    check_scenario(&name, &scenario)?;
+    let id = ScenarioId::from_ulid(state.ids.next());
+    let row = ScenarioRow { id, name, body: Document(scenario), updated_at: state.now() };
+    let mut tx = state.db.begin().await?;
+    let row = plan::put_scenario(&mut tx, &row).await?;
+    tx.commit().await?;
+    Ok(Json(wire::scenario(row)))
+}
+
+fn check_scenario(name: &str, scenario: &Scenario) -> AppResult<()> {
+    check_path_name("scenario name", name)?;
+    let invalid = |text: &str| Err(AppError::Invalid(text.into()));
+    if scenario.name != name {
+        return invalid("the name in the path and in the body must be the same");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+        return invalid("a scenario's name has lower-case letters, digits and dashes");
+    }
+    check_name("title", &scenario.title)?;
+    // An empty expectation would take any panic for the intended one.
+    check_name("expect.panic", &scenario.expect.panic)?;
+    if scenario.capture.dump_level > 31 {
+        return invalid("capture.dump_level is a mask of 1, 2, 4, 8 and 16: at most 31");
+    }
+    let lines = [&scenario.boot.cmdline, &scenario.boot.crashkernel, &scenario.capture.cmdline];
+    if lines.iter().any(|line| line.len() > 1024 || line.chars().any(char::is_control)) {
+        return invalid("command lines are one line of at most 1024 bytes");
+    }
+    if !(1..=1024).contains(&scenario.boot.cpus) || !(64..=1 << 24).contains(&scenario.boot.memory_mib) {
+        return invalid("boot.cpus must be 1 to 1024, boot.memory_mib at least 64");
+    }
+    if scenario.cpu.is_some_and(|cpu| cpu >= 8192) {
+        return invalid("cpu must be below 8192");
+    }
+    Ok(())
+}
+
+/// Plans, newest first.
+#[utoipa::path(get, path = "/api/v1/plans", tag = "plans", params(PageQuery), responses((status = 200, body = Page<Plan>)))]
+pub async fn list_plans(
+    _: Reader,
+    State(state): State<AppState>,
+    Query(query): Query<PageQuery>,
+) -> AppResult<Json<Page<Plan>>> {
+    let (before, limit) = query.checked()?;
+    let rows = plan::list_plans(&state.db, before, limit).await?;
+    Ok(Json(query.page(rows.into_iter().map(wire::plan).collect(), |row: &Plan| row.id.to_string())))
+}
+
+/// The plan of this name.
+#[utoipa::path(get, path = "/api/v1/plans/{name}", tag = "plans", params(("name" = String, Path)), responses((status = 200, body = Plan)))]
+pub async fn get_plan(_: Reader, State(state): State<AppState>, Path(name): Path<String>) -> AppResult<Json<Plan>> {
+    let row = plan::plan(&state.db, &name).await.map_err(|error| AppError::or_not_found(error, "plan"))?;
+    Ok(Json(wire::plan(row)))
+}
+
+/// Stores a plan under its name; its scenarios must be stored already.
+#[utoipa::path(put, path = "/api/v1/plans/{name}", tag = "plans", params(("name" = String, Path)),
+    request_body = NewPlan, responses((status = 200, body = Plan)))]
+pub async fn put_plan(
+    _: Submitter,
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    Json(new): Json<NewPlan>,
+) -> AppResult<Json<Plan>> {
+    check_path_name("plan name", &name)?;
+    if new.name != name {
+        return Err(AppError::Invalid("the name in the path and in the body must be the same".into()));
+    }
+    check_labels(&new.selector)?;
+    let jobs = new.scenarios.len().saturating_mul(new.repetitions as usize);
+    if !(1..=JOBS_MAX).contains(&jobs) {
+        return Err(AppError::Invalid(format!("scenarios times repetitions must be 1 to {JOBS_MAX}")));
+    }
+    for scenario in &new.scenarios {
+        plan::scenario(&state.db, scenario)
+            .await
+            .map_err(|error| AppError::or_not_found(error, &format!("scenario: {scenario:?}")))?;
+    }
+    let body = PlanBody { scenarios: new.scenarios, selector: new.selector, repetitions: new.repetitions };
+    let row = PlanRow { id: PlanId::from_ulid(state.ids.next()), name, body: Document(body), updated_at: state.now() };
+    let mut tx = state.db.begin().await?;
+    let row = plan::put_plan(&mut tx, &row).await?;
+    tx.commit().await?;
+    Ok(Json(wire::plan(row)))
+}

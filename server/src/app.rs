@@ -1,0 +1,96 @@
+//! What every handler and pass works with.
+
+use crate::blobs::Blobs;
+use crate::config::Config;
+use crate::consoles::Consoles;
+use crate::db::Db;
+use crate::ids::Ids;
+use crate::ledger_writer::LedgerWriter;
+use crate::metrics::Metrics;
+use crate::wake::Wake;
+use crashyard_protocol::AttemptId;
+use crashyard_protocol::clock::{Clock, Timestamp};
+use rand::Rng;
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+
+/// The parts of a running server. Nothing here would be missed after a `kill -9`.
+pub struct App {
+    /// The ledger.
+    pub db: Db,
+    /// Where bytes are.
+    pub blobs: Blobs,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Fresh ids and secrets.
+    pub ids: Ids,
+    /// Who waits for what.
+    pub wake: Wake,
+    /// What the operator set.
+    pub config: Config,
+    /// Readers of live consoles: a cache over the recorded bytes.
+    pub consoles: Consoles,
+    /// Attempts with evidence that could not be judged when it came. Lost with the process and then not needed: a
+    /// server that starts judges every live attempt.
+    pub unjudged: Mutex<BTreeSet<AttemptId>>,
+    /// Groups evidence writes into commits.
+    pub writer: LedgerWriter,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cancelled when the server is to stop.
+    pub stop: CancellationToken,
+    /// When this server started.
+    pub started_at: Timestamp,
+    /// This start of this server.
+    pub instance: String,
+}
+
+/// A shared handle to the server.
+#[derive(Clone)]
+pub struct AppState(Arc<App>);
+
+impl Deref for AppState {
+    type Target = App;
+
+    fn deref(&self) -> &App {
+        &self.0
+    }
+}
+
+impl AppState {
+    /// Puts a server together. Nothing runs yet but the writer, which ends with the last handle.
+    #[must_use]
+    pub fn new(db: Db, blobs: Blobs, clock: Arc<dyn Clock>, random: Box<dyn Rng + Send>, config: Config) -> Self {
+        let ids = Ids::new(clock.clone(), random);
+        let instance = ids.next().to_string();
+        Self(Arc::new(App {
+            writer: LedgerWriter::start(db.clone()),
+            db,
+            blobs,
+            started_at: clock.now(),
+            clock,
+            ids,
+            wake: Wake::default(),
+            config,
+            consoles: Consoles::default(),
+            unjudged: Mutex::default(),
+            metrics: Metrics::new(),
+            stop: CancellationToken::new(),
+            instance,
+        }))
+    }
+
+    /// The current time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+impl std::fmt::Debug for AppState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppState").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}

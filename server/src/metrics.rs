@@ -1,0 +1,66 @@
+//! What is counted, in Prometheus' text format at `/metrics`.
+//!
+//! One recorder for each server, not the process-wide one: tests run many servers in one process.
+
+use metrics::{Key, KeyName, Label, Level, Metadata, Recorder as _, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::time::Duration;
+
+/// Buckets for times, in seconds.
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+static META: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+/// The server's counters.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Counters at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let builder = PrometheusBuilder::new();
+        let builder = builder.set_buckets(SECONDS).expect("the list of buckets is not empty");
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        for (name, unit, text) in [
+            ("crashyard_http_requests_total", Unit::Count, "Requests answered, by status."),
+            ("crashyard_console_bytes_total", Unit::Bytes, "Console bytes stored."),
+            ("crashyard_upload_bytes_total", Unit::Bytes, "Bytes of uploads stored."),
+            ("crashyard_claims_total", Unit::Count, "Leases given."),
+            ("crashyard_leases_lost_total", Unit::Count, "Leases that ran out."),
+            ("crashyard_judgements_total", Unit::Count, "Judgements written."),
+            ("crashyard_pass_failures_total", Unit::Count, "Passes that failed, by pass."),
+        ] {
+            recorder.describe_counter(KeyName::from(name), Some(unit), text.into());
+        }
+        let text = "Time from a request to the head of its answer, by route.";
+        recorder.describe_histogram(KeyName::from("crashyard_http_seconds"), Some(Unit::Seconds), text.into());
+        Self { recorder, handle }
+    }
+
+    /// Adds to a counter.
+    pub fn add(&self, name: &'static str, labels: Vec<Label>, count: u64) {
+        self.recorder.register_counter(&Key::from_parts(name, labels), &META).increment(count);
+    }
+
+    /// Records a time.
+    pub fn time(&self, name: &'static str, labels: Vec<Label>, took: Duration) {
+        self.recorder.register_histogram(&Key::from_parts(name, labels), &META).record(took.as_secs_f64());
+    }
+
+    /// Everything, as Prometheus reads it.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+}

@@ -1,0 +1,51 @@
+//! Reads complete dumps, once, on a thread of their own, and has the attempt judged.
+
+use super::Next;
+use crate::app::AppState;
+use crate::db::artifact::{self, Owner};
+use crate::db::attempt;
+use crate::error::{AppError, AppResult};
+use crate::judging::{self, DUMP};
+use crate::ranges::Stored;
+use crate::triage::{DumpReading, Intent, dump};
+use crashyard_protocol::AttemptId;
+use crashyard_vmcore::Limits;
+
+/// Dumps read in one tick; reading is slow, and others may have come meanwhile.
+const DUMPS: i64 = 1;
+
+/// Reads one dump that nobody has read.
+pub async fn tick(state: &AppState) -> AppResult<Next> {
+    let unread = attempt::unread_dumps(&state.db, DUMPS).await?;
+    let Some(id) = unread.first() else { return Ok(Next::Woken) };
+    let reading = read(state, id).await?;
+    let facts = serde_json::to_value(&reading).map_err(|error| AppError::Internal(error.into()))?;
+    let mut tx = state.db.begin().await?;
+    attempt::set_dump_facts(&mut tx, id, &facts).await?;
+    tx.commit().await?;
+    if let Err(error) = judging::judge_attempt(state, id).await {
+        tracing::warn!(attempt.id = %id, %error, "dump read, and left to the next pass to judge");
+        judging::later(state, id);
+    }
+    Ok(Next::Now)
+}
+
+async fn read(state: &AppState, id: &AttemptId) -> AppResult<DumpReading> {
+    let full = attempt::full(&state.db, id).await?;
+    let artifact = artifact::find(&state.db, &Owner::Attempt(id.clone()), DUMP)
+        .await?
+        .ok_or_else(|| AppError::Internal(anyhow::anyhow!("attempt {id} has no dump")))?;
+    let stored = Stored::open(state, &artifact.id).await?;
+    let intent = Intent::new(id, &full.scenario);
+    let (outcome, failure) = tokio::task::spawn_blocking(move || {
+        let outcome = dump::read(&stored, &intent, &Limits::default());
+        (outcome, stored.failure())
+    })
+    .await?;
+    if let Some(failure) = failure {
+        return Err(AppError::Unavailable(anyhow::Error::new(failure).context("reading a dump")));
+    }
+    let outcome =
+        outcome.map_err(|error| AppError::Unavailable(anyhow::Error::new(error).context("reading a dump")))?;
+    Ok(DumpReading { at: state.now(), outcome })
+}

@@ -1,0 +1,323 @@
+//! Uploads in chunks: the same for a build's files and for evidence.
+//!
+//! Chunks come in any order, from several connections, again after a cut connection or a crash on either side. Each
+//! one is checked against the hash it was announced with, made durable as a blob, and registered. What the ledger has
+//! registered is what the server has: an agent that comes back asks, and sends the rest.
+
+use crate::app::AppState;
+use crate::db::artifact::{self, ArtifactRow, ChunkOutcome, Owner, SegmentRow};
+use crate::db::attempt::AttemptRow;
+use crate::db::event::{self, About};
+use crate::db::{self, Tx, signed, unsigned};
+use crate::error::{AppError, AppResult};
+use crate::extract::check_path_name;
+use crate::judging::{self, DUMP};
+use crate::wake::{Pass, Topic};
+use bytes::Bytes;
+use crashyard_protocol::agent::{CHUNK_BYTES, Chunk, CompleteRequest, Upload};
+use crashyard_protocol::api::EventBody;
+use crashyard_protocol::chunk::{chunk_hash, from_hex, hex, is_well_placed, whole_hash};
+use crashyard_protocol::{ArtifactId, ArtifactState};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// The progress of a dump is told at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Where a chunk belongs, and what it must be.
+#[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+pub struct ChunkQuery {
+    /// Offset of its first byte; a multiple of 4 MiB.
+    pub offset: u64,
+    /// Its BLAKE3 chaining value at this offset, lower-case hex.
+    pub hash: String,
+    /// Bytes of the whole, where the sender knows it: an upload that cannot fit is then refused at its first chunk.
+    pub size: Option<u64>,
+}
+
+/// Whose file it is.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A build's.
+    Build(crashyard_protocol::BuildId),
+    /// An attempt's, sent under this epoch.
+    Attempt {
+        /// The attempt.
+        attempt: Box<AttemptRow>,
+        /// The epoch.
+        epoch: u64,
+    },
+}
+
+impl Target {
+    fn owner(&self) -> Owner {
+        match self {
+            Self::Build(id) => Owner::Build(id.clone()),
+            Self::Attempt { attempt, .. } => Owner::Attempt(attempt.id.clone()),
+        }
+    }
+
+    fn quota(&self, state: &AppState) -> u64 {
+        match self {
+            Self::Build(_) => state.config.max_build_bytes,
+            Self::Attempt { .. } => state.config.max_attempt_bytes,
+        }
+    }
+
+    async fn check_lease(&self, tx: &mut Tx) -> AppResult<()> {
+        if let Self::Attempt { attempt, epoch } = self {
+            db::attempt::get_in(tx, &attempt.id).await?.check_epoch(*epoch)?;
+        }
+        Ok(())
+    }
+
+    fn check_name(&self, name: &str) -> AppResult<()> {
+        check_path_name("artifact name", name)?;
+        if matches!(self, Self::Attempt { .. }) && name.starts_with(artifact::CONSOLE_PREFIX) {
+            return Err(AppError::Invalid("consoles are sent to the console path, byte by byte and in order".into()));
+        }
+        Ok(())
+    }
+}
+
+/// How far an upload is; opens it if it is new, so that its sender learns its id.
+pub async fn progress(state: &AppState, target: &Target, name: &str) -> AppResult<Upload> {
+    target.check_name(name)?;
+    let artifact = open(state, target, name).await?;
+    let segments = artifact::segments(&state.db, &artifact.id).await?;
+    Ok(Upload {
+        artifact: artifact.id,
+        complete: artifact.state == ArtifactState::Complete,
+        chunks: segments
+            .into_iter()
+            .map(|segment| Chunk {
+                offset: unsigned(segment.start_at),
+                length: unsigned(segment.length),
+                hash: segment.hash,
+            })
+            .collect(),
+    })
+}
+
+async fn open(state: &AppState, target: &Target, name: &str) -> AppResult<ArtifactRow> {
+    if let Some(found) = artifact::find(&state.db, &target.owner(), name).await? {
+        return Ok(found);
+    }
+    let mut tx = state.db.begin().await?;
+    target.check_lease(&mut tx).await?;
+    let id = ArtifactId::from_ulid(state.ids.next());
+    let opened = artifact::open(&mut tx, &target.owner(), &id, name, state.now()).await?;
+    tx.commit().await?;
+    Ok(opened)
+}
+
+/// Takes one chunk.
+pub async fn put_chunk(
+    state: &AppState,
+    target: &Target,
+    name: &str,
+    query: &ChunkQuery,
+    bytes: Bytes,
+) -> AppResult<()> {
+    target.check_name(name)?;
+    let length = bytes.len() as u64;
+    check_place(state, query, length)?;
+    let wanted =
+        from_hex(&query.hash).ok_or_else(|| AppError::Invalid("the parameter `hash` must be 64 hex digits".into()))?;
+    let hashed = bytes.clone();
+    let offset = query.offset;
+    let found = tokio::task::spawn_blocking(move || chunk_hash(offset, &hashed)).await?;
+    if found != wanted {
+        return Err(AppError::HashMismatch(format!(
+            "the {length} bytes for offset {offset} have hash {}, not {}",
+            hex(&found),
+            hex(&wanted)
+        )));
+    }
+    let artifact = open(state, target, name).await?;
+    let segment = SegmentRow {
+        artifact_id: artifact.id.clone(),
+        start_at: signed(offset),
+        length: signed(length),
+        hash: hex(&found),
+        received_at: state.now(),
+    };
+    if let Some(old) = artifact::segment_at(&state.db, &artifact.id, offset).await? {
+        return outcome(artifact::compare_chunk(&old, &segment)).map(drop);
+    }
+    state.blobs.put(&segment, bytes).await?;
+    register(state, target, &artifact, &segment).await
+}
+
+fn check_place(state: &AppState, query: &ChunkQuery, length: u64) -> AppResult<()> {
+    let end = query.offset.saturating_add(length);
+    if !is_well_placed(query.offset, length) {
+        return Err(AppError::Invalid(format!(
+            "a chunk starts at a multiple of {CHUNK_BYTES} and has 1 to {CHUNK_BYTES} bytes, not {length} bytes at {}",
+            query.offset
+        )));
+    }
+    let limit = state.config.max_artifact_bytes;
+    if query.size.unwrap_or(0) > limit || end > limit {
+        return Err(AppError::TooLarge(format!("a file may have at most {limit} bytes on this server")));
+    }
+    if query.size.is_some_and(|size| end > size) {
+        return Err(AppError::Invalid(format!(
+            "this chunk ends at {end}, beyond the declared {} bytes",
+            query.size.unwrap_or(0)
+        )));
+    }
+    Ok(())
+}
+
+async fn register(state: &AppState, target: &Target, artifact: &ArtifactRow, segment: &SegmentRow) -> AppResult<()> {
+    let mut tx = state.db.begin().await?;
+    target.check_lease(&mut tx).await?;
+    let quota = target.quota(state);
+    let total = artifact::bytes_of(&mut tx, &target.owner()).await?.saturating_add(unsigned(segment.length));
+    if total > quota {
+        return Err(AppError::TooLarge(format!(
+            "all files of this {} together may have {quota} bytes",
+            match target {
+                Target::Build(_) => "build",
+                Target::Attempt { .. } => "attempt",
+            }
+        )));
+    }
+    let Some(size) = outcome(artifact::add_chunk(&mut tx, segment).await?)? else { return Ok(()) };
+    let told = tell_progress(state, &mut tx, target, &artifact.name, size).await?;
+    tx.commit().await?;
+    state.metrics.add("crashyard_upload_bytes_total", Vec::new(), unsigned(segment.length));
+    if let (true, Target::Attempt { attempt, .. }) = (told, target) {
+        state.wake.wake(&Topic::Run(attempt.run_id.clone()));
+    }
+    Ok(())
+}
+
+fn outcome(outcome: ChunkOutcome) -> AppResult<Option<u64>> {
+    match outcome {
+        ChunkOutcome::Added { size } => Ok(Some(size)),
+        ChunkOutcome::Had => Ok(None),
+        ChunkOutcome::Contradicts(how) => Err(AppError::Conflict(how)),
+    }
+}
+
+async fn tell_progress(state: &AppState, tx: &mut Tx, target: &Target, name: &str, size: u64) -> AppResult<bool> {
+    let Target::Attempt { attempt, .. } = target else { return Ok(false) };
+    let now = state.now();
+    if name != DUMP || !db::attempt::may_tell_progress(tx, &attempt.id, now, PROGRESS_EVERY).await? {
+        return Ok(false);
+    }
+    let about = About { run: &attempt.run_id, job: Some(&attempt.job_id), attempt: Some(&attempt.id) };
+    event::append(tx, about, now, EventBody::DumpProgress { bytes: size }).await?;
+    Ok(true)
+}
+
+/// Closes an upload: every byte must be there, and the whole must be what was announced.
+pub async fn complete(
+    state: &AppState,
+    target: &Target,
+    name: &str,
+    request: &CompleteRequest,
+) -> AppResult<ArtifactRow> {
+    target.check_name(name)?;
+    let wanted = from_hex(&request.blake3)
+        .map(|bytes| hex(&bytes))
+        .ok_or_else(|| AppError::Invalid("`blake3` must be 64 hex digits".into()))?;
+    if request.size > state.config.max_artifact_bytes {
+        let limit = state.config.max_artifact_bytes;
+        return Err(AppError::TooLarge(format!("a file may have at most {limit} bytes on this server")));
+    }
+    let artifact = open(state, target, name).await?;
+    if artifact.state != ArtifactState::Open {
+        return same_or_conflict(artifact, request.size, &wanted);
+    }
+    let segments = artifact::segments(&state.db, &artifact.id).await?;
+    let found = match check_whole(state, &segments, request.size).await? {
+        Ok(found) => found,
+        Err(how) => return Err(refuse(state, target, &artifact, how).await?),
+    };
+    if found != wanted {
+        let how = format!("the {} bytes received have BLAKE3 {found}, announced was {wanted}", request.size);
+        return Err(refuse(state, target, &artifact, how).await?);
+    }
+    let mut tx = state.db.begin().await?;
+    target.check_lease(&mut tx).await?;
+    let Some(done) = artifact::complete(&mut tx, &artifact.id, &found, state.now()).await? else {
+        drop(tx);
+        return same_or_conflict(artifact::get(&state.db, &artifact.id).await?, request.size, &wanted);
+    };
+    if let (Target::Attempt { attempt, .. }, DUMP) = (target, name) {
+        let about = About { run: &attempt.run_id, job: Some(&attempt.job_id), attempt: Some(&attempt.id) };
+        event::append(&mut tx, about, state.now(), EventBody::DumpProgress { bytes: unsigned(done.size) }).await?;
+    }
+    tx.commit().await?;
+    if let Target::Attempt { attempt, .. } = target {
+        state.wake.wake(&Topic::Pass(Pass::Verify));
+        if let Err(error) = judging::judge_attempt(state, &attempt.id).await {
+            tracing::warn!(attempt.id = %attempt.id, %error, "upload complete, and left to the next pass to judge");
+            judging::later(state, &attempt.id);
+        }
+    }
+    Ok(done)
+}
+
+fn same_or_conflict(artifact: ArtifactRow, size: u64, blake3: &str) -> AppResult<ArtifactRow> {
+    if unsigned(artifact.size) == size && artifact.blake3.as_deref() == Some(blake3) {
+        return Ok(artifact);
+    }
+    Err(AppError::Conflict(format!(
+        "{} is complete with {} bytes and BLAKE3 {}",
+        artifact.name,
+        artifact.size,
+        artifact.blake3.as_deref().unwrap_or("unknown")
+    )))
+}
+
+/// An announcement that the bytes contradict is recorded: it is evidence about whoever sent them.
+async fn refuse(state: &AppState, target: &Target, artifact: &ArtifactRow, how: String) -> AppResult<AppError> {
+    let mut tx = state.db.begin().await?;
+    target.check_lease(&mut tx).await?;
+    artifact::mark_mismatch(&mut tx, &artifact.id, &how, state.now()).await?;
+    tx.commit().await?;
+    if let (Target::Attempt { attempt, .. }, DUMP) = (target, artifact.name.as_str()) {
+        if let Err(error) = judging::judge_attempt(state, &attempt.id).await {
+            tracing::warn!(attempt.id = %attempt.id, %error, "upload refused, and left to the next pass to judge");
+            judging::later(state, &attempt.id);
+        }
+    }
+    Ok(AppError::HashMismatch(how))
+}
+
+/// The hash of the whole from the chunks' hashes. The inner error says how the bytes contradict the announced size;
+/// bytes that are only missing are a conflict that names the first missing offset.
+async fn check_whole(state: &AppState, segments: &[SegmentRow], size: u64) -> AppResult<Result<String, String>> {
+    let mut next = 0;
+    let mut values = Vec::with_capacity(segments.len());
+    for segment in segments {
+        if unsigned(segment.start_at) != next {
+            break;
+        }
+        next = segment.end();
+        let Some(value) = from_hex(&segment.hash) else {
+            return Err(AppError::Internal(anyhow::anyhow!("a stored hash is not one: {}", segment.hash)));
+        };
+        values.push(value);
+    }
+    let received = segments.last().map_or(0, SegmentRow::end);
+    if received > size {
+        return Ok(Err(format!("{received} bytes were sent, {size} were announced")));
+    }
+    if next < size {
+        return Err(AppError::Conflict(format!("the bytes from offset {next} on are missing")));
+    }
+    if let Some(hash) = whole_hash(&values) {
+        return Ok(Ok(hash.to_hex().to_string()));
+    }
+    let bytes = match segments.first() {
+        Some(only) => state.blobs.read(only, 0..unsigned(only.length)).await?,
+        None => Bytes::new(),
+    };
+    let hash = tokio::task::spawn_blocking(move || blake3::hash(&bytes)).await?;
+    Ok(Ok(hash.to_hex().to_string()))
+}
