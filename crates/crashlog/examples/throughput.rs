@@ -36,7 +36,12 @@ fn main() -> std::io::Result<()> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let speed = bytes as f64 / 1e6 / seconds;
-    writeln!(out, "{bytes} bytes, {} files, {reports} reports, {seconds:.3} s, {speed:.0} MB/s, {} MB resident at most", args.len(), peak_megabytes())?;
+    writeln!(
+        out,
+        "{bytes} bytes, {} files, {reports} reports, {seconds:.3} s, {speed:.0} MB/s, {} MB resident at most",
+        args.len(),
+        peak_megabytes()
+    )?;
     Ok(())
 }
 

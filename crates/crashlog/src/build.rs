@@ -50,20 +50,70 @@ pub enum Label {
 /// Whether a line announces a stack.
 pub fn label(text: &[u8]) -> Option<Label> {
     let t = text.trim_ascii();
-    if !matches!(t.first()?, b'A' | b'B' | b'C' | b'F' | b'L' | b'M' | b'N' | b'P' | b'S' | b'U' | b'-' | b'.' | b'k' | b'r' | b'w' | b's' | b'b' | b'{' | b't') {
+    if !matches!(
+        t.first()?,
+        b'A' | b'B'
+            | b'C'
+            | b'F'
+            | b'L'
+            | b'M'
+            | b'N'
+            | b'P'
+            | b'S'
+            | b'U'
+            | b'-'
+            | b'.'
+            | b'k'
+            | b'r'
+            | b'w'
+            | b's'
+            | b'b'
+            | b'{'
+            | b't'
+    ) {
         return None;
     }
-    let side = [&b"Allocated by task"[..], b"Allocated:", b"Freed by task", b"Freed:", b"Uninit was ", b"Last potentially related", b"Second to last potentially",
-        b"Local variable", b"Memory was marked", b"Bytes ", b"-> #", b"Last call_rcu", b"Preemption disabled at", b"NMI backtrace for cpu", b"Sending NMI", b"kfence-#", b"Allocated in ",
-        b"Freed in ", b"read to 0x", b"write to 0x"];
+    let side = [
+        &b"Allocated by task"[..],
+        b"Allocated:",
+        b"Freed by task",
+        b"Freed:",
+        b"Uninit was ",
+        b"Last potentially related",
+        b"Second to last potentially",
+        b"Local variable",
+        b"Memory was marked",
+        b"Bytes ",
+        b"-> #",
+        b"Last call_rcu",
+        b"Preemption disabled at",
+        b"NMI backtrace for cpu",
+        b"Sending NMI",
+        b"kfence-#",
+        b"Allocated in ",
+        b"Freed in ",
+        b"read to 0x",
+        b"write to 0x",
+    ];
     if side.iter().any(|s| t.starts_with(s)) {
         return Some(Label::Side);
     }
-    let became = t.ends_with(b"at:") && (find(t, b"which became ").is_some() || find(t, b"state was registered").is_some());
+    let became =
+        t.ends_with(b"at:") && (find(t, b"which became ").is_some() || find(t, b"state was registered").is_some());
     if became {
         return Some(Label::Side);
     }
-    let main = [&b"Call Trace:"[..], b"Call trace:", b"Backtrace:", b"stack backtrace:", b"backtrace:", b"Call Trace (", b"backtrace (", b"Stack trace:", b"Stack backtrace:"];
+    let main = [
+        &b"Call Trace:"[..],
+        b"Call trace:",
+        b"Backtrace:",
+        b"stack backtrace:",
+        b"backtrace:",
+        b"Call Trace (",
+        b"backtrace (",
+        b"Stack trace:",
+        b"Stack backtrace:",
+    ];
     main.iter().any(|m| t.starts_with(m)).then_some(Label::Main)
 }
 
@@ -138,7 +188,11 @@ pub fn report(collected: &Collected) -> Option<Report> {
     details::header(header, &mut r);
     let (stacks, signs) = walk(collected, &mut r);
     finish(class, &caps, stacks, &signs, &mut r);
-    if r.corrupted_reason.is_none() && let Some(cut) = collected.cut && r.trace.is_empty() && class.trace {
+    if r.corrupted_reason.is_none()
+        && let Some(cut) = collected.cut
+        && r.trace.is_empty()
+        && class.trace
+    {
         r.corrupted_reason = Some(cut.to_owned());
     }
     r.corrupted = r.corrupted_reason.is_some();
@@ -189,6 +243,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
     let mut open = false;
     let mut over = false;
     let mut wild = false;
+    let mut user = false;
     let mut since_label: Option<usize> = None;
     let mut seen = std::collections::BTreeSet::new();
     for (n, text) in collected.lines().enumerate() {
@@ -202,7 +257,9 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 stacks.push(Raw { main: !over, wild, ..Raw::default() });
                 open = true;
             }
-            signs.mixed |= n > 0 && (e.function.starts_with(b"should_fail") || e.function.starts_with(b"should_failslab")) && e.reliable;
+            signs.mixed |= n > 0
+                && (e.function.starts_with(b"should_fail") || e.function.starts_with(b"should_failslab"))
+                && e.reliable;
             let stack = stacks.last_mut().expect("one was pushed if there was none");
             if let Some(p) = stack.pending.take() {
                 stack.pointers.push(stack.frames.len());
@@ -214,7 +271,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
             continue;
         }
         if n > 0 {
-            details::line(text, r);
+            details::line(text, r, user);
         }
         if let Some(left) = since_label {
             if left == 0 || label(text).is_some() {
@@ -236,13 +293,13 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
             }
             Some(b'S') if t.starts_with(b"Showing ") => open = false,
             Some(b'C') if t.starts_with(b"Code: ") => {
-                if r.code.is_none() && !over {
+                if r.code.is_none() && !over && !user {
                     let bits = signs.bits.filter(|_| cfg_x86(r));
                     r.code = Some(disasm::code(&t[6..], bits));
                 }
                 continue;
             }
-                Some(b'#') if is_lock(t) => {
+            Some(b'#') if is_lock(t) => {
                 lock(t, r);
                 continue;
             }
@@ -257,6 +314,7 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
             if over {
                 continue;
             }
+            user = p == Pointer::User;
             match p {
                 Pointer::Kernel(e) => pointer(e.to_frame(), &mut stacks, &mut open),
                 Pointer::User => open = false,
@@ -267,7 +325,8 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
         if let Some(kind) = label(text) {
             let main = kind == Label::Main;
             // lockdep says "stack backtrace:" and then dumps the usual way.
-            let announces = main && !t.starts_with(b"stack backtrace") || !main && matches!(t.first(), Some(b'A' | b'F'));
+            let announces =
+                main && !t.starts_with(b"stack backtrace") || !main && matches!(t.first(), Some(b'A' | b'F'));
             if announces {
                 signs.announced = true;
                 // Later traces may be cut without harm.
@@ -276,7 +335,8 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 }
             }
             // An instruction pointer alone belongs to the trace announced after it.
-            let continues = main && open && stacks.last().is_some_and(|s| s.frames.len() <= 1 && s.main && !s.announced);
+            let continues =
+                main && open && stacks.last().is_some_and(|s| s.frames.len() <= 1 && s.main && !s.announced);
             if continues {
                 stacks.last_mut().expect("just looked at").announced = true;
             } else if stacks.len() < MAX_STACKS {
@@ -285,7 +345,15 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 // An instruction pointer that no entry followed opens this dump.
                 let pending = if main { stacks.last_mut().and_then(|s| s.pending.take()) } else { None };
                 let pointers = if pending.is_some() { vec![0] } else { Vec::new() };
-                stacks.push(Raw { label: name, main, announced: main, frames: pending.into_iter().collect(), pointers, wild: main && wild, pending: None });
+                stacks.push(Raw {
+                    label: name,
+                    main,
+                    announced: main,
+                    frames: pending.into_iter().collect(),
+                    pointers,
+                    wild: main && wild,
+                    pending: None,
+                });
             }
             open = true;
         }
@@ -304,7 +372,10 @@ fn cfg_x86(r: &Report) -> bool {
 
 /// Takes an instruction pointer into the stacks.
 fn pointer(frame: Frame, stacks: &mut Vec<Raw>, open: &mut bool) {
-    if *open && let Some(stack) = stacks.last_mut() && stack.main {
+    if *open
+        && let Some(stack) = stacks.last_mut()
+        && stack.main
+    {
         if stack.frames.is_empty() {
             stack.pointers.push(0);
             stack.frames.push(frame);
@@ -361,20 +432,32 @@ fn finish(class: &'static Class, caps: &Captures<'_>, mut stacks: Vec<Raw>, sign
     r.alt_titles.dedup();
     r.alt_titles.retain(|a| *a != r.title);
     let announced = |s: &Raw| s.main && (s.announced || s.pointers.first() == Some(&0));
-    let main = stacks.iter().position(announced).or_else(|| stacks.iter().position(|s| s.main)).or(if stacks.is_empty() { None } else { Some(0) });
+    let main = stacks
+        .iter()
+        .position(announced)
+        .or_else(|| stacks.iter().position(|s| s.main))
+        .or(if stacks.is_empty() { None } else { Some(0) });
     let view = main.map(|m| frames::Stack { frames: &stacks[m].frames, pointers: &stacks[m].pointers });
-    let fingerprint = view.map_or_else(|| choice.iter().map(|c| c.name.clone()).collect(), |v| frames::fingerprint(v, choice.as_ref()));
+    let fingerprint = view
+        .map_or_else(|| choice.iter().map(|c| c.name.clone()).collect(), |v| frames::fingerprint(v, choice.as_ref()));
     r.fingerprint = Fingerprint { version: RULE_VERSION, frames: fingerprint };
     let traced = main.is_some_and(|m| stacks[m].announced || stacks[m].frames.len() > 1);
     r.corrupted_reason = damage(class, signs, frame_missing, traced, &r.title);
     let doubtful = main.is_some_and(|m| stacks[m].pointers.is_empty() && !stacks[m].frames.iter().any(|f| f.reliable));
-    if r.corrupted_reason.is_none() && doubtful && class.frames.is_some_and(|f| !f.from.iter().any(|s| matches!(s, Source::Capture(_)))) {
+    if r.corrupted_reason.is_none()
+        && doubtful
+        && class.frames.is_some_and(|f| !f.from.iter().any(|s| matches!(s, Source::Capture(_))))
+    {
         r.corrupted_reason = Some("the unwinder trusts no entry of the trace".to_owned());
     }
     if let Some(m) = main {
         r.trace = std::mem::take(&mut stacks[m].frames);
     }
-    r.stacks = stacks.into_iter().filter(|s| !s.frames.is_empty()).map(|s| Stack { label: s.label, frames: s.frames }).collect();
+    r.stacks = stacks
+        .into_iter()
+        .filter(|s| !s.frames.is_empty())
+        .map(|s| Stack { label: s.label, frames: s.frames })
+        .collect();
     r.frame = choice.as_ref().map(|c| c.name.clone());
     r.module = choice.and_then(|c| c.module);
 }
@@ -385,13 +468,16 @@ fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) ->
     // A recipe may ask for a section of the report first and for its own trace if that has nothing.
     let under = recipe.from.iter().find_map(|s| if let Source::Under(text) = s { Some(*text) } else { None });
     let mut candidates: Vec<&Raw> = match under {
-        Some(text) => stacks.iter().filter(|s| s.label.contains(text)).chain(stacks.iter().filter(|s| s.main)).collect(),
+        Some(text) => {
+            stacks.iter().filter(|s| s.label.contains(text)).chain(stacks.iter().filter(|s| s.main)).collect()
+        }
         None => stacks.iter().filter(|s| s.main).collect(),
     };
     // Where an instruction pointer is asked for, a stack that has one comes first; for stalls, one that shows the
     // interrupt that noticed.
     if recipe.from.contains(&Source::Interrupted) {
-        candidates = stacks.iter().filter(|s| frames::interrupted(&s.frames) || s.pointers.first() == Some(&0)).collect();
+        candidates =
+            stacks.iter().filter(|s| frames::interrupted(&s.frames) || s.pointers.first() == Some(&0)).collect();
         candidates.sort_by_key(|s| !frames::interrupted(&s.frames));
     } else if recipe.from.contains(&Source::Pointer) {
         candidates.sort_by_key(|s| s.pointers.is_empty() && !s.wild);
@@ -414,9 +500,14 @@ fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) ->
 
 /// Where uninitialised memory came from: the first function of the last such stack that does not just allocate.
 fn origin(stacks: &[Raw]) -> Option<String> {
-    let stack = stacks.iter().rev().find(|s| s.label.starts_with("Uninit was created") || s.label.starts_with("Local variable"))?;
+    let stack = stacks
+        .iter()
+        .rev()
+        .find(|s| s.label.starts_with("Uninit was created") || s.label.starts_with("Local variable"))?;
     let mut names = stack.frames.iter().filter(|f| f.reliable).map(|f| normal::function(&f.function));
-    names.find(|n| frames::plumbing(n).is_none() && !n.contains("alloc") && !n.contains("slab") && !n.contains("kmem")).map(str::to_owned)
+    names
+        .find(|n| frames::plumbing(n).is_none() && !n.contains("alloc") && !n.contains("slab") && !n.contains("kmem"))
+        .map(str::to_owned)
 }
 
 /// Why the report cannot be trusted, `None` if it can.
@@ -447,6 +538,7 @@ fn has_stamp(title: &str) -> bool {
     title.match_indices('[').any(|(at, _)| {
         let rest = title[at + 1..].trim_start();
         let Some((a, b)) = rest.split_once('.') else { return false };
-        (a == "NUM" || !a.is_empty() && a.bytes().all(|c| c.is_ascii_digit())) && (b.starts_with("NUM]") || b.find(']').is_some_and(|e| b[..e].bytes().all(|c| c.is_ascii_digit())))
+        (a == "NUM" || !a.is_empty() && a.bytes().all(|c| c.is_ascii_digit()))
+            && (b.starts_with("NUM]") || b.find(']').is_some_and(|e| b[..e].bytes().all(|c| c.is_ascii_digit())))
     })
 }

@@ -9,12 +9,26 @@ use crate::options::Intent;
 
 /// Functions that run only while the kernel is going down. An oops raised below one of them happened on the way.
 const CRASH_PATH: &[&str] = &[
-    "panic", "vpanic", "__crash_kexec", "crash_kexec", "machine_crash_shutdown", "native_machine_crash_shutdown", "machine_kexec", "crash_shutdown", "kdump_nmi_shootdown_cpus",
-    "crash_nmi_callback", "emergency_restart", "machine_emergency_restart", "native_machine_emergency_restart", "oops_end", "die",
+    "panic",
+    "vpanic",
+    "__crash_kexec",
+    "crash_kexec",
+    "machine_crash_shutdown",
+    "native_machine_crash_shutdown",
+    "machine_kexec",
+    "crash_shutdown",
+    "kdump_nmi_shootdown_cpus",
+    "crash_nmi_callback",
+    "emergency_restart",
+    "machine_emergency_restart",
+    "native_machine_emergency_restart",
+    "oops_end",
+    "die",
 ];
 
 /// Functions that run when a task dies of an oops.
-const DYING: &[&str] = &["do_exit", "make_task_dead", "rewind_stack_do_exit", "rewind_stack_and_make_dead", "do_group_exit"];
+const DYING: &[&str] =
+    &["do_exit", "make_task_dead", "rewind_stack_do_exit", "rewind_stack_and_make_dead", "do_group_exit"];
 
 /// Settles duplicates, causes and intent of all reports.
 pub fn settle(reports: &mut [Report], events: &[Event], intent: Option<&Intent>) {
@@ -23,7 +37,8 @@ pub fn settle(reports: &mut [Report], events: &[Event], intent: Option<&Intent>)
         let r = &mut rest[0];
         // Only the recent past is looked at: a console full of reports must not cost the square of their number.
         let from = i.saturating_sub(64);
-        let user_space = events.iter().any(|e| e.boot == r.boot && e.start < r.start && matches!(e.kind, EventKind::InitStarted));
+        let user_space =
+            events.iter().any(|e| e.boot == r.boot && e.start < r.start && matches!(e.kind, EventKind::InitStarted));
         if let Some(first) = duplicate(&before[from..], r, user_space) {
             r.duplicate_of = Some(from + first);
             r.why.push(format!("printed before as report {}: same time stamp, header and task", from + first));
@@ -54,9 +69,16 @@ fn duplicate(before: &[Report], r: &Report, user_space: bool) -> Option<usize> {
 
 fn is_consequence(r: &Report) -> bool {
     r.kind == Kind::Panic
-        && ["Fatal exception", "panic_on_warn set", "hung_task: blocked tasks", "softlockup: hung tasks", "RCU Stall", "Hard LOCKUP"]
-            .iter()
-            .any(|c| r.title.strip_prefix("kernel panic: ") == Some(c))
+        && [
+            "Fatal exception",
+            "panic_on_warn set",
+            "hung_task: blocked tasks",
+            "softlockup: hung tasks",
+            "RCU Stall",
+            "Hard LOCKUP",
+        ]
+        .iter()
+        .any(|c| r.title.strip_prefix("kernel panic: ") == Some(c))
 }
 
 /// Index of the report that `r` follows from, with the reason (`{}` stands for the index).
@@ -74,10 +96,16 @@ fn cause(before: &[Report], r: &Report) -> Option<(usize, String)> {
     same_boot.find_map(|(i, b)| {
         let fatal = fatal(b.kind);
         let same_task = r.pid.is_some() && b.pid == r.pid && b.comm == r.comm;
-        if let Some(p) = path && ends(b.kind) && own_panic(r) != Some(&p.function) {
+        if let Some(p) = path
+            && ends(b.kind)
+            && own_panic(r) != Some(&p.function)
+        {
             return Some((i, format!("raised inside the crash path of report {{}} (below {})", p.function)));
         }
-        if let Some(d) = dying && fatal && same_task {
+        if let Some(d) = dying
+            && fatal
+            && same_task
+        {
             return Some((i, format!("raised while the task of report {{}} was dying (below {})", d.function)));
         }
         if same_task && close(b, r) && (fatal || related(b, r)) {
@@ -89,20 +117,32 @@ fn cause(before: &[Report], r: &Report) -> Option<(usize, String)> {
 
 /// A panic's own trace runs through `panic`; that is not another report's crash path.
 fn own_panic(r: &Report) -> Option<&String> {
-    let own = matches!(r.kind, Kind::Panic | Kind::Sysrq | Kind::OutOfMemory | Kind::StackOverflow | Kind::MachineCheck);
+    let own =
+        matches!(r.kind, Kind::Panic | Kind::Sysrq | Kind::OutOfMemory | Kind::StackOverflow | Kind::MachineCheck);
     r.trace.iter().find(|f| own && CRASH_PATH.contains(&normal::function(&f.function))).map(|f| &f.function)
 }
 
 /// After these the kernel goes down.
 fn ends(kind: Kind) -> bool {
-    matches!(kind, Kind::Panic | Kind::Sysrq | Kind::MachineCheck | Kind::OutOfMemory | Kind::StackOverflow | Kind::HardLockup) || fatal(kind)
+    matches!(
+        kind,
+        Kind::Panic | Kind::Sysrq | Kind::MachineCheck | Kind::OutOfMemory | Kind::StackOverflow | Kind::HardLockup
+    ) || fatal(kind)
 }
 
 /// After these the task is gone.
 fn fatal(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::PageFault | Kind::NullDereference | Kind::GeneralProtection | Kind::DivideError | Kind::InvalidOpcode | Kind::Oops | Kind::Bug | Kind::ListCorruption | Kind::DoubleFault
+        Kind::PageFault
+            | Kind::NullDereference
+            | Kind::GeneralProtection
+            | Kind::DivideError
+            | Kind::InvalidOpcode
+            | Kind::Oops
+            | Kind::Bug
+            | Kind::ListCorruption
+            | Kind::DoubleFault
     )
 }
 
@@ -123,10 +163,12 @@ fn related(a: &Report, b: &Report) -> bool {
 /// Marks what the scenario asked for.
 fn judge(reports: &mut [Report], events: &[Event], intent: &Intent) {
     let from = match &intent.marker {
-        Some(m) => match events.iter().find(|e| matches!(e.kind, EventKind::Marker { .. }) && e.text.contains(m.as_str())) {
-            Some(e) => e.start,
-            None => u64::MAX,
-        },
+        Some(m) => {
+            match events.iter().find(|e| matches!(e.kind, EventKind::Marker { .. }) && e.text.contains(m.as_str())) {
+                Some(e) => e.start,
+                None => u64::MAX,
+            }
+        }
         None => 0,
     };
     for i in 0..reports.len() {

@@ -24,7 +24,11 @@ fn after<'a>(line: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
 
 /// The header line: task, CPU, address as far as it names them.
 pub fn header(line: &[u8], r: &mut Report) {
-    if let Some(rest) = after(line, b"CPU#").or_else(|| after(line, b"CPU: ")).or_else(|| after(line, b"on CPU ")).or_else(|| after(line, b"on cpu ")) {
+    if let Some(rest) = after(line, b"CPU#")
+        .or_else(|| after(line, b"CPU: "))
+        .or_else(|| after(line, b"on CPU "))
+        .or_else(|| after(line, b"on cpu "))
+    {
         r.cpu = r.cpu.or_else(|| number(rest));
     }
     if let Some(rest) = after(line, b"PID: ") {
@@ -32,7 +36,9 @@ pub fn header(line: &[u8], r: &mut Report) {
     }
     // `INFO: task comm:123 blocked`, `stuck for 22s! [comm:123]`, `by task comm/123`.
     let mut c = Captures::default();
-    let named = ["INFO: task {task} blocked", "s! [{task}]", "INFO: task {task} can't die"].iter().any(|t| template::find(t, line, &mut c).is_some());
+    let named = ["INFO: task {task} blocked", "s! [{task}]", "INFO: task {task} can't die"]
+        .iter()
+        .any(|t| template::find(t, line, &mut c).is_some());
     if named && let Some(task) = c.get("task") {
         split_task(task, b':', r);
     }
@@ -62,7 +68,14 @@ fn address(line: &[u8], r: &mut Report) {
         return;
     }
     const PHRASES: [&[u8]; 9] = [
-        b"for address: ", b"dereference, address: ", b"at virtual address ", b"dereference at ", b"paging request at ", b"non-canonical address ", b"at addr ", b"data at address ",
+        b"for address: ",
+        b"dereference, address: ",
+        b"at virtual address ",
+        b"dereference at ",
+        b"paging request at ",
+        b"non-canonical address ",
+        b"at addr ",
+        b"data at address ",
         b"at address: ",
     ];
     for phrase in PHRASES {
@@ -81,8 +94,8 @@ fn address(line: &[u8], r: &mut Report) {
     }
 }
 
-/// Any other line of the report.
-pub fn line(line: &[u8], r: &mut Report) {
+/// Any other line of the report. `user` says that the registers on it, if any, are those of user space.
+pub fn line(line: &[u8], r: &mut Report, user: bool) {
     let t = line.trim_ascii_start();
     let Some(first) = t.first() else { return };
     match first {
@@ -102,7 +115,9 @@ pub fn line(line: &[u8], r: &mut Report) {
         }
         _ => {}
     }
-    registers(t, r);
+    if !user {
+        registers(t, r);
+    }
 }
 
 /// `CPU: 4 UID: 0 PID: 1975 Comm: runtest.sh Kdump: loaded Tainted: G      D           5.6.0 #1 …`
@@ -145,7 +160,11 @@ fn tainted_kernel(rest: &[u8], r: &mut Report) {
         while let Some(b) = flags.get(at) {
             match b {
                 b' ' | b'\t' | b'-' => {}
-                b if b.is_ascii_uppercase() && flags.get(at + 1).is_none_or(|n| n.is_ascii_uppercase() || *n == b' ' || *n == b'\t') => letters.push(char::from(*b)),
+                b if b.is_ascii_uppercase()
+                    && flags.get(at + 1).is_none_or(|n| n.is_ascii_uppercase() || *n == b' ' || *n == b'\t') =>
+                {
+                    letters.push(char::from(*b));
+                }
                 _ => break,
             }
             at += 1;
@@ -200,7 +219,8 @@ fn modules(rest: &[u8], r: &mut Report) {
     let list = find(rest, b"[last unloaded").map_or(rest, |at| &rest[..at]);
     let names = list.split(|b| *b == b' ').filter_map(|w| {
         let name = memchr::memchr(b'(', w).map_or(w, |at| &w[..at]);
-        (!name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))).then(|| text(name))
+        (!name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')))
+            .then(|| text(name))
     });
     r.modules = names.take(1024).collect();
 }
@@ -230,7 +250,9 @@ fn error_code(digits: &[u8], r: &mut Report) {
         if value & 2 == 0 { "read" } else { "write" },
         if value & 4 == 0 { "in kernel mode" } else { "in user mode" },
     ];
-    for (bit, word) in [(3, "reserved bit set"), (4, "instruction fetch"), (5, "protection key"), (6, "shadow stack"), (15, "SGX")] {
+    for (bit, word) in
+        [(3, "reserved bit set"), (4, "instruction fetch"), (5, "protection key"), (6, "shadow stack"), (15, "SGX")]
+    {
         if value >> bit & 1 == 1 {
             meaning.push(word);
         }
@@ -264,7 +286,10 @@ fn registers(t: &[u8], r: &mut Report) {
         if r.registers.iter().any(|x| x.name == name) {
             return;
         }
-        if name == "CR2" && r.fault_address.is_none() && matches!(r.kind, crate::Kind::PageFault | crate::Kind::NullDereference) {
+        if name == "CR2"
+            && r.fault_address.is_none()
+            && matches!(r.kind, crate::Kind::PageFault | crate::Kind::NullDereference)
+        {
             r.fault_address = Some(text(&value[..digits]));
         }
         r.registers.push(Register { name, value: text(&value[..digits]) });
@@ -277,9 +302,30 @@ fn looks_like_registers(t: &[u8]) -> bool {
     let name = t[..colon].trim_ascii_end();
     let known = matches!(
         name,
-        b"RAX" | b"RDX" | b"RBP" | b"RSP" | b"R10" | b"R13" | b"EAX" | b"ESI" | b"ESP" | b"DS" | b"FS" | b"CS" | b"CR0" | b"CR2" | b"DR0" | b"DR3" | b"sp" | b"pstate" | b"ra"
+        b"RAX"
+            | b"RDX"
+            | b"RBP"
+            | b"RSP"
+            | b"R10"
+            | b"R13"
+            | b"EAX"
+            | b"ESI"
+            | b"ESP"
+            | b"DS"
+            | b"FS"
+            | b"CS"
+            | b"CR0"
+            | b"CR2"
+            | b"DR0"
+            | b"DR3"
+            | b"sp"
+            | b"pstate"
+            | b"ra"
     );
-    let numbered = matches!(name.first(), Some(b'x' | b'r' | b'R' | b's' | b't' | b'a')) && name.len() <= 3 && name[1..].iter().all(u8::is_ascii_digit) && name.len() > 1;
+    let numbered = matches!(name.first(), Some(b'x' | b'r' | b'R' | b's' | b't' | b'a'))
+        && name.len() <= 3
+        && name[1..].iter().all(u8::is_ascii_digit)
+        && name.len() > 1;
     known || numbered
 }
 
@@ -291,16 +337,22 @@ mod tests {
         let mut r = crate::build::empty(crate::Kind::PageFault);
         header(lines[0].as_bytes(), &mut r);
         for l in lines {
-            line(l.as_bytes(), &mut r);
+            line(l.as_bytes(), &mut r, false);
         }
         r
     }
 
     #[test]
     fn the_task_line_gives_cpu_task_taint_and_kernel() {
-        let r = report(&["x", "CPU: 4 PID: 1975 Comm: run me.sh Kdump: loaded Tainted: G      D W        5.6.0-abc #1 PREEMPT"]);
+        let r = report(&[
+            "x",
+            "CPU: 4 PID: 1975 Comm: run me.sh Kdump: loaded Tainted: G      D W        5.6.0-abc #1 PREEMPT",
+        ]);
         assert_eq!((r.cpu, r.pid, r.comm.as_deref()), (Some(4), Some(1975), Some("run me.sh")));
-        assert_eq!((r.taint.as_deref(), r.kernel.as_deref(), r.build.as_deref()), (Some("GDW"), Some("5.6.0-abc"), Some("#1 PREEMPT")));
+        assert_eq!(
+            (r.taint.as_deref(), r.kernel.as_deref(), r.build.as_deref()),
+            (Some("GDW"), Some("5.6.0-abc"), Some("#1 PREEMPT"))
+        );
         assert_eq!(r.taint_flags[1].meaning, "the kernel has died before (oops or BUG)");
         let r = report(&["x", "CPU: 0 UID: 0 PID: 20 Comm: cpuhp/0 Not tainted 7.3.4 #1"]);
         assert_eq!((r.taint.as_deref(), r.kernel.as_deref()), (Some(""), Some("7.3.4")));
@@ -311,8 +363,11 @@ mod tests {
     #[test]
     fn addresses_codes_and_registers_are_read() {
         let r = report(&[
-            "BUG: unable to handle page fault for address: ffffffffffffffc8", "#PF: error_code(0x0002) - not-present page", "Oops: 0002 [#12] SMP",
-            "RSP: 0018:ffffa85d435dfcb0 EFLAGS: 00010007", "RAX: ffff9c82ebb2e040 RBX: 0000000080000000 RCX: 000000000000080f",
+            "BUG: unable to handle page fault for address: ffffffffffffffc8",
+            "#PF: error_code(0x0002) - not-present page",
+            "Oops: 0002 [#12] SMP",
+            "RSP: 0018:ffffa85d435dfcb0 EFLAGS: 00010007",
+            "RAX: ffff9c82ebb2e040 RBX: 0000000080000000 RCX: 000000000000080f",
         ]);
         assert_eq!(r.fault_address.as_deref(), Some("ffffffffffffffc8"));
         assert_eq!(r.error_code.unwrap().meaning, ["page not present", "write", "in kernel mode"]);
@@ -331,6 +386,9 @@ mod tests {
 
     #[test]
     fn module_flags_are_not_part_of_names() {
-        assert_eq!(report(&["x", "Modules linked in: kvm_intel(-) kvm(OE) irqbypass [last unloaded: x]"]).modules, ["kvm_intel", "kvm", "irqbypass"]);
+        assert_eq!(
+            report(&["x", "Modules linked in: kvm_intel(-) kvm(OE) irqbypass [last unloaded: x]"]).modules,
+            ["kvm_intel", "kvm", "irqbypass"]
+        );
     }
 }

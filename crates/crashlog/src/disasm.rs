@@ -17,7 +17,9 @@ pub fn code(content: &[u8], bits: Option<u32>) -> Code {
         if digits.len() != 2 || bytes.len() == MAX_CODE {
             break;
         }
-        let (Some(high), Some(low)) = (char::from(digits[0]).to_digit(16), char::from(digits[1]).to_digit(16)) else { break };
+        let (Some(high), Some(low)) = (char::from(digits[0]).to_digit(16), char::from(digits[1]).to_digit(16)) else {
+            break;
+        };
         if marked.is_some() {
             trap = Some(bytes.len());
         }

@@ -32,7 +32,10 @@ pub fn recognise(text: &[u8]) -> Option<EventKind> {
     let word = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
     if let Some(rest) = t.strip_prefix(b"Linux version ") {
         let release = rest.split(|b| *b == b' ').next().unwrap_or_default();
-        return release.first().is_some_and(u8::is_ascii_digit).then(|| EventKind::KernelBanner { release: word(release) });
+        return release
+            .first()
+            .is_some_and(u8::is_ascii_digit)
+            .then(|| EventKind::KernelBanner { release: word(release) });
     }
     if t.starts_with(b"Command line: ") || t.starts_with(b"Kernel command line: ") {
         return Some(EventKind::CommandLine { capture: find(t, b"elfcorehdr=").is_some() });
@@ -62,11 +65,22 @@ pub fn recognise(text: &[u8]) -> Option<EventKind> {
     if t.starts_with(b"reboot: ") || t.starts_with(b"kvm: exiting") {
         return Some(EventKind::Shutdown);
     }
-    if find(t, b"watchdog did not stop").is_some() || find(t, b"atchdog timer expired").is_some() || find(t, b"atchdog bite").is_some() {
+    if find(t, b"watchdog did not stop").is_some()
+        || find(t, b"atchdog timer expired").is_some()
+        || find(t, b"atchdog bite").is_some()
+    {
         return Some(EventKind::Watchdog);
     }
-    const FIRMWARE: [&[u8]; 8] =
-        [b"SeaBIOS (version", b"ISOLINUX ", b"GNU GRUB", b"Welcome to GRUB", b"U-Boot ", b"BdsDxe: ", b"iPXE ", b"OpenSBI v"];
+    const FIRMWARE: [&[u8]; 8] = [
+        b"SeaBIOS (version",
+        b"ISOLINUX ",
+        b"GNU GRUB",
+        b"Welcome to GRUB",
+        b"U-Boot ",
+        b"BdsDxe: ",
+        b"iPXE ",
+        b"OpenSBI v",
+    ];
     FIRMWARE.iter().any(|f| t.starts_with(f)).then_some(EventKind::Firmware)
 }
 
@@ -85,24 +99,39 @@ mod tests {
 
     #[test]
     fn a_capture_kernel_is_known_by_its_elfcorehdr() {
-        assert_eq!(recognise(b"Command line: root=/dev/sda elfcorehdr=0x1000"), Some(EventKind::CommandLine { capture: true }));
+        assert_eq!(
+            recognise(b"Command line: root=/dev/sda elfcorehdr=0x1000"),
+            Some(EventKind::CommandLine { capture: true })
+        );
         assert_eq!(recognise(b"Kernel command line: root=/dev/sda"), Some(EventKind::CommandLine { capture: false }));
     }
 
     #[test]
     fn the_marker_names_job_attempt_and_scenario() {
         let got = recognise(b"crashyard: trigger job=J1 attempt=A1 scenario=vmxon-sysrq");
-        let want = EventKind::Marker { job: Some("J1".into()), attempt: Some("A1".into()), scenario: Some("vmxon-sysrq".into()) };
+        let want = EventKind::Marker {
+            job: Some("J1".into()),
+            attempt: Some("A1".into()),
+            scenario: Some("vmxon-sysrq".into()),
+        };
         assert_eq!(got, Some(want));
     }
 
     #[test]
     fn every_example_contains_a_literal_of_the_prefilter() {
         let examples: &[&[u8]] = &[
-            b"Linux version 7.3.4 (me@box) #1", b"Command line: quiet", b"crashyard: trigger job=1", b"Run /init as init process",
-            b"sysrq: Trigger a crash", b"reboot: Power down", b"---[ end Kernel panic - not syncing: x ]---",
-            b"Kernel panic - not syncing: x", b"watchdog: watchdog0: watchdog did not stop!", b"SeaBIOS (version 1.16)",
-            b"Starting crashdump kernel...", b"kexec_core: Starting new kernel",
+            b"Linux version 7.3.4 (me@box) #1",
+            b"Command line: quiet",
+            b"crashyard: trigger job=1",
+            b"Run /init as init process",
+            b"sysrq: Trigger a crash",
+            b"reboot: Power down",
+            b"---[ end Kernel panic - not syncing: x ]---",
+            b"Kernel panic - not syncing: x",
+            b"watchdog: watchdog0: watchdog did not stop!",
+            b"SeaBIOS (version 1.16)",
+            b"Starting crashdump kernel...",
+            b"kexec_core: Starting new kernel",
         ];
         for e in examples {
             assert!(recognise(e).is_some(), "{}", String::from_utf8_lossy(e));

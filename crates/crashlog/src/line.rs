@@ -88,7 +88,8 @@ fn stamp_len(text: &[u8]) -> Option<usize> {
         i += 1;
     }
     let fraction = text.get(i + 1..i + 7)?;
-    let sound = i > digits && text[i] == b'.' && fraction.iter().all(u8::is_ascii_digit) && text.get(i + 7) == Some(&b']');
+    let sound =
+        i > digits && text[i] == b'.' && fraction.iter().all(u8::is_ascii_digit) && text.get(i + 7) == Some(&b']');
     sound.then_some(i + 8)
 }
 
@@ -137,10 +138,12 @@ fn strip(mut text: &[u8]) -> Payload<'_> {
                     context = c;
                     Some(len)
                 }
-                None => bracketed(inner).inspect(|(s, _)| {
-                    stamp = s.or(stamp);
-                    dated = true;
-                }).map(|(_, len)| len),
+                None => bracketed(inner)
+                    .inspect(|(s, _)| {
+                        stamp = s.or(stamp);
+                        dated = true;
+                    })
+                    .map(|(_, len)| len),
             },
             b'0'..=b'9' => match numeric_date(inner).or_else(|| netconsole(inner)) {
                 Some(len) => {
@@ -190,8 +193,13 @@ fn bracketed(text: &[u8]) -> Option<(Option<&[u8]>, usize)> {
     }
     let timed = inner.contains(&b':') && digits >= 4;
     let dated = memchr::memchr_iter(b'-', inner).count() == 2 && digits >= 6;
-    let only = |b: &u8| b.is_ascii_digit() || matches!(b, b':' | b'.' | b',' | b'-' | b'/' | b'+' | b' ' | b'T' | b'Z' | b'_');
-    if (timed || dated) && (inner.iter().all(only) || named_date(inner).is_some()) { Some((None, end + 1)) } else { None }
+    let only =
+        |b: &u8| b.is_ascii_digit() || matches!(b, b':' | b'.' | b',' | b'-' | b'/' | b'+' | b' ' | b'T' | b'Z' | b'_');
+    if (timed || dated) && (inner.iter().all(only) || named_date(inner).is_some()) {
+        Some((None, end + 1))
+    } else {
+        None
+    }
 }
 
 /// `2023-01-31T10:00:00.123+01:00`, `2023-01-31 10:00:00`, `2023/01/31-10:00:00`, `10:00:00.123`.
@@ -209,7 +217,10 @@ fn numeric_date(text: &[u8]) -> Option<usize> {
         at += 1;
     }
     shaped(&text[at..], b"dd:dd:dd").or_else(|| date.and(shaped(&text[at..], b"dd:dd")))?;
-    at += text[at..].iter().position(|b| !(b.is_ascii_digit() || matches!(b, b':' | b'.' | b','))).unwrap_or(text.len() - at);
+    at += text[at..]
+        .iter()
+        .position(|b| !(b.is_ascii_digit() || matches!(b, b':' | b'.' | b',')))
+        .unwrap_or(text.len() - at);
     // `10:00:00.123:` and zones: `Z`, `+01:00`, ` +0100`.
     match text.get(at) {
         Some(b'Z') => at += 1,
@@ -291,7 +302,8 @@ fn netconsole(text: &[u8]) -> Option<usize> {
     let head = text.get(..96.min(text.len()))?;
     let end = memchr::memchr(b';', head)?;
     let commas = memchr::memchr_iter(b',', &head[..end]).count();
-    let sound = commas >= 3 && head[..end].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b',' | b'-' | b'=' | b'/' | b'+'));
+    let sound = commas >= 3
+        && head[..end].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b',' | b'-' | b'=' | b'/' | b'+'));
     sound.then_some(end + 1)
 }
 
@@ -368,12 +380,32 @@ mod tests {
     #[test]
     fn every_known_prefix_is_taken_off() {
         for prefix in [
-            "", "<4>", "[    1.234567] ", "<4>[    1.234567] ", "[    1.234567][  T123] ", "[    1.234567][    C1] ",
-            "Nov 23 10:11:12 box kernel: ", "Nov 23 10:11:12 box kernel: [    1.234567] ", "Nov 23 10:11:12 box kernel[77]: ",
-            "2026-11-23T10:11:12.123456+01:00 box kernel: ", "2026-11-23T10:11:12Z ", "2026-11-23 10:11:12 ",
-            "2026-11-23 10:11:12,123 [    1.234567] ", "[2026-11-23 10:11:12] ", "[Mon Nov 23 10:11:12 2026] ", "[  +0.000012] ",
-            "10:11:12.123 ", "[10:11:12.123] [    1.234567] ", "kern  :warn  : [    1.234567] ", "kernel: ", "> ", "> > [    1.234567] ",
-            "6,416,17623341,-,caller=T1;", "Nov23 10:11 box kernel: ", "box login: \u{1b}", "[    1.23] ",
+            "",
+            "<4>",
+            "[    1.234567] ",
+            "<4>[    1.234567] ",
+            "[    1.234567][  T123] ",
+            "[    1.234567][    C1] ",
+            "Nov 23 10:11:12 box kernel: ",
+            "Nov 23 10:11:12 box kernel: [    1.234567] ",
+            "Nov 23 10:11:12 box kernel[77]: ",
+            "2026-11-23T10:11:12.123456+01:00 box kernel: ",
+            "2026-11-23T10:11:12Z ",
+            "2026-11-23 10:11:12 ",
+            "2026-11-23 10:11:12,123 [    1.234567] ",
+            "[2026-11-23 10:11:12] ",
+            "[Mon Nov 23 10:11:12 2026] ",
+            "[  +0.000012] ",
+            "10:11:12.123 ",
+            "[10:11:12.123] [    1.234567] ",
+            "kern  :warn  : [    1.234567] ",
+            "kernel: ",
+            "> ",
+            "> > [    1.234567] ",
+            "6,416,17623341,-,caller=T1;",
+            "Nov23 10:11 box kernel: ",
+            "box login: \u{1b}",
+            "[    1.23] ",
         ] {
             if prefix.contains('\u{1b}') {
                 continue;
@@ -385,7 +417,10 @@ mod tests {
     #[test]
     fn lava_records_lose_their_wrapping() {
         assert_eq!(one(r#"- {"dt": "2026-11-23T10:11:12", "lvl": "target", "msg": "BUG: bad"}"#).0, "BUG: bad");
-        assert_eq!(one(r#"{"dt": "2026-11-23T10:11:12", "lvl": "target", "msg": "[    1.234567] BUG: bad"#).0, "BUG: bad");
+        assert_eq!(
+            one(r#"{"dt": "2026-11-23T10:11:12", "lvl": "target", "msg": "[    1.234567] BUG: bad"#).0,
+            "BUG: bad"
+        );
     }
 
     #[test]

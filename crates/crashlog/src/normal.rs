@@ -12,7 +12,18 @@ pub fn function(name: &str) -> &str {
 
 /// What a system call's wrapper is called in titles, and its other names: `__x64_sys_futex` is `sys_futex`.
 pub fn syscall(name: &str) -> Option<(String, Vec<String>)> {
-    for prefix in ["__x64_", "__ia32_", "__arm64_", "__arm_", "__s390x_", "__s390_", "__riscv_", "__powerpc_", "__loongarch_", "__mips_"] {
+    for prefix in [
+        "__x64_",
+        "__ia32_",
+        "__arm64_",
+        "__arm_",
+        "__s390x_",
+        "__s390_",
+        "__riscv_",
+        "__powerpc_",
+        "__loongarch_",
+        "__mips_",
+    ] {
         if let Some(rest) = name.strip_prefix(prefix)
             && (rest.starts_with("sys_") || rest.starts_with("compat_sys_"))
         {
@@ -53,7 +64,8 @@ pub fn text(raw: &str) -> String {
         }
         if boundary && word > 0 {
             let hex = here.strip_prefix(b"0x").filter(|h| !h.is_empty() && h.iter().all(u8::is_ascii_hexdigit));
-            let address = hex.is_some() || (word >= 8 && here.iter().all(u8::is_ascii_hexdigit) && here.iter().any(u8::is_ascii_digit));
+            let address = hex.is_some()
+                || (word >= 8 && here.iter().all(u8::is_ascii_hexdigit) && here.iter().any(u8::is_ascii_digit));
             if address {
                 out.push_str("ADDR");
                 i += word;
@@ -65,7 +77,9 @@ pub fn text(raw: &str) -> String {
             let after = bytes.get(i + digits);
             // Numbers inside identifiers (`ath10k`, `N_TTY2`) name something; free numbers count something.
             let inside = after.is_some_and(|b| b.is_ascii_alphabetic() || *b == b'_')
-                || (i > 0 && (bytes[i - 1] == b'_' || (bytes[i - 1].is_ascii_alphabetic() && after.is_some_and(u8::is_ascii_alphanumeric))));
+                || (i > 0
+                    && (bytes[i - 1] == b'_'
+                        || (bytes[i - 1].is_ascii_alphabetic() && after.is_some_and(u8::is_ascii_alphanumeric))));
             if inside {
                 out.push_str(&raw[i..i + digits]);
             } else {

@@ -187,7 +187,8 @@ impl Parser {
             if end > at {
                 self.feeds += memchr_iter(b'\n', &data[counted..at]).count() as u64;
                 counted = at;
-                let place = Place { start: self.offset + at as u64, end: self.offset + end as u64, line: self.feeds + 1 };
+                let place =
+                    Place { start: self.offset + at as u64, end: self.offset + end as u64, line: self.feeds + 1 };
                 let hit = next.is_some_and(|n| n < end);
                 self.raw_line(&data[at..end], place, hit);
             }
@@ -225,7 +226,10 @@ impl Parser {
         if context == Context::Unknown {
             return self.open.len().checked_sub(1);
         }
-        self.open.iter().rposition(|o| o.context == context).or_else(|| self.open.iter().rposition(|o| o.context == Context::Unknown))
+        self.open
+            .iter()
+            .rposition(|o| o.context == context)
+            .or_else(|| self.open.iter().rposition(|o| o.context == Context::Unknown))
     }
 
     /// The open report that a new header of this context continues or ends. A line without caller id in a log that
@@ -321,7 +325,9 @@ impl Parser {
             Context::Task(n) => Some(format!("T{n}")),
             Context::Cpu(n) => Some(format!("C{n}")),
         };
-        if r.cpu.is_none() && let Context::Cpu(n) = open.context {
+        if r.cpu.is_none()
+            && let Context::Cpu(n) = open.context
+        {
             r.cpu = Some(n);
         }
         self.stored_text += open.collected.text.len();
@@ -333,7 +339,10 @@ impl Parser {
     }
 
     fn event(&mut self, kind: EventKind, stamp: Option<&[u8]>, text: &[u8], place: Place) {
-        let telling = matches!(kind, EventKind::Marker { .. } | EventKind::CrashTriggered | EventKind::Panic { .. } | EventKind::PanicEnd);
+        let telling = matches!(
+            kind,
+            EventKind::Marker { .. } | EventKind::CrashTriggered | EventKind::Panic { .. } | EventKind::PanicEnd
+        );
         if telling && self.replayed(stamp, text) {
             self.push_event(kind, text, place, true);
             return;
@@ -407,7 +416,15 @@ impl Parser {
         if self.outcome.events.len() <= MAX_EVENTS {
             let mut text = String::from_utf8_lossy(text.trim_ascii()).into_owned();
             crate::normal::truncate(&mut text, 1024);
-            let event = Event { kind, start: place.start, end: place.end, line: place.line, boot: self.boot.index, replay, text };
+            let event = Event {
+                kind,
+                start: place.start,
+                end: place.end,
+                line: place.line,
+                boot: self.boot.index,
+                replay,
+                text,
+            };
             self.outcome.events.push(event);
         }
     }

@@ -22,7 +22,8 @@ const SHARED: &[&str] = &["BUG: ", "WARNING: ", "INFO: ", "Kernel panic"];
 pub fn literals() -> Vec<&'static str> {
     let has_shared = |c: &Class| SHARED.iter().any(|s| c.head.contains(s));
     let groups = TABLES.iter().flat_map(|t| t.iter()).filter(|g| !g.covered && !g.classes.iter().all(has_shared));
-    let mut all: Vec<_> = groups.map(|g| g.literal).chain(SHARED.iter().copied()).chain(events::LITERALS.iter().copied()).collect();
+    let mut all: Vec<_> =
+        groups.map(|g| g.literal).chain(SHARED.iter().copied()).chain(events::LITERALS.iter().copied()).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -56,12 +57,17 @@ pub fn next(bytes: &[u8], from: usize) -> Option<usize> {
 
 /// All groups in the order in which they are tried, with their place in [`TABLES`].
 static GROUPS: LazyLock<Vec<((usize, usize), &'static Group)>> = LazyLock::new(|| {
-    TABLES.iter().enumerate().flat_map(|(t, table)| table.iter().enumerate().map(move |(g, group)| ((t, g), group))).collect()
+    TABLES
+        .iter()
+        .enumerate()
+        .flat_map(|(t, table)| table.iter().enumerate().map(move |(g, group)| ((t, g), group)))
+        .collect()
 });
 
 /// Finds the literals of all groups in a line in one pass.
 static LITERALS: LazyLock<AhoCorasick> = LazyLock::new(|| {
-    let automaton = AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).build(GROUPS.iter().map(|(_, g)| g.literal));
+    let automaton =
+        AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).build(GROUPS.iter().map(|(_, g)| g.literal));
     automaton.expect("a few dozen short literals are far below every limit")
 });
 
@@ -98,7 +104,9 @@ fn placed(text: &[u8], at: usize, anywhere: bool) -> bool {
         return false;
     }
     let last = text[at - 1];
-    let quoted = before.iter().any(|b| matches!(b, b'"' | b'\'' | b'`')) || before.starts_with(b"echo ") || before.starts_with(b"#");
+    let quoted = before.iter().any(|b| matches!(b, b'"' | b'\'' | b'`'))
+        || before.starts_with(b"echo ")
+        || before.starts_with(b"#");
     !quoted && !last.is_ascii_alphanumeric() && last != b'_'
 }
 

@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn holes_take_text_up_to_the_next_literal() {
-        let c = caps("BUG: KASAN: {what} in {func:f}+", "BUG: KASAN: slab-use-after-free in my_read.isra.0+0x1/0x2").unwrap();
+        let c = caps("BUG: KASAN: {what} in {func:f}+", "BUG: KASAN: slab-use-after-free in my_read.isra.0+0x1/0x2")
+            .unwrap();
         assert_eq!(c.get("what").unwrap(), b"slab-use-after-free");
         assert_eq!(c.get("func").unwrap(), b"my_read.isra.0");
     }

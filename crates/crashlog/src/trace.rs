@@ -116,7 +116,10 @@ pub fn entry(text: &[u8]) -> Option<Entry<'_>> {
         tail(&rest[used..], &mut e);
         return Some(e);
     }
-    if bracketed && (rest.first() == Some(&b')') || rest.starts_with(b" from ")) && memmem::find(rest, b"from").is_some() {
+    if bracketed
+        && (rest.first() == Some(&b')') || rest.starts_with(b" from "))
+        && memmem::find(rest, b"from").is_some()
+    {
         return Some(e);
     }
     if indented && rest.starts_with(b" from ") {
@@ -241,8 +244,21 @@ pub enum Pointer<'a> {
 
 /// Words that introduce the instruction pointer, all architectures; the longest of a kind first.
 const POINTERS: [&[u8]; 15] = [
-    b"RIP is at ", b"EIP is at ", b"PC is at ", b"RIP: ", b"RIP ", b"EIP: ", b"EIP ", b"NIP: ", b"NIP ", b"IP: ", b"IP [", b"pc : ",
-    b"PC : ", b"epc : ", b"epc   : ",
+    b"RIP is at ",
+    b"EIP is at ",
+    b"PC is at ",
+    b"RIP: ",
+    b"RIP ",
+    b"EIP: ",
+    b"EIP ",
+    b"NIP: ",
+    b"NIP ",
+    b"IP: ",
+    b"IP [",
+    b"pc : ",
+    b"PC : ",
+    b"epc : ",
+    b"epc   : ",
 ];
 
 /// Parses `RIP: 0010:f+0x1/0x2`, `IP: [<…>] f+0x1/0x2`, `pc : f+0x1/0x2`, `NIP [c000…] f+0x1/0x2` and the like.
@@ -325,14 +341,22 @@ mod tests {
     #[test]
     fn offsets_module_and_source_are_read() {
         let e = entry(b" ? do_it+0x1f/0x20 [my_mod 0123abcd] fs/x.c:12").unwrap();
-        assert_eq!((e.offset, e.size, e.module, e.reliable, e.source), (Some(0x1f), Some(0x20), Some(&b"my_mod"[..]), false, Some(&b"fs/x.c:12"[..])));
+        assert_eq!(
+            (e.offset, e.size, e.module, e.reliable, e.source),
+            (Some(0x1f), Some(0x20), Some(&b"my_mod"[..]), false, Some(&b"fs/x.c:12"[..]))
+        );
     }
 
     #[test]
     fn prose_about_functions_is_no_entry() {
         for line in [
-            "last function: do_it+0x1/0x2", "at: [<ffffffff81000010>] do_it+0x1/0x2", "do_it started", "WARNING: x at do_it+0x1/0x2",
-            " Modules linked in: a b c", "usb 1-1: new device", " (detected by 0, t=1 jiffies)",
+            "last function: do_it+0x1/0x2",
+            "at: [<ffffffff81000010>] do_it+0x1/0x2",
+            "do_it started",
+            "WARNING: x at do_it+0x1/0x2",
+            " Modules linked in: a b c",
+            "usb 1-1: new device",
+            " (detected by 0, t=1 jiffies)",
         ] {
             assert_eq!(function(line), None, "{line}");
         }
@@ -341,10 +365,19 @@ mod tests {
     #[test]
     fn instruction_pointers_of_all_architectures_are_read() {
         for line in [
-            "RIP: 0010:do_it+0x1/0x2", "RIP: 0010:[<ffffffff81000010>]  [<ffffffff81000010>] do_it+0x1/0x2", "EIP: do_it+0x1/0x2", "IP: do_it+0x1/0x2",
-            "IP: [<ffffffff81000010>] do_it+0x1/0x2 [m]", "EIP is at do_it+0x1/0x2", "PC is at do_it+0x1/0x2", "pc : do_it+0x1/0x2",
-            "NIP [c000000000123450] do_it+0x1/0x2", "epc : do_it+0x1/0x2", "Krnl PSW : 0704c00180000000 0000000000123456 (do_it+0x1/0x2)",
-            "RIP  [<ffffffff81000010>] do_it+0x1/0x2", "epc   : 80123456 do_it+0x1/0x2",
+            "RIP: 0010:do_it+0x1/0x2",
+            "RIP: 0010:[<ffffffff81000010>]  [<ffffffff81000010>] do_it+0x1/0x2",
+            "EIP: do_it+0x1/0x2",
+            "IP: do_it+0x1/0x2",
+            "IP: [<ffffffff81000010>] do_it+0x1/0x2 [m]",
+            "EIP is at do_it+0x1/0x2",
+            "PC is at do_it+0x1/0x2",
+            "pc : do_it+0x1/0x2",
+            "NIP [c000000000123450] do_it+0x1/0x2",
+            "epc : do_it+0x1/0x2",
+            "Krnl PSW : 0704c00180000000 0000000000123456 (do_it+0x1/0x2)",
+            "RIP  [<ffffffff81000010>] do_it+0x1/0x2",
+            "epc   : 80123456 do_it+0x1/0x2",
         ] {
             let Some(Pointer::Kernel(e)) = pointer(line.as_bytes()) else { panic!("{line}") };
             assert_eq!(e.function, b"do_it", "{line}");
