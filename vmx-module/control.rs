@@ -98,9 +98,9 @@ impl Control {
         match target {
             Target::One(cpu) if (cpu as usize) < self.holdings.len() && shim::cpu_online(cpu) => act(self, cpu),
             Target::One(_) => Err(ENODEV),
-            Target::All => (0..self.holdings.len() as u32)
-                .filter(|cpu| shim::cpu_online(*cpu))
-                .try_for_each(|cpu| act(self, cpu)),
+            Target::All => {
+                (0..self.holdings.len() as u32).filter(|cpu| shim::cpu_online(*cpu)).try_for_each(|cpu| act(self, cpu))
+            }
         }
     }
 
@@ -182,7 +182,9 @@ fn pull(trigger: Trigger, cpu: u32) -> Result {
     pr_emerg!("trigger {:?} on cpu {}\n", trigger, cpu);
     match trigger {
         // SAFETY: Does not return, which is the order.
-        Trigger::Panic => shim::run_on(cpu, || unsafe { bindings::panic(c"crashyard: panic on cpu %u\n".as_char_ptr(), cpu) }),
+        Trigger::Panic => {
+            shim::run_on(cpu, || unsafe { bindings::panic(c"crashyard: panic on cpu %u\n".as_char_ptr(), cpu) })
+        }
         Trigger::Oops => shim::run_on(cpu, || {
             // SAFETY: None. It writes to an address that is never mapped: that is the oops.
             unsafe { core::arch::asm!("movb $0, ({})", in(reg) 0xca5usize, options(att_syntax)) };

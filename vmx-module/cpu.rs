@@ -157,7 +157,12 @@ impl Holdings {
         cpu.record.state.store(State::Off.code(), Relaxed);
         drop(on);
         if !cpu.list.is_empty() || vmx::cr4() & vmx::CR4_VMXE != 0 {
-            pr_err!("cpu{}: not clean after off: list empty {}, CR4 {:#x}\n", cpu.number, cpu.list.is_empty(), vmx::cr4());
+            pr_err!(
+                "cpu{}: not clean after off: list empty {}, CR4 {:#x}\n",
+                cpu.number,
+                cpu.list.is_empty(),
+                vmx::cr4()
+            );
             return Err(EIO);
         }
         result

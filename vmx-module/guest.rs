@@ -123,14 +123,14 @@ pub(crate) fn fill_current_vmcs() -> Result {
         (0x4004, 0xffff_ffff), // exception bitmap
         (0x4006, 0),           // page-fault error-code mask and match: every page fault
         (0x4008, 0),
-        (0x400a, 0),           // CR3 targets
-        (0x400e, 0),           // MSR lists: none
+        (0x400a, 0), // CR3 targets
+        (0x400e, 0), // MSR lists: none
         (0x4010, 0),
         (0x4014, 0),
-        (0x4016, 0),           // no event to inject
-        (0x6000, 0),           // CR0 and CR4: the guest owns every bit
+        (0x4016, 0), // no event to inject
+        (0x6000, 0), // CR0 and CR4: the guest owns every bit
         (0x6002, 0),
-        (0x2800, u64::MAX),    // no shadow VMCS
+        (0x2800, u64::MAX), // no shadow VMCS
     ])?;
     // Host state that stays.
     write_all(&[
@@ -239,8 +239,7 @@ impl Guest {
     ///
     /// The VMCS and the slot must outlive the guest, and nothing else may use VMX on that CPU while it lives.
     pub(crate) unsafe fn start(cpu: u32, vmcs: u64, slot: &Slot) -> Result<Self> {
-        let shared =
-            KBox::new(Shared { slot, vmcs, exits: Atomic::new(0), failure: Atomic::new(0) }, GFP_KERNEL)?;
+        let shared = KBox::new(Shared { slot, vmcs, exits: Atomic::new(0), failure: Atomic::new(0) }, GFP_KERNEL)?;
         let data = core::ptr::from_ref::<Shared>(&shared).cast_mut().cast();
         // SAFETY: `run` matches; its data lives in the box until the thread has been stopped (see `drop`).
         let thread = kernel::error::from_err_ptr(unsafe {

@@ -40,13 +40,14 @@ prepare() {
 	rm -rf "$inner" "$outer"
 }
 
-# in_bochs CPUS STEPS [run options] : runs the machine; sets LOG and END (the recipe's last line).
+# in_bochs CPUS STEPS [run options] : runs the machine; sets LOG and END (the recipe's last line). TIMEOUT seconds of wall
+# clock (420) are ten times what an idle host needs.
 in_bochs() {
 	local cpus=$1 steps=$2
 	shift 2
 	LOG=$RUN/$STORY.log
 	END=$("$root/lab/bochs/run" --kernel "$KERNEL" --initramfs "$INITRAMFS" --cmdline "$CMDLINE crashkernel=160M steps=$steps" \
-		--console "$LOG" --cpus "$cpus" --timeout "${TIMEOUT:-240}" "$@") || true
+		--console "$LOG" --cpus "$cpus" --timeout "${TIMEOUT:-420}" "$@") || true
 }
 
 # in_qemu STEPS : the same machine where there is no VMX.
