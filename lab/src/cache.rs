@@ -1,35 +1,76 @@
-//! Where built things are kept: named by the hash of what they were made from, so that nothing is ever stale.
-//!
-//! A thing is built in a temporary folder beside its place and renamed into it when it is whole; whoever finds a
-//! folder may use it, and a build that was cut off leaves nothing behind that looks finished.
+//! Where images are kept: one directory per user, everything in it named by what it was made from, so that nothing
+//! in it is ever stale and all of it may be deleted at any time.
 
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
-/// The cache folder: `CRASHYARD_CACHE`, else `crashyard` in the user's cache folder (XDG Base Directory).
-pub fn folder() -> anyhow::Result<PathBuf> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from("CRASHYARD_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|base| base.join("crashyard")))
-        .or_else(|| from("HOME").map(|base| base.join(".cache/crashyard")))
-        .context("no place for the cache: set CRASHYARD_CACHE to a folder")
+/// The cache directory.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    root: PathBuf,
 }
 
-/// The folder `kind/key`, made by `build` (which gets an empty folder to fill) if it is not there yet.
-pub fn get_or_build(kind: &str, key: &str, build: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
-    let parent = folder()?.join(kind);
-    let place = parent.join(key);
-    if place.is_dir() {
-        return Ok(place);
+impl Cache {
+    /// `$CRASHYARD_CACHE`, else `$XDG_CACHE_HOME/crashyard`, else `~/.cache/crashyard`.
+    pub fn open() -> anyhow::Result<Self> {
+        let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let root = from("CRASHYARD_CACHE")
+            .or_else(|| Some(from("XDG_CACHE_HOME")?.join("crashyard")))
+            .or_else(|| Some(from("HOME")?.join(".cache/crashyard")))
+            .context("no cache directory: set CRASHYARD_CACHE or HOME")?;
+        Self::at(&root)
     }
-    std::fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
-    let work = parent.join(format!("{key}.{}.partial", std::process::id()));
-    let _ = std::fs::remove_dir_all(&work);
-    std::fs::create_dir(&work)?;
-    let built = build(&work);
-    if built.is_ok() && std::fs::rename(&work, &place).is_err() && !place.is_dir() {
-        anyhow::bail!("cannot move {} to {}", work.display(), place.display());
+
+    /// A cache in a given directory.
+    pub fn at(root: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(root).with_context(|| format!("make {}", root.display()))?;
+        Ok(Self { root: root.canonicalize()? })
     }
-    let _ = std::fs::remove_dir_all(&work);
-    built.map(|()| place)
+
+    /// A path inside.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The directory `name`, made by `make` if it is not there. It appears whole or not at all, so an interrupted
+    /// making leaves nothing that could be taken for a result.
+    pub fn directory(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<PathBuf> {
+        let path = self.path(name);
+        if path.is_dir() {
+            return Ok(path);
+        }
+        let parent = path.parent().expect("a path inside the cache has a parent");
+        std::fs::create_dir_all(parent)?;
+        let unfinished = parent.join(format!(".{}.{}", path.file_name().unwrap_or_default().display(), std::process::id()));
+        let _ = std::fs::remove_dir_all(&unfinished);
+        std::fs::create_dir(&unfinished)?;
+        let made = make(&unfinished).and_then(|()| match std::fs::rename(&unfinished, &path) {
+            // Somebody else made the same thing meanwhile; it is the same.
+            Err(_) if path.is_dir() => Ok(()),
+            renamed => renamed.with_context(|| format!("keep {}", path.display())),
+        });
+        let _ = std::fs::remove_dir_all(&unfinished);
+        made.map(|()| path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_once_and_a_failure_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        assert!(cache.directory("a/b", |_| anyhow::bail!("no")).is_err());
+        assert_eq!(std::fs::read_dir(dir.path().join("a")).unwrap().count(), 0);
+        let made = cache.directory("a/b", |into| Ok(std::fs::write(into.join("f"), "x")?)).unwrap();
+        assert_eq!(std::fs::read_to_string(made.join("f")).unwrap(), "x");
+        cache.directory("a/b", |_| anyhow::bail!("made twice")).unwrap();
+    }
 }

@@ -1,118 +1,224 @@
-//! The guest image: one kernel and one initramfs that serves both as the system under test and as capture system.
+//! Guest images: a kernel and one initramfs that serves the kernel under test and the capture kernel.
 //!
-//! Busybox, kexec-tools and makedumpfile come from the machine's own Debian packages with the libraries they link,
-//! the agent is ours and static, the modules are the kernel's. The initramfs is not compressed: emulated machines
-//! unpack slowly. Images are cached by the hash of everything in them.
+//! The initramfs holds busybox, kexec, makedumpfile with their libraries from this host, the kernel's own modules for
+//! QEMU's virtio hardware, this workspace's agent (static), and `lab/image/init`. Everything that goes in decides the
+//! image's name in the cache.
 
-use crate::kernel::Kernel;
-use crate::{cache, command, kernel};
-use anyhow::Context as _;
+use crate::cache::Cache;
+use crate::command::{filter, find, output};
+use crate::kernel::{self, Kernel};
+use anyhow::{Context as _, bail};
 use crashyard_agent::cpio::Archive;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-const INIT: &[u8] = include_bytes!("../image/init");
+/// `/init` of the guest.
+const INIT: &str = include_str!("../image/init");
 
-/// What the guest needs to reach the network and a dump disk.
-const MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_blk"];
+/// Modules of the machine's hardware. One that the kernel has built in, or does not have, is left out.
+const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
 
-/// Programs of the machine that go into the guest, and their places there.
-const PROGRAMS: &[(&str, &str)] =
-    &[("busybox", "bin/busybox"), ("kexec", "sbin/kexec"), ("makedumpfile", "usr/bin/makedumpfile")];
+/// Programs from this host with the shared libraries they name.
+const PROGRAMS: [&str; 2] = ["makedumpfile", "kexec"];
 
-/// A bootable guest.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Counts up when this file builds something else from the same parts.
+const RECIPE: u32 = 1;
+
+/// Fast to unpack, and small enough: the kernel checks the hash of what kexec loads, byte by byte.
+const ZSTD_LEVEL: i32 = 9;
+
+/// A finished image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// The kernel (bzImage).
+    /// The package the kernel came from.
+    pub package: String,
+    /// `uname -r`.
+    pub release: String,
+    /// GNU build id of its vmlinux, where it could be read.
+    pub build_id: Option<String>,
+    /// The bootable kernel.
     pub kernel: PathBuf,
     /// The initramfs.
     pub initrd: PathBuf,
-    /// `uname -r`.
-    pub release: String,
-    /// GNU build id of the kernel, lower-case hex.
-    pub build_id: String,
 }
 
-/// Builds the image of a kernel with the given agent, or finds it in the cache.
-pub fn build(kernel: &Kernel, agent: &Path) -> anyhow::Result<Image> {
-    let initrd = initrd(kernel, agent)?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&initrd).update(kernel.build_id.as_bytes());
-    let key = &hasher.finalize().to_hex()[..16];
-    let place = cache::get_or_build("image", key, |place| {
-        std::fs::copy(&kernel.image, place.join("kernel"))?;
-        std::fs::write(place.join("initrd"), &initrd)?;
+/// Builds the image, or finds it in the cache.
+pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
+    let kernel = kernel::newest(cache)?;
+    let agent = build_agent(cache, source)?;
+    let files = collect(&kernel, &agent)?;
+    let mut key = blake3::Hasher::new();
+    key.update(format!("{RECIPE} {}", kernel.package).as_bytes());
+    for (path, file) in &files {
+        key.update(format!("{path} {:o} {}\n", file.permissions, file.content.len()).as_bytes());
+        key.update(&file.content);
+    }
+    let key = key.finalize().to_hex();
+    let directory = cache.directory(&format!("images/{}", &key[..32]), |into| {
+        std::fs::copy(&kernel.image, into.join("kernel"))?;
+        std::fs::write(into.join("initrd"), zstd::encode_all(&archive(&files)[..], ZSTD_LEVEL)?)?;
+        let build_id = kernel::build_id(&std::fs::read(&kernel.image)?);
+        let facts = (&kernel.package, &kernel.release, build_id);
+        std::fs::write(into.join("facts.json"), serde_json::to_vec(&facts)?)?;
         Ok(())
     })?;
-    Ok(Image {
-        kernel: place.join("kernel"),
-        initrd: place.join("initrd"),
-        release: kernel.release.clone(),
-        build_id: kernel.build_id.clone(),
-    })
+    let facts = std::fs::read(directory.join("facts.json"))?;
+    let (package, release, build_id) = serde_json::from_slice(&facts).context("read the image's facts")?;
+    Ok(Image { package, release, build_id, kernel: directory.join("kernel"), initrd: directory.join("initrd") })
 }
 
-fn initrd(kernel: &Kernel, agent: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut files: BTreeMap<String, (u32, Vec<u8>)> = BTreeMap::new();
-    files.insert("init".into(), (0o755, INIT.to_vec()));
-    files.insert("bin/crashyard-agent".into(), (0o755, std::fs::read(agent).context("the guest agent")?));
-    let mut libraries = BTreeSet::new();
-    for (program, place) in PROGRAMS {
+/// Builds the agent for the guest: static, small, in a target directory of its own.
+fn build_agent(cache: &Cache, source: &Path) -> anyhow::Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target_dir = cache.path("guest-target");
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let status = std::process::Command::new(cargo)
+        .args(["build", "--quiet", "--locked", "--profile", "guest", "-p", "crashyard-agent", "--target", TARGET])
+        .current_dir(source)
+        .env("CARGO_TARGET_DIR", &target_dir)
+        // `--target` keeps build scripts and macros dynamic; they cannot be static.
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .status()
+        .context("start cargo (install a Rust toolchain)")?;
+    if !status.success() {
+        bail!("building the guest's agent in {}: {status}", source.display());
+    }
+    Ok(target_dir.join(TARGET).join("guest/crashyard-agent"))
+}
+
+struct File {
+    permissions: u32,
+    content: Vec<u8>,
+}
+
+impl File {
+    fn read(path: &Path, permissions: u32) -> anyhow::Result<Self> {
+        let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        Ok(Self { permissions, content })
+    }
+}
+
+/// Everything that goes in, by its path in the guest.
+fn collect(kernel: &Kernel, agent: &Path) -> anyhow::Result<BTreeMap<String, File>> {
+    let mut files = BTreeMap::new();
+    files.insert("init".into(), File { permissions: 0o755, content: INIT.as_bytes().to_vec() });
+    files.insert("bin/busybox".into(), static_file("busybox")?);
+    files.insert("bin/crashyard-agent".into(), File::read(agent, 0o755)?);
+    for program in PROGRAMS {
         let path = find(program)?;
-        libraries.extend(linked(&path)?);
-        files.insert((*place).into(), (0o755, std::fs::read(path)?));
+        for library in libraries(&path)? {
+            let name = library.to_string_lossy().trim_start_matches('/').to_owned();
+            files.entry(name).or_insert(File::read(&library, 0o755)?);
+        }
+        files.insert(format!("sbin/{program}"), File::read(&path, 0o755)?);
     }
-    for library in libraries {
-        let place = library.to_string_lossy().trim_start_matches('/').to_owned();
-        files.insert(place, (0o755, std::fs::read(&library)?));
-    }
-    let mut order = String::new();
-    for path in kernel.modules(MODULES)? {
-        let name = path.file_stem().context("a module's name")?.to_string_lossy();
-        let name = format!("{}.ko", name.trim_end_matches(".ko"));
-        files.insert(format!("lib/modules/{name}"), (0o644, kernel::module_bytes(&path)?));
-        order += &format!("{name}\n");
-    }
-    files.insert("lib/modules/order".into(), (0o644, order.into_bytes()));
-    Ok(archive(&files))
+    let modules = modules(kernel)?;
+    let order: String = modules.iter().map(|(path, _)| format!("/{path}\n")).collect();
+    files.insert("lib/modules/order".into(), File { permissions: 0o644, content: order.into_bytes() });
+    files.extend(modules.into_iter().map(|(path, content)| (path, File { permissions: 0o644, content })));
+    Ok(files)
 }
 
-fn archive(files: &BTreeMap<String, (u32, Vec<u8>)>) -> Vec<u8> {
+fn static_file(program: &str) -> anyhow::Result<File> {
+    let path = find(program)?;
+    if !libraries(&path)?.is_empty() {
+        bail!("{} is not statically linked; install the Debian package {program}-static", path.display());
+    }
+    File::read(&path, 0o755)
+}
+
+/// The shared libraries of a program, its loader included; none for a static one.
+fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    // ldd fails for a static program, with a text that says so.
+    let text = match output("ldd", [program]) {
+        Ok(text) => text,
+        Err(error) if format!("{error:#}").contains("not a dynamic executable") => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    parse_ldd(&String::from_utf8_lossy(&text)).with_context(|| format!("the libraries of {}", program.display()))
+}
+
+/// Reads ldd's lines: `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)` for the loader; the vDSO has no path.
+fn parse_ldd(text: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for line in text.lines().map(str::trim) {
+        let target = line.split_once(" => ").map_or(line, |(_, target)| target);
+        if target.starts_with("not found") {
+            bail!("{line}");
+        }
+        if target.starts_with('/') {
+            paths.push(target.split(" (").next().unwrap_or(target).into());
+        }
+    }
+    Ok(paths)
+}
+
+/// Modules in the order in which they must be loaded, decompressed.
+fn modules(kernel: &Kernel) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut seen = BTreeSet::new();
+    let mut modules = Vec::new();
+    for module in MODULES {
+        let root = kernel.root.as_os_str();
+        let arguments = ["-d".as_ref(), root, "-S".as_ref(), kernel.release.as_ref(), "--show-depends".as_ref(), module.as_ref()];
+        let Ok(text) = output("modprobe", arguments) else { continue };
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some(path) = line.trim().strip_prefix("insmod ") else { continue };
+            let path = Path::new(path.split_whitespace().next().unwrap_or(path));
+            if !seen.insert(path.to_owned()) {
+                continue;
+            }
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+            let stem = file_name.split(".ko").next().unwrap_or(&file_name);
+            modules.push((format!("lib/modules/{stem}.ko"), decompressed(path)?));
+        }
+    }
+    Ok(modules)
+}
+
+fn decompressed(module: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = std::fs::read(module).with_context(|| format!("read {}", module.display()))?;
+    match module.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => match filter("xz", &["-dc"], &bytes)? {
+            (true, plain) => Ok(plain),
+            (false, _) => bail!("xz cannot unpack {}", module.display()),
+        },
+        Some("zst") => Ok(zstd::decode_all(&bytes[..])?),
+        _ => Ok(bytes),
+    }
+}
+
+fn archive(files: &BTreeMap<String, File>) -> Vec<u8> {
     let mut archive = Archive::new();
-    let mut folders = BTreeSet::from(["dev".to_owned(), "tmp".to_owned(), "crashyard".to_owned()]);
-    for path in files.keys() {
-        let parents = Path::new(path).ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
-        folders.extend(parents.map(|parent| parent.to_string_lossy().into_owned()));
-    }
-    // Sorted, so a parent comes before what is in it.
-    for folder in &folders {
-        archive.directory(folder);
-    }
-    // The kernel opens it before anything is mounted.
+    let mut made = BTreeSet::new();
+    let mut parents = |archive: &mut Archive, path: &str| {
+        let parts: Vec<&str> = path.split('/').collect();
+        for depth in 1..parts.len() {
+            let directory = parts[..depth].join("/");
+            if made.insert(directory.clone()) {
+                archive.directory(&directory);
+            }
+        }
+    };
+    parents(&mut archive, "dev/console");
+    // Where the kernel opens process 1's first files (`init/main.c`, console_on_rootfs).
     archive.character("dev/console", 0o600, 5, 1);
-    for (path, (permissions, bytes)) in files {
-        archive.file(path, *permissions, bytes);
+    for (path, file) in files {
+        parents(&mut archive, path);
+        archive.file(path, file.permissions, &file.content);
     }
     archive.finish()
 }
 
-/// Where the machine has a program; administrators' programs are not in everybody's `PATH`.
-fn find(program: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"])
-        .map(|folder| Path::new(folder).join(program))
-        .find(|path| path.is_file())
-        .with_context(|| format!("{program} is not installed; `make packages` installs what the lab needs"))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The libraries a program is linked with, the dynamic linker included (ldd(1)).
-fn linked(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let Ok(text) = command::text(Command::new("ldd").arg(program)) else {
-        // ldd fails on static programs.
-        return Ok(Vec::new());
-    };
-    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+    #[test]
+    fn libraries_and_the_loader_are_found_and_a_missing_one_is_an_error() {
+        let text = "\tlinux-vdso.so.1 (0x7f)\n\tlibz.so.1 => /lib/x/libz.so.1 (0x7f)\n\t/lib64/ld-linux.so.2 (0x7f)\n";
+        assert_eq!(parse_ldd(text).unwrap(), [Path::new("/lib/x/libz.so.1"), Path::new("/lib64/ld-linux.so.2")]);
+        assert!(parse_ldd("\tlibfoo.so => not found\n").is_err());
+    }
 }

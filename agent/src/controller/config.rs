@@ -1,0 +1,117 @@
+//! The controller's configuration: one TOML file.
+
+use super::machine::Driver;
+use super::qemu::{Qemu, QemuConfig};
+use super::watch::Watcher;
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Unique name of this controller.
+    pub name: String,
+    /// The server's URL.
+    pub server: String,
+    /// File with the controller token.
+    pub token_file: PathBuf,
+    /// Directory for journals, images and consoles; one controller at a time.
+    pub state: PathBuf,
+    /// The machines.
+    #[serde(rename = "machine", default)]
+    pub machines: Vec<MachineConfig>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Unique name.
+    pub name: String,
+    /// Properties that selectors can ask for; `driver` is added.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Added to the command line of every boot, the capture kernel's included.
+    #[serde(default)]
+    pub cmdline: String,
+    /// The server's URL as the machine reaches it, if that is not known to the driver.
+    #[serde(default)]
+    pub server_from_machine: Option<String>,
+    /// Driven by QEMU.
+    #[serde(default)]
+    pub qemu: Option<QemuConfig>,
+}
+
+impl Config {
+    /// Reads and checks a file. Relative paths in it are relative to the file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let mut config: Self = toml::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        config.token_file = base.join(&config.token_file);
+        config.state = base.join(&config.state);
+        let mut names = BTreeSet::new();
+        for machine in &config.machines {
+            ensure!(names.insert(&machine.name), "two machines are named {}", machine.name);
+            ensure!(machine.qemu.is_some(), "machine {} has no driver: add a table [machine.qemu]", machine.name);
+        }
+        Ok(config)
+    }
+
+    /// The token, without the line's end.
+    pub fn token(&self) -> anyhow::Result<String> {
+        let text = std::fs::read_to_string(&self.token_file)
+            .with_context(|| format!("read the token from {}", self.token_file.display()))?;
+        match text.trim() {
+            "" => bail!("{} is empty", self.token_file.display()),
+            token => Ok(token.to_owned()),
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Makes the machine's driver.
+    pub fn driver(&self, server: &str, watcher: &Watcher) -> anyhow::Result<Arc<dyn Driver>> {
+        let qemu = self.qemu.as_ref().with_context(|| format!("machine {} has no driver", self.name))?;
+        Ok(Arc::new(Qemu::new(qemu, server, watcher.clone())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("controller.toml");
+        std::fs::write(&path, text)?;
+        Config::read(&path)
+    }
+
+    const HEAD: &str = "name = 'lab'\nserver = 'http://127.0.0.1:1'\ntoken_file = 'token'\nstate = '/s'\n";
+
+    #[test]
+    fn a_small_file_is_enough() {
+        let config = parse(&format!("{HEAD}[[machine]]\nname = 'q1'\n[machine.qemu]\ncpu = 'max'\n")).unwrap();
+        let qemu = config.machines[0].qemu.as_ref().unwrap();
+        assert_eq!((qemu.cpu.as_str(), qemu.program.as_str()), ("max", "qemu-system-x86_64"));
+        assert_eq!(config.state, Path::new("/s"));
+        assert!(config.token_file.ends_with("token"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            ("[[machine]]\nname = 'q1'\n", "no driver"),
+            ("[[machine]]\nname = 'q1'\n[machine.qemu]\n[[machine]]\nname = 'q1'\n[machine.qemu]\n", "two machines"),
+            ("[[machine]]\nname = 'q1'\n[machine.qemu]\ncpus = 2\n", "cpus"),
+        ] {
+            let error = format!("{:#}", parse(&format!("{HEAD}{text}")).unwrap_err());
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

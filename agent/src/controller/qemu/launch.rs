@@ -1,0 +1,201 @@
+//! QEMU's command line, and how a process is started that outlives its controller.
+
+use crate::controller::machine::BootPlan;
+use crate::disk;
+use anyhow::Context as _;
+use serde::Deserialize;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+/// Memory image the dump disk has beyond the machine's memory: headers, and a dump that does not compress.
+const DISK_SLACK_MIB: u64 = 64;
+
+/// An emulated machine in the controller's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QemuConfig {
+    /// QEMU's program.
+    pub program: String,
+    /// `-machine`.
+    pub machine: String,
+    /// `-accel`.
+    pub accel: String,
+    /// `-cpu`.
+    pub cpu: String,
+    /// Network card.
+    pub network_card: String,
+    /// Whether the machine may reach anything but the server.
+    pub open_network: bool,
+    /// Added to QEMU's command line.
+    pub arguments: Vec<String>,
+}
+
+impl Default for QemuConfig {
+    fn default() -> Self {
+        Self {
+            program: "qemu-system-x86_64".into(),
+            machine: "pc".into(),
+            accel: "tcg,thread=multi".into(),
+            cpu: "qemu64".into(),
+            network_card: "virtio-net-pci".into(),
+            open_network: false,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// Names of the files in a machine's directory.
+pub mod names {
+    /// Control socket.
+    pub const QMP: &str = "qmp.sock";
+    /// Socket that types into the serial console.
+    pub const SERIAL_INPUT: &str = "serial.sock";
+    /// Everything the serial console printed.
+    pub const SERIAL: &str = "serial.log";
+    /// Everything QEMU itself said.
+    pub const EMULATOR: &str = "emulator.log";
+    /// Process id, while it runs.
+    pub const PID: &str = "qemu.pid";
+    /// Image of the dump disk.
+    pub const DUMP_DISK: &str = "dump.disk";
+}
+
+/// Where the machine finds the server: the address, and what stands behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Address and port inside the machine's network.
+    pub inside: String,
+    /// Host and port as this process reaches them.
+    pub outside: String,
+    /// The program that joins the two (this very agent).
+    pub relay: PathBuf,
+}
+
+/// A path below `directory` that is short enough for a socket address (108 bytes, unix(7)), wherever it is.
+pub struct ShortPath {
+    directory: File,
+}
+
+impl ShortPath {
+    /// For a directory.
+    pub fn to(directory: &Path) -> anyhow::Result<Self> {
+        Ok(Self { directory: File::open(directory).with_context(|| format!("open {}", directory.display()))? })
+    }
+
+    /// The short path of `name`, valid as long as this lives.
+    pub fn of(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
+    }
+}
+
+/// Starts QEMU in `directory`. The machine's CPUs run when this returns, or QEMU is about to say why not.
+///
+/// The control socket is made here and handed over as standard input: it takes connections from the first moment, and
+/// it refuses them from the moment QEMU is gone, so that a controller that comes back can tell the two apart.
+pub fn launch(config: &QemuConfig, route: &Route, directory: &Path, plan: &BootPlan) -> anyhow::Result<()> {
+    disk::blank(
+        &directory.join(names::DUMP_DISK),
+        (u64::from(plan.memory_mib) + DISK_SLACK_MIB) * 1024 * 1024,
+    )?;
+    let short = ShortPath::to(directory)?;
+    let socket = short.of(names::QMP);
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&socket).context("make the control socket")?;
+    let log = OpenOptions::new().create(true).append(true).open(directory.join(names::EMULATOR))?;
+    let mut child = tokio::process::Command::new(&config.program)
+        .args(arguments(config, route, plan))
+        .current_dir(directory)
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // A group of its own: Ctrl-C in a terminal is meant for the controller, not for its machines.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("start {} (Debian package qemu-system-x86)", config.program))?;
+    // Somebody has to collect its exit status as long as this controller lives.
+    tokio::spawn(async move { child.wait().await });
+    Ok(())
+}
+
+fn arguments(config: &QemuConfig, route: &Route, plan: &BootPlan) -> Vec<String> {
+    let network = if config.open_network {
+        "user,id=net".to_owned()
+    } else {
+        // Commas separate options, so they are doubled inside one.
+        let relay = route.relay.display().to_string().replace(',', ",,");
+        format!("user,id=net,restrict=on,guestfwd=tcp:{}-cmd:{relay} relay {}", route.inside, route.outside)
+    };
+    let mut arguments: Vec<String> = vec![];
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    add("-machine", config.machine.clone());
+    add("-accel", config.accel.clone());
+    add("-cpu", config.cpu.clone());
+    add("-smp", plan.cpus.to_string());
+    add("-m", format!("{}M", plan.memory_mib));
+    add("-kernel", plan.kernel.display().to_string());
+    add("-initrd", plan.initrd.display().to_string());
+    add("-append", plan.cmdline.clone());
+    add("-chardev", "socket,id=qmp,fd=0,server=on,wait=off".into());
+    add("-mon", "chardev=qmp,mode=control".into());
+    add(
+        "-chardev",
+        format!(
+            "socket,id=serial,path={},server=on,wait=off,logfile={},logappend=on",
+            names::SERIAL_INPUT,
+            names::SERIAL
+        ),
+    );
+    add("-serial", "chardev:serial".into());
+    add("-netdev", network);
+    add("-device", format!("{},netdev=net", config.network_card));
+    add("-drive", format!("file={},format=raw,if=none,id=dump", names::DUMP_DISK));
+    add("-device", format!("virtio-blk-pci,drive=dump,serial={}", disk::SERIAL));
+    add("-pidfile", names::PID.into());
+    add("-display", "none".into());
+    // A machine that stops stays as it is until it was looked at; a reset is a stop, since it destroys evidence.
+    add("-action", "reboot=shutdown,shutdown=pause".into());
+    arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+    arguments.extend(config.arguments.iter().cloned());
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(config: &QemuConfig) -> String {
+        let route = Route { inside: "10.0.2.100:80".into(), outside: "127.0.0.1:8480".into(), relay: "/a,b".into() };
+        let plan = BootPlan {
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            cmdline: "console=ttyS0".into(),
+            cpus: 2,
+            memory_mib: 768,
+        };
+        arguments(config, &route, &plan).join(" ")
+    }
+
+    #[test]
+    fn a_machine_reaches_the_server_and_nothing_else_unless_told_so() {
+        let closed = sample(&QemuConfig::default());
+        assert!(closed.contains("restrict=on,guestfwd=tcp:10.0.2.100:80-cmd:/a,,b relay 127.0.0.1:8480 "), "{closed}");
+        let open = sample(&QemuConfig { open_network: true, ..QemuConfig::default() });
+        assert!(open.contains("-netdev user,id=net -device"), "{open}");
+    }
+
+    #[test]
+    fn a_socket_may_lie_deeper_than_a_socket_address_is_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("x".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let short = ShortPath::to(&deep).unwrap();
+        let _listener = UnixListener::bind(short.of(names::QMP)).unwrap();
+        assert!(deep.join(names::QMP).exists());
+    }
+}

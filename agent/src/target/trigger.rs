@@ -1,0 +1,66 @@
+//! Marks the kernel log and crashes the kernel.
+
+use super::steps::StepResult;
+use anyhow::{Context as _, anyhow};
+use crashyard_protocol::Trigger;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use std::time::Duration;
+
+/// How long a trigger from outside may take to arrive before the agent says that it did not.
+const OUTSIDE_TRIGGER: Duration = Duration::from_secs(25);
+
+/// Makes the trigger possible, without pulling it.
+pub fn prepare(trigger: Trigger, cpu: Option<u32>) -> StepResult {
+    let attempt = || -> anyhow::Result<String> {
+        let mut done = match trigger {
+            Trigger::SysrqC => {
+                set("/proc/sys/kernel/sysrq", "1")?;
+                "sysrq enabled".to_owned()
+            }
+            Trigger::Nmi => {
+                set("/proc/sys/kernel/unknown_nmi_panic", "1")?;
+                "an unknown NMI panics now; the controller sends it when it sees the marker".to_owned()
+            }
+            Trigger::ModulePanic | Trigger::ModuleOops => {
+                anyhow::bail!("the trigger {trigger} needs the VMX module, which this agent does not drive")
+            }
+        };
+        if let Some(cpu) = cpu {
+            let mut set = CpuSet::new();
+            set.set(cpu as usize).with_context(|| format!("no such CPU: {cpu}"))?;
+            sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("move to CPU {cpu}"))?;
+            done.push_str(&format!("; on CPU {cpu}"));
+        }
+        Ok(done)
+    };
+    match attempt() {
+        Ok(text) => StepResult::done("prepare-trigger", text),
+        Err(error) => StepResult::failed("prepare-trigger", format!("{error:#}")),
+    }
+}
+
+/// Writes the marker to the kernel log, loud enough for every console.
+pub fn mark(marker: &str) -> anyhow::Result<()> {
+    // Priority 0 (emergency) passes any console log level; the facility is the kernel log's own "user".
+    set("/dev/kmsg", &format!("<8>{marker}\n"))
+}
+
+/// Crashes the kernel. Comes back only with the reason why that did not work.
+pub async fn pull(trigger: Trigger) -> anyhow::Error {
+    match trigger {
+        Trigger::SysrqC => match set("/proc/sysrq-trigger", "c") {
+            Ok(()) => anyhow!("sysrq-c was accepted, but the kernel goes on"),
+            Err(error) => error,
+        },
+        Trigger::Nmi => {
+            tokio::time::sleep(OUTSIDE_TRIGGER).await;
+            anyhow!("no NMI came within {} s, or it did not panic this kernel", OUTSIDE_TRIGGER.as_secs())
+        }
+        Trigger::ModulePanic | Trigger::ModuleOops => anyhow!("the trigger {trigger} needs the VMX module"),
+    }
+}
+
+fn set(path: &str, value: &str) -> anyhow::Result<()> {
+    std::fs::write(path, value).with_context(|| format!("write {value:?} to {path}"))
+}
