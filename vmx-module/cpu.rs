@@ -174,6 +174,8 @@ impl Holdings {
             return Ok(());
         }
         self.on = Some(VmxOn::new()?);
+        // From here on the CPU may not go offline, whatever comes next.
+        cpu.record.state.store(State::VmxOn.code(), Relaxed);
         let built = self.build_vmcses(cpu, state);
         if built.is_err() {
             self.take_down(cpu)?;

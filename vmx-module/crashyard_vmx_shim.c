@@ -28,10 +28,16 @@ bool crashyard_vmx_cpu_online(unsigned int cpu)
 	return cpu < nr_cpu_ids && cpu_online(cpu);
 }
 
-/* In process context, on that CPU, waiting for the answer. */
+/* In process context, on that CPU, waiting for the answer. No CPU comes or goes meanwhile. */
 long crashyard_vmx_run_on(unsigned int cpu, long (*function)(void *), void *argument)
 {
-	return work_on_cpu(cpu, function, argument);
+	long answer = -ENODEV;
+
+	cpus_read_lock();
+	if (crashyard_vmx_cpu_online(cpu))
+		answer = work_on_cpu(cpu, function, argument);
+	cpus_read_unlock();
+	return answer;
 }
 
 void crashyard_vmx_reschedule(void)
