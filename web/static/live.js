@@ -10,17 +10,17 @@ export function events(path, after, take) {
   let source;
   const open = () => {
     source = new EventSource(`${path}?after=${last}`);
-    source.onopen = () => say("live", true);
+    source.onopen = () => say(path, "live");
     source.onmessage = (message) => {
       if (message.lastEventId) last = message.lastEventId;
       take(JSON.parse(message.data));
     };
     source.addEventListener("complete", () => {
       source.close();
-      say("", false);
+      say(path, "");
     });
     source.onerror = () => {
-      say("reconnecting", false);
+      say(path, "reconnecting");
       // The browser tries again by itself unless the answer was an error.
       if (source.readyState === EventSource.CLOSED) setTimeout(open, 5000);
     };
@@ -30,9 +30,15 @@ export function events(path, after, take) {
   addEventListener("pageshow", (event) => event.persisted && open());
 }
 
-function say(text, on) {
+const said = new Map();
+
+/** Says how the streams are: the worst of them. */
+function say(who, what) {
+  said.set(who, what);
+  const all = [...said.values()];
+  const text = ["reconnecting", "live"].find((one) => all.includes(one)) ?? "";
   if (link.textContent !== text) link.textContent = text;
-  link.dataset.on = on;
+  link.dataset.on = text === "live";
 }
 
 const wanted = new Set();
@@ -49,8 +55,9 @@ export function refresh(ids) {
       try {
         const answer = await fetch(location.href, { headers: { accept: "text/html" } });
         if (answer.ok) replace(now, new DOMParser().parseFromString(await answer.text(), "text/html"));
+        say("page", "");
       } catch {
-        say("reconnecting", false);
+        say("page", "reconnecting");
       }
       await pause(1000);
     }

@@ -46,6 +46,8 @@ fn pages() -> Vec<(&'static str, String)> {
         ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
         ("no machines", MachinesPage::new(&[], true, None, now).render()),
         ("not found", ErrorPage::not_found().render()),
+        ("invalid", ErrorPage::invalid().render()),
+        ("forbidden", ErrorPage::forbidden().render()),
         ("unauthorized", ErrorPage::unauthorized().render()),
         ("unavailable", ErrorPage::unavailable(None).render()),
         ("internal", ErrorPage::internal(Some("01JDB4Q1W5Z8N6K3X0V7T2R9MF".into())).render()),
@@ -110,7 +112,6 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
         ("machines", MachinesPage::new(&machines, true, Some(bad()), now).render()),
-        ("invalid", ErrorPage::invalid(&bad()).render()),
     ]
     .into_iter()
     .map(|(name, html)| (name, html.expect("renders")))
