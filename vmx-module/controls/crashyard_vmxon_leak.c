@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Negative control "vmxon-leak": turns VMX on again just before the jump to the capture kernel, as a crash path that forgot
- * VMXOFF would leave it. The jump clears CR4.VMXE, which faults in VMX operation, with no handler left: a triple fault.
+ * VMXOFF would leave it. The jump clears CR4.VMXE, which faults in VMX operation. From 6.15 on the jump catches that, prints
+ * its registers on an early serial console (if there is one) and halts; older kernels end in a triple fault.
  *
  * It exists to prove that the farm sees this. Nothing should ever load it for another purpose.
  */
