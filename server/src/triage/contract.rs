@@ -66,7 +66,9 @@ pub fn judge(scenario: &Scenario, build: &BuildFacts, evidence: &EvidenceView, n
         match stage.state {
             StageState::Proven => started = settled_at,
             StageState::Failed if stop.is_none() => {
-                let status = stage.status.unwrap_or(Status::Error);
+                // A stored stage that contradicts itself must not turn into a pass.
+                let blames = |status: &Status| matches!(status, Status::Fail | Status::Error | Status::Miss);
+                let status = stage.status.filter(blames).unwrap_or(Status::Error);
                 stop = Some((name, status, settled_at, stage.reason.clone().unwrap_or_default()));
             }
             StageState::Failed | StageState::Skipped => {}

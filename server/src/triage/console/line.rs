@@ -46,12 +46,19 @@ pub(super) fn first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 /// are put through, so it is written without branches, for the compiler to vectorise.
 pub(super) fn may_matter(raw: &[u8]) -> bool {
     let raw = raw.strip_suffix(b"\r").unwrap_or(raw);
-    let control = raw.iter().fold(false, |any, byte| any | (*byte < 0x20 && *byte != b'\t') | (*byte == 0x7f));
-    control
-        || raw.windows(4).fold(false, |any, window| {
-            let window = u32::from_le_bytes([window[0], window[1], window[2], window[3]]);
-            KEYS.iter().fold(any, |any, key| any | (window == u32::from_le_bytes(*key)))
-        })
+    let mut any = false;
+    for byte in raw {
+        any |= (*byte < 0x20) & (*byte != b'\t') | (*byte == 0x7f);
+    }
+    let Some(starts) = raw.len().checked_sub(3) else { return any };
+    // The same bytes from four neighbouring places on, so that many windows are compared at once.
+    let (first, second, third, fourth) = (&raw[..starts], &raw[1..=starts], &raw[2..starts + 2], &raw[3..]);
+    for (((first, second), third), fourth) in first.iter().zip(second).zip(third).zip(fourth) {
+        for key in KEYS {
+            any |= (*first == key[0]) & (*second == key[1]) & (*third == key[2]) & (*fourth == key[3]);
+        }
+    }
+    any
 }
 
 /// The line as text: escape sequences, carriage returns and other control characters gone, bad UTF-8 replaced.

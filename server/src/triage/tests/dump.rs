@@ -9,7 +9,7 @@ struct Source(std::io::Result<Vec<u8>>);
 
 impl ReadAt for Source {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
-        let bytes = self.0.as_ref().map_err(|error| error.kind())?;
+        let bytes = self.0.as_ref().map_err(std::io::Error::kind)?;
         let from = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
         let length = buf.len().min(bytes.len() - from);
         buf[..length].copy_from_slice(&bytes[from..from + length]);
