@@ -60,8 +60,7 @@ pub async fn not_found() -> Response {
 
 /// Turns errors into pages, and sets the headers that every page has.
 async fn finish_page(request: Request, next: Next) -> Response {
-    let request_id =
-        request.headers().get("x-request-id").and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+    let request_id = request.headers().get("x-request-id").and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
     let mut response = next.run(request).await;
     if response.extensions_mut().remove::<PendingProblem>().is_some() {
         let page = match response.status() {

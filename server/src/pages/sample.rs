@@ -147,14 +147,7 @@ pub fn jobs() -> Vec<Job> {
             None,
             None,
         ),
-        job(
-            3,
-            scenario("no-crash-kernel", "Crash kernel not loaded"),
-            JobState::Queued,
-            Status::Miss,
-            None,
-            None,
-        ),
+        job(3, scenario("no-crash-kernel", "Crash kernel not loaded"), JobState::Queued, Status::Miss, None, None),
     ]
 }
 
@@ -176,13 +169,19 @@ pub fn console() -> Vec<u8> {
     out.push_str("[    5.396200] sysrq: Trigger a crash\r\n");
     out.push_str("[    5.396392] Kernel panic - not syncing: sysrq triggered crash\r\n");
     out.push_str("[    5.397001] CPU: 1 UID: 0 PID: 214 Comm: crashyard-agent Not tainted 7.3.4+deb13-cloud-amd64\r\n");
-    for call in
-        ["dump_stack_lvl+0x5d/0x80", "vpanic+0x166/0x360", "panic+0x6b/0x70", "sysrq_handle_crash+0x1a/0x20", "write_sysrq_trigger+0x59/0xb0"]
-    {
+    for call in [
+        "dump_stack_lvl+0x5d/0x80",
+        "vpanic+0x166/0x360",
+        "panic+0x6b/0x70",
+        "sysrq_handle_crash+0x1a/0x20",
+        "write_sysrq_trigger+0x59/0xb0",
+    ] {
         let _ = write!(out, "[    5.398000]  {call}\r\n");
     }
     out.push_str("[    0.000000] Linux version 7.3.4+deb13-cloud-amd64 (builder@farm) #1 SMP PREEMPT_DYNAMIC\r\n");
-    out.push_str("[    0.000000] Command line: elfcorehdr=0x2d000000 root=/dev/nonexistent rdinit=/nonexistent nr_cpus=1\r\n");
+    out.push_str(
+        "[    0.000000] Command line: elfcorehdr=0x2d000000 root=/dev/nonexistent rdinit=/nonexistent nr_cpus=1\r\n",
+    );
     out.push_str("[    1.201113] check access for rdinit=/nonexistent failed: -2, ignoring\r\n");
     out.push_str("[    1.311824] \x1b[1;31mKernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\x1b[0m\r\n");
     out.push_str("[    1.312000] ---[ end Kernel panic - not syncing: VFS: Unable to mount root fs ]---");
@@ -320,27 +319,90 @@ pub fn attempts() -> Vec<Attempt> {
 pub fn evidence() -> Vec<Evidence> {
     let said = |by, seq, seconds, report| Evidence { by, seq, report, received_at: ago(seconds) };
     vec![
-        said(Role::Controller, 0, 119, Report::Power { action: "on".into(), ok: true, detail: "qemu started, pid 4711".into() }),
-        said(Role::Target, 0, 109, Report::Kernel { release: "7.3.4+deb13-cloud-amd64".into(), version: "#1 SMP PREEMPT_DYNAMIC".into(), build_id: Some("9f1c2d7b".into()), cpus_online: 2 }),
-        said(Role::Target, 1, 107, Report::Step { name: "load-crash-kernel".into(), command: Some("kexec -s -p /crashyard/kernel".into()), code: Some(255), ok: false, output: "kexec_file_load failed: Operation not permitted\n".into(), took_ms: 212 }),
-        said(Role::Target, 2, 106, Report::Step { name: "load-crash-kernel".into(), command: Some("kexec -c -i -p /crashyard/kernel".into()), code: Some(0), ok: true, output: String::new(), took_ms: 2_310 }),
-        said(Role::Target, 3, 105, Report::Armed { crash_kernel_loaded: true, crash_kernel_bytes: 192 << 20, vmx: VmxState::None }),
+        said(
+            Role::Controller,
+            0,
+            119,
+            Report::Power { action: "on".into(), ok: true, detail: "qemu started, pid 4711".into() },
+        ),
+        said(
+            Role::Target,
+            0,
+            109,
+            Report::Kernel {
+                release: "7.3.4+deb13-cloud-amd64".into(),
+                version: "#1 SMP PREEMPT_DYNAMIC".into(),
+                build_id: Some("9f1c2d7b".into()),
+                cpus_online: 2,
+            },
+        ),
+        said(
+            Role::Target,
+            1,
+            107,
+            Report::Step {
+                name: "load-crash-kernel".into(),
+                command: Some("kexec -s -p /crashyard/kernel".into()),
+                code: Some(255),
+                ok: false,
+                output: "kexec_file_load failed: Operation not permitted\n".into(),
+                took_ms: 212,
+            },
+        ),
+        said(
+            Role::Target,
+            2,
+            106,
+            Report::Step {
+                name: "load-crash-kernel".into(),
+                command: Some("kexec -c -i -p /crashyard/kernel".into()),
+                code: Some(0),
+                ok: true,
+                output: String::new(),
+                took_ms: 2_310,
+            },
+        ),
+        said(
+            Role::Target,
+            3,
+            105,
+            Report::Armed { crash_kernel_loaded: true, crash_kernel_bytes: 192 << 20, vmx: VmxState::None },
+        ),
         said(Role::Target, 4, 104, Report::Triggering { marker: "crashyard: trigger attempt=…".into() }),
-        said(Role::Controller, 4, 98, Report::Health { healthy: true, detail: "emulator ended, disk images fresh".into() }),
+        said(
+            Role::Controller,
+            4,
+            98,
+            Report::Health { healthy: true, detail: "emulator ended, disk images fresh".into() },
+        ),
     ]
 }
 
 /// The run's events about the failed attempt.
 pub fn events() -> Vec<Event> {
     let attempt = failed_attempt();
-    let event = |seq, seconds, body| Event { seq, at: ago(seconds), job: Some(attempt.job.clone()), attempt: Some(attempt.id.clone()), body };
+    let event = |seq, seconds, body| Event {
+        seq,
+        at: ago(seconds),
+        job: Some(attempt.job.clone()),
+        attempt: Some(attempt.id.clone()),
+        body,
+    };
     let mut out = vec![event(5, 120, EventBody::AttemptStarted { machine: "vmx-crash-1".into(), number: 1 })];
     for (seq, stage) in (6..).zip(&attempt.stages) {
         if let Some(at) = stage.settled_at {
             out.push(Event { at, ..event(seq, 0, EventBody::Stage { stage: stage.clone() }) });
         }
     }
-    out.push(event(20, 100, EventBody::AttemptJudged { verdict: Status::Fail, blamed_stage: attempt.blamed_stage, reason: attempt.reason.clone() }));
+    out.push(event(
+        20,
+        100,
+        EventBody::AttemptJudged {
+            verdict: Status::Fail,
+            blamed_stage: attempt.blamed_stage,
+            reason: attempt.reason.clone(),
+        },
+    ));
     out.push(event(21, 98, EventBody::AttemptDone));
     out
 }
@@ -353,7 +415,11 @@ pub fn machines() -> Vec<Machine> {
         driver: if name.starts_with("vmx") { "qemu".into() } else { "ipmi".into() },
         controller: id!(500),
         controller_name: "lab-brno".into(),
-        labels: BTreeMap::from([("driver".into(), "qemu".into()), ("cpu".into(), "skylake".into()), ("vmx".into(), "yes".into())]),
+        labels: BTreeMap::from([
+            ("driver".into(), "qemu".into()),
+            ("cpu".into(), "skylake".into()),
+            ("vmx".into(), "yes".into()),
+        ]),
         state,
         reason: reason.map(str::to_owned),
         state_since: ago(140 + i64::from(number) * 4_000),
@@ -364,7 +430,14 @@ pub fn machines() -> Vec<Machine> {
     vec![
         machine(0, "vmx-crash-1", MachineState::Available, None, None, 3),
         machine(1, "vmx-crash-2", MachineState::Leased, None, Some(id!(202)), 1),
-        machine(2, "intel-s2600", MachineState::Quarantined, Some("Did not come back after attempt 3: no login prompt in 300 s, BMC says power on"), None, 2),
+        machine(
+            2,
+            "intel-s2600",
+            MachineState::Quarantined,
+            Some("Did not come back after attempt 3: no login prompt in 300 s, BMC says power on"),
+            None,
+            2,
+        ),
         machine(3, "intel-r740", MachineState::Reserved, Some("kris debugs the VMXON fault until Friday"), None, 4),
         machine(4, "amd-7302", MachineState::Held, Some("Console silent after panic; kept for a look"), None, 86_400),
     ]

@@ -16,7 +16,8 @@ use scraper::{ElementRef, Html, Selector};
 use std::collections::HashSet;
 
 /// Text that breaks out of markup, of attributes and of terminals.
-const HOSTILE: &str = "\"><script>alert(1)</script><img src=x onerror=alert(1)>' onmouseover='x\u{1b}[31m\u{202e}\u{0}&lt;";
+const HOSTILE: &str =
+    "\"><script>alert(1)</script><img src=x onerror=alert(1)>' onmouseover='x\u{1b}[31m\u{202e}\u{0}&lt;";
 
 fn pane(attempt: &crashyard_protocol::api::Attempt, log: &[u8]) -> Pane {
     Pane::tail(attempt, &attempt.artifacts[0], &Piece { from: 0, first_line: 1, bytes: log.to_vec() })
@@ -92,7 +93,14 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
     let evidence = vec![
         said(Report::Power { action: bad(), ok: false, detail: bad() }),
         said(Report::Kernel { release: bad(), version: bad(), build_id: Some(bad()), cpus_online: 1 }),
-        said(Report::Step { name: bad(), command: Some(bad()), code: None, ok: true, output: bad(), took_ms: u64::MAX }),
+        said(Report::Step {
+            name: bad(),
+            command: Some(bad()),
+            code: None,
+            ok: true,
+            output: bad(),
+            took_ms: u64::MAX,
+        }),
         said(Report::Note { text: bad() }),
     ];
     let mut machines = sample::machines();
@@ -160,14 +168,8 @@ fn the_title_carries_the_state() {
         title("failed attempt"),
         "FAIL: The kernel broke the contract at captured · capture-panics on vmx-crash-1 · Crashyard"
     );
-    assert_eq!(
-        title("running attempt"),
-        "running: Waiting for dumped · capture-killed on vmx-crash-2 · Crashyard"
-    );
-    assert_eq!(
-        title("machines"),
-        "1 available, 1 leased, 1 held, 1 reserved, 1 quarantined · Machines · Crashyard"
-    );
+    assert_eq!(title("running attempt"), "running: Waiting for dumped · capture-killed on vmx-crash-2 · Crashyard");
+    assert_eq!(title("machines"), "1 available, 1 leased, 1 held, 1 reserved, 1 quarantined · Machines · Crashyard");
 }
 
 #[test]

@@ -169,9 +169,8 @@ fn push_visible(out: &mut String, character: char) {
 /// Text of other origin (names, reasons, reports) with its control characters made visible.
 #[must_use]
 pub fn visible(text: &str) -> Cow<'_, str> {
-    let plain = |character: char| {
-        character == '\n' || character == '\t' || !(character.is_control() || is_format(character))
-    };
+    let plain =
+        |character: char| character == '\n' || character == '\t' || !(character.is_control() || is_format(character));
     if text.chars().all(plain) {
         return Cow::Borrowed(text);
     }
@@ -240,9 +239,6 @@ mod tests {
     fn lines_keep_their_numbers_and_split_off_the_stamp() {
         let lines = lines(b"\n[    5.396392] Kernel panic\r\n[x] no\nlast", 41);
         let told: Vec<_> = lines.iter().map(|l| (l.number, l.stamp.as_str(), l.text.as_str())).collect();
-        assert_eq!(
-            told,
-            [(41, "", ""), (42, "[    5.396392] ", "Kernel panic"), (43, "", "[x] no"), (44, "", "last")]
-        );
+        assert_eq!(told, [(41, "", ""), (42, "[    5.396392] ", "Kernel panic"), (43, "", "[x] no"), (44, "", "last")]);
     }
 }

@@ -246,7 +246,11 @@ pub fn cut_page(start: u64, read_from: u64, bytes: &[u8], lines_before: u64) -> 
             None => {
                 let inside = usize::from(read_from < start).min(bytes.len());
                 let end = bytes.len().min(page_end);
-                return Piece { from: start, first_line: lines_before + 1, bytes: bytes[inside..end.max(inside)].to_vec() };
+                return Piece {
+                    from: start,
+                    first_line: lines_before + 1,
+                    bytes: bytes[inside..end.max(inside)].to_vec(),
+                };
             }
         }
     }
@@ -270,11 +274,9 @@ pub fn cut_tail(read_from: u64, bytes: Vec<u8>, lines_before: u64) -> Piece {
         return Piece { from: 0, first_line: 1, bytes };
     }
     match bytes.iter().position(|byte| *byte == b'\n') {
-        Some(at) => Piece {
-            from: read_from + at as u64 + 1,
-            first_line: lines_before + 2,
-            bytes: bytes[at + 1..].to_vec(),
-        },
+        Some(at) => {
+            Piece { from: read_from + at as u64 + 1, first_line: lines_before + 2, bytes: bytes[at + 1..].to_vec() }
+        }
         None => Piece { from: read_from, first_line: lines_before + 1, bytes },
     }
 }
