@@ -414,3 +414,15 @@ fn reports_that_are_repeated_or_come_from_the_wrong_agent_change_nothing() {
     let forged = Story::booted().capture(8, armed(true)).controller(9, triggering()).target(10, started(1));
     forged.ends_as("pE-----M", Status::Error, 126, "no step was reported");
 }
+
+#[test]
+fn what_was_settled_before_is_never_judged_again() {
+    let judged = Story::panicked().end();
+    let mut view = Story::perfect().view(41_000);
+    view.stages = judged.stages.clone();
+    let story = Story::perfect();
+    let now = crashyard_protocol::clock::Timestamp(START.0 + 100_000_000);
+    let again = crate::triage::judge(&story.scenario, &story.build, &view, now);
+    assert_eq!((again.verdict, again.reason), (Some(Status::Fail), judged.reason));
+    assert_eq!(again.stages, judged.stages);
+}
