@@ -297,6 +297,8 @@ fn a_dump_on_a_disk_needs_no_network_and_may_come_after_the_machine_ended() {
     let good = story.clone().with(90, What::DumpComplete(9_000_000)).read(92, good_dump());
     assert_eq!((letters(&good.end()).as_str(), good.end().verdict), ("pppppppM", Some(Status::Pass)));
     story.ends_as("ppppF--M", Status::Fail, 191, "its agent never called");
+    let called = Story::captured().by_disk().ends(40, "soft-off").with(90, What::DumpComplete(9_000_000));
+    assert_eq!(called.read(92, good_dump()).end().verdict, Some(Status::Pass));
     Story::panicked().by_disk().ends(40, "soft-off").ends_as("ppppF--M", Status::Fail, 50, "without a capture kernel");
 }
 
