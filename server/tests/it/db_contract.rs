@@ -1,0 +1,777 @@
+//! The ledger's contract, on SQLite and on a PostgreSQL of the test's own: every function of `db`, with real NULLs,
+//! repeated writes and two writers at once.
+//!
+//! One list of checks, run on both. A check that is not on the list is no promise.
+
+use crashyard_protocol::agent::{CHUNK_BYTES, Report, Role};
+use crashyard_protocol::api::EventBody;
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::*;
+use crashyard_server::db::artifact::{self, AppendOutcome, ChunkOutcome, Owner, SegmentRow};
+use crashyard_server::db::build::{self, BuildRow};
+use crashyard_server::db::event::{self, About};
+use crashyard_server::db::judgement::{self, Applied, Verdict};
+use crashyard_server::db::lease::{self, End, Settled};
+use crashyard_server::db::machine::{self, ControllerRow, MachineRow};
+use crashyard_server::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
+use crashyard_server::db::queue::{self, Leased, NewLease};
+use crashyard_server::db::report::{self, ReportRow};
+use crashyard_server::db::run::{self, JobChange, JobRow, RunRow};
+use crashyard_server::db::token::{self, TokenRow};
+use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
+use crashyard_server::db::{Db, DbError, Tx, attempt};
+use sqlx::types::Json;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const NOW: Timestamp = Timestamp(1_000_000);
+
+fn ulid() -> ulid::Ulid {
+    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    ulid::Ulid::from_parts(1_000_000, u128::from(DRAWN.fetch_add(1, Ordering::SeqCst)))
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp(NOW.0 + seconds * 1000)
+}
+
+async fn begin(db: &Db) -> Tx {
+    db.begin().await.unwrap()
+}
+
+/// Runs a write in a transaction of its own.
+macro_rules! write {
+    ($db:expr, |$tx:ident| $body:expr) => {{
+        let mut tx = begin($db).await;
+        let $tx = &mut tx;
+        let done = $body.await.unwrap();
+        tx.commit().await.unwrap();
+        done
+    }};
+}
+
+#[tokio::test]
+async fn the_ledger_keeps_its_contract_on_sqlite() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&format!("sqlite:{}", dir.path().join("farm.db").display()), 4).await.unwrap();
+    every_check(&db).await;
+    db.close().await;
+}
+
+#[tokio::test]
+async fn the_ledger_keeps_its_contract_on_postgresql() {
+    let postgres = crashyard_testkit::Postgres::start().unwrap();
+    let db = Db::open(&postgres.database("farm").unwrap(), 8).await.unwrap();
+    every_check(&db).await;
+    db.close().await;
+}
+
+async fn every_check(db: &Db) {
+    trees_and_checkouts(db).await;
+    builds(db).await;
+    scenarios_and_plans(db).await;
+    tokens(db).await;
+    machines_and_selectors(db).await;
+    queue_and_leases(db).await;
+    two_claimants(db).await;
+    judgements(db).await;
+    reports_and_events(db).await;
+    uploads(db).await;
+    consoles(db).await;
+    compaction(db).await;
+    runs(db).await;
+    endings(db).await;
+    presence(db).await;
+    rolled_back(db).await;
+}
+
+async fn trees_and_checkouts(db: &Db) {
+    let row = |name: &str, url: Option<&str>| TreeRow {
+        id: TreeId::from_ulid(ulid()),
+        name: name.into(),
+        git_url: url.map(str::to_owned),
+        created_at: NOW,
+    };
+    let first = write!(db, |tx| tree::create_tree(tx, &row("next", None)));
+    assert_eq!(first.git_url, None, "a real NULL");
+    let named = write!(db, |tx| tree::create_tree(tx, &row("next", Some("https://x"))));
+    let kept = write!(db, |tx| tree::create_tree(tx, &row("next", None)));
+    assert_eq!((named.id, kept.git_url.as_deref()), (first.id.clone(), Some("https://x")));
+    assert_eq!(tree::tree_by_name(db, "next").await.unwrap().id, first.id);
+    assert_eq!(tree::tree(db, &first.id).await.unwrap().name, "next");
+    assert!(matches!(tree::tree(db, &TreeId::from_ulid(ulid())).await, Err(DbError::NotFound)));
+    let second = write!(db, |tx| tree::create_tree(tx, &row("stable", None)));
+    let page = tree::list_trees(db, None, 1).await.unwrap();
+    assert_eq!(page[0].id, second.id, "newest first");
+    assert_eq!(tree::list_trees(db, Some(second.id.as_str()), 10).await.unwrap().len(), 1);
+
+    let row = |branch: Option<&str>| CheckoutRow {
+        id: CheckoutId::from_ulid(ulid()),
+        tree_id: first.id.clone(),
+        git_commit_hash: "a".repeat(40),
+        git_repository_branch: branch.map(str::to_owned),
+        git_commit_name: None,
+        created_at: NOW,
+    };
+    let one = write!(db, |tx| tree::create_checkout(tx, &row(None)));
+    let two = write!(db, |tx| tree::create_checkout(tx, &row(Some("master"))));
+    assert_eq!((one.id.clone(), two.git_repository_branch.as_deref()), (two.id, Some("master")));
+    assert_eq!(tree::checkout(db, &one.id).await.unwrap().git_commit_name, None);
+    assert_eq!(tree::list_checkouts(db, None, 10).await.unwrap().len(), 1);
+    let orphan = CheckoutRow { tree_id: TreeId::from_ulid(ulid()), git_commit_hash: "b".repeat(40), ..row(None) };
+    let mut tx = begin(db).await;
+    assert!(tree::create_checkout(&mut tx, &orphan).await.is_err(), "foreign keys hold");
+}
+
+fn build_row(key: Option<&str>) -> BuildRow {
+    BuildRow {
+        id: BuildId::from_ulid(ulid()),
+        checkout_id: None,
+        idempotency_key: key.map(str::to_owned),
+        name: "linux".into(),
+        architecture: "x86_64".into(),
+        release: "6.1".into(),
+        build_id: None,
+        config_name: None,
+        cmdline: String::new(),
+        created_at: NOW,
+    }
+}
+
+async fn builds(db: &Db) {
+    let one = write!(db, |tx| build::create(tx, &build_row(Some("k"))));
+    let two = write!(db, |tx| build::create(tx, &build_row(Some("k"))));
+    assert_eq!(one, two);
+    let three = write!(db, |tx| build::create(tx, &build_row(None)));
+    let four = write!(db, |tx| build::create(tx, &build_row(None)));
+    assert_ne!(three.id, four.id, "without a key each is its own");
+    assert_eq!(build::get(db, &three.id).await.unwrap(), three);
+    assert_eq!(build::list(db, None, 2).await.unwrap().len(), 2);
+}
+
+fn scenario() -> Scenario {
+    serde_json::from_value(crate::harness::scenario("sysrq")).unwrap()
+}
+
+async fn scenarios_and_plans(db: &Db) {
+    let row = |title: &str, seconds| ScenarioRow {
+        id: ScenarioId::from_ulid(ulid()),
+        name: "sysrq".into(),
+        body: Json(Scenario { title: title.into(), ..scenario() }),
+        updated_at: at(seconds),
+    };
+    let first = write!(db, |tx| plan::put_scenario(tx, &row("one", 0)));
+    let same = write!(db, |tx| plan::put_scenario(tx, &row("one", 5)));
+    assert_eq!((&same.id, same.updated_at), (&first.id, NOW), "equal content is no change");
+    let changed = write!(db, |tx| plan::put_scenario(tx, &row("two", 6)));
+    assert_eq!((&changed.id, changed.updated_at), (&first.id, at(6)));
+    assert_eq!(plan::scenario(db, "sysrq").await.unwrap().body.title, "two");
+    assert!(matches!(plan::scenario(db, "nope").await, Err(DbError::NotFound)));
+    assert_eq!(plan::list_scenarios(db, None, 10).await.unwrap().len(), 1);
+
+    let row = |repetitions, seconds| PlanRow {
+        id: PlanId::from_ulid(ulid()),
+        name: "smoke".into(),
+        body: Json(PlanBody { scenarios: vec!["sysrq".into()], selector: [].into(), repetitions }),
+        updated_at: at(seconds),
+    };
+    write!(db, |tx| plan::put_plan(tx, &row(1, 0)));
+    assert_eq!(write!(db, |tx| plan::put_plan(tx, &row(1, 5))).updated_at, NOW);
+    assert_eq!(write!(db, |tx| plan::put_plan(tx, &row(2, 6))).updated_at, at(6));
+    assert_eq!(plan::plan(db, "smoke").await.unwrap().body.repetitions, 2);
+    assert_eq!(plan::list_plans(db, None, 10).await.unwrap().len(), 1);
+}
+
+fn token_row(scope: Scope, attempt: Option<AttemptId>) -> TokenRow {
+    TokenRow {
+        id: TokenId::from_ulid(ulid()),
+        name: "t".into(),
+        scope,
+        attempt_id: attempt,
+        created_at: NOW,
+        expires_at: None,
+        revoked_at: None,
+    }
+}
+
+async fn tokens(db: &Db) {
+    assert!(!token::any_admin(db).await.unwrap());
+    let row = token_row(Scope::Admin, None);
+    write!(db, |tx| token::create(tx, &row, "hash-1"));
+    assert!(token::any_admin(db).await.unwrap());
+    let found = token::by_secret_hash(db, "hash-1").await.unwrap().unwrap();
+    assert_eq!((found.id, found.scope, found.attempt_state, found.expires_at), (row.id.clone(), Scope::Admin, None, None));
+    assert!(token::by_secret_hash(db, "hash-2").await.unwrap().is_none());
+    let mut tx = begin(db).await;
+    let twice = token::create(&mut tx, &token_row(Scope::Submit, None), "hash-1").await;
+    assert!(matches!(twice, Err(DbError::Conflict(_))), "{twice:?}");
+    drop(tx);
+    let revoked = write!(db, |tx| token::revoke(tx, &row.id, at(1)));
+    let again = write!(db, |tx| token::revoke(tx, &row.id, at(9)));
+    assert_eq!((revoked.revoked_at, again.revoked_at), (Some(at(1)), Some(at(1))));
+    assert!(!token::any_admin(db).await.unwrap());
+    assert_eq!(token::list(db, None, 10).await.unwrap().len(), 1);
+}
+
+fn machine_row(name: &str, controller: &ControllerId) -> MachineRow {
+    MachineRow {
+        id: MachineId::from_ulid(ulid()),
+        name: name.into(),
+        driver: "fake".into(),
+        controller_id: controller.clone(),
+        labels: Json([("arch".to_owned(), "x86_64".to_owned())].into()),
+        announced: true,
+        state: MachineState::Enrolled,
+        reason: None,
+        state_since: NOW,
+        attempt_id: None,
+        lease_epoch: 0,
+        last_seen_at: NOW,
+        created_at: NOW,
+    }
+}
+
+async fn controller(db: &Db, name: &str) -> ControllerRow {
+    let row = ControllerRow {
+        id: ControllerId::from_ulid(ulid()),
+        name: name.into(),
+        version: "1".into(),
+        created_at: NOW,
+        last_seen_at: NOW,
+    };
+    write!(db, |tx| machine::put_controller(tx, &row))
+}
+
+async fn machine(db: &Db, name: &str, controller: &ControllerId) -> MachineRow {
+    let row = machine_row(name, controller);
+    let put = write!(db, |tx| machine::put_machine(tx, &row));
+    write!(db, |tx| machine::match_machine(tx, &put));
+    put
+}
+
+async fn selector(db: &Db, labels: &[(&str, &str)]) -> SelectorId {
+    let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let id = SelectorId::from_ulid(ulid());
+    write!(db, |tx| machine::put_selector(tx, &id, &labels))
+}
+
+async fn machines_and_selectors(db: &Db) {
+    let one = controller(db, "c-machines").await;
+    assert_eq!(controller(db, "c-machines").await.id, one.id);
+    assert!(machine::controller_exists(db, &one.id).await.unwrap());
+    assert!(!machine::controller_exists(db, &ControllerId::from_ulid(ulid())).await.unwrap());
+    let m1 = machine(db, "mm1", &one.id).await;
+    let m2 = machine(db, "mm2", &one.id).await;
+    assert_eq!(machine(db, "mm1", &one.id).await.id, m1.id, "enrolling again keeps the id");
+    // A selector that is older than a machine, and one that is younger, both find it.
+    let by_name = selector(db, &[("name", "mm1")]).await;
+    let by_label = selector(db, &[("arch", "x86_64"), ("driver", "fake")]).await;
+    assert_eq!(selector(db, &[("driver", "fake"), ("arch", "x86_64")]).await, by_label, "one row for equal labels");
+    let m3 = machine(db, "mm3", &one.id).await;
+    assert_eq!(queue::idle_machines(db, &by_name).await.unwrap(), [m1.id.clone()]);
+    let mut idle = queue::idle_machines(db, &by_label).await.unwrap();
+    idle.sort();
+    assert_eq!(idle, [m1.id.clone(), m2.id.clone(), m3.id.clone()]);
+
+    let other = controller(db, "c-other").await;
+    let mut tx = begin(db).await;
+    let taken = machine::put_machine(&mut tx, &machine_row("mm1", &other.id)).await;
+    assert!(matches!(taken, Err(DbError::Conflict(_))), "{taken:?}");
+    drop(tx);
+    write!(db, |tx| machine::seen_idle(tx, &one.id, &[m1.id.clone()], at(3)));
+    let seen = machine::get(db, &m1.id).await.unwrap();
+    assert_eq!((seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()), (MachineState::Available, at(3), "c-machines"));
+    let held = write!(db, |tx| machine::set_state(tx, &m1.id, MachineState::Reserved, Some("mine"), at(4)));
+    assert_eq!(held.unwrap().reason.as_deref(), Some("mine"));
+    write!(db, |tx| machine::seen_idle(tx, &one.id, &[m1.id.clone()], at(5)));
+    assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Reserved, "a person has it");
+    write!(db, |tx| machine::withdraw_machines(tx, &one.id));
+    assert!(machine::of_controller(db, &one.id).await.unwrap().iter().all(|machine| !machine.announced));
+    assert!(queue::idle_machines(db, &by_label).await.unwrap().is_empty());
+    assert_eq!(machine::list(db, None, 2).await.unwrap().len(), 2);
+    let moved = write!(db, |tx| machine::put_machine(tx, &machine_row("mm1", &other.id)));
+    assert_eq!((moved.id, moved.controller_id), (m1.id, other.id));
+}
+
+/// A farm of its own: a controller with machines that only its runs select.
+struct Farm {
+    name: String,
+    controller: ControllerId,
+    machines: Vec<MachineRow>,
+    selector: SelectorId,
+    build: BuildRow,
+}
+
+async fn farm(db: &Db, name: &str, machines: usize) -> Farm {
+    let controller = controller(db, name).await.id;
+    let mut rows = Vec::new();
+    for index in 0..machines {
+        let row = MachineRow {
+            labels: Json([("farm".to_owned(), name.to_owned())].into()),
+            ..machine_row(&format!("{name}-{index}"), &controller)
+        };
+        let put = write!(db, |tx| machine::put_machine(tx, &row));
+        write!(db, |tx| machine::match_machine(tx, &put));
+        rows.push(put);
+    }
+    let selector = selector(db, &[("farm", name)]).await;
+    let build = write!(db, |tx| build::create(tx, &build_row(None)));
+    Farm { name: name.into(), controller, machines: rows, selector, build }
+}
+
+fn run_row(farm: &Farm, key: Option<&str>) -> RunRow {
+    RunRow {
+        id: RunId::from_ulid(ulid()),
+        build_id: farm.build.id.clone(),
+        name: farm.name.clone(),
+        plan: "smoke".into(),
+        idempotency_key: key.map(str::to_owned),
+        state: RunState::Open,
+        status: Status::Miss,
+        created_at: NOW,
+        finished_at: None,
+        last_event: 0,
+    }
+}
+
+fn job_row(farm: &Farm, run: &RunId, ordinal: i64) -> JobRow {
+    JobRow {
+        id: JobId::from_ulid(ulid()),
+        run_id: run.clone(),
+        ordinal,
+        scenario: Json(scenario()),
+        selector_id: farm.selector.clone(),
+        rank: NOW.0 + ordinal,
+        state: JobState::Queued,
+        status: Status::Miss,
+        reason: None,
+        blamed_stage: None,
+        attempt_count: 0,
+        created_at: NOW,
+        finished_at: None,
+    }
+}
+
+async fn submit(db: &Db, farm: &Farm, jobs: i64) -> (RunRow, Vec<JobRow>) {
+    let run = run_row(farm, None);
+    let jobs: Vec<_> = (0..jobs).map(|ordinal| job_row(farm, &run.id, ordinal)).collect();
+    let (run, made) = write!(db, |tx| run::create(tx, &run, &jobs));
+    assert!(made);
+    (run, jobs)
+}
+
+fn new_lease(farm: &Farm, now: Timestamp) -> NewLease {
+    NewLease {
+        attempt: AttemptId::from_ulid(ulid()),
+        controller: farm.controller.clone(),
+        now,
+        expires_at: now.plus(Duration::from_secs(60)),
+    }
+}
+
+async fn lease(db: &Db, farm: &Farm, machine: usize) -> Option<Leased> {
+    let machine = farm.machines[machine].id.clone();
+    let new = new_lease(farm, NOW);
+    let mut tx = begin(db).await;
+    let leased = queue::lease_next(&mut tx, &machine, &new).await.unwrap();
+    if leased.is_some() {
+        tx.commit().await.unwrap();
+    }
+    leased
+}
+
+async fn queue_and_leases(db: &Db) {
+    let farm = farm(db, "f-queue", 2).await;
+    let machine = &farm.machines[0].id;
+    assert!(!queue::has_work(db, machine).await.unwrap());
+    assert!(lease(db, &farm, 0).await.is_none());
+    let (run, jobs) = submit(db, &farm, 3).await;
+    assert!(queue::has_work(db, machine).await.unwrap());
+    assert_eq!(queue::waiting_for(db, machine).await.unwrap(), [(farm.selector.clone(), 3)]);
+    let first = lease(db, &farm, 0).await.unwrap();
+    assert_eq!((first.job.id.clone(), first.attempt.number, first.attempt.epoch), (jobs[0].id.clone(), 1, 1));
+    assert_eq!((first.machine.state, first.machine.attempt_id.as_ref()), (MachineState::Leased, Some(&first.attempt.id)));
+    assert!(lease(db, &farm, 0).await.is_none(), "a machine has at most one lease");
+    assert_eq!(lease(db, &farm, 1).await.unwrap().job.id, jobs[1].id);
+    assert_eq!(run::build_facts_of(&mut begin(db).await, &run.id).await.unwrap(), ("6.1".into(), None));
+
+    let id = &first.attempt.id;
+    let full = attempt::full(db, id).await.unwrap();
+    assert_eq!((full.machine_name.as_str(), full.build_gnu_id.as_deref(), full.attempt.judged_at), ("f-queue-0", None, None));
+    assert_eq!(attempt::get_in(&mut begin(db).await, id).await.unwrap(), first.attempt);
+    assert_eq!(attempt::of_run(db, &run.id).await.unwrap().len(), 2);
+    assert_eq!(attempt::of_machine(db, machine, 5).await.unwrap().len(), 1);
+    assert_eq!(run::attempts_by_job(db, &run.id).await.unwrap()[0], (jobs[0].id.clone(), id.clone()));
+    assert_eq!(run::attempts_of(db, &jobs[0].id).await.unwrap(), [id.clone()]);
+    assert!(attempt::live(db).await.unwrap().contains(id));
+
+    let renewed = write!(db, |tx| lease::renew(tx, id, 1, at(100)));
+    assert_eq!(renewed.lease_expires_at, at(100));
+    let mut tx = begin(db).await;
+    assert!(matches!(lease::renew(&mut tx, id, 2, at(200)).await, Err(DbError::LeaseLost(_))));
+    drop(tx);
+    assert!(lease::next_expiry(db).await.unwrap().is_some());
+
+    // An answer that was lost on the way: the same attempt under a new epoch, as long as nothing came of it.
+    write!(db, |tx| token::create(tx, &token_row(Scope::Attempt, Some(id.clone())), "attempt-1"));
+    let again = write!(db, |tx| lease::hand_out_again(tx, machine, &farm.controller, at(60))).unwrap();
+    assert_eq!((again.id.clone(), again.epoch), (id.clone(), 2));
+    write!(db, |tx| token::replace_attempt_secret(tx, id, "attempt-2"));
+    assert!(token::by_secret_hash(db, "attempt-1").await.unwrap().is_none());
+    let credential = token::by_secret_hash(db, "attempt-2").await.unwrap().unwrap();
+    assert_eq!((credential.attempt_id, credential.attempt_state), (Some(id.clone()), Some(AttemptState::Running)));
+    record(db, id, Role::Controller, 0, "power").await;
+    assert!(write!(db, |tx| report::anything_came(tx, id)));
+    assert!(write!(db, |tx| lease::hand_out_again(tx, machine, &farm.controller, at(60))).is_none());
+}
+
+/// Two claimants at once, on different machines and on the same one: never two leases of one job or one machine.
+async fn two_claimants(db: &Db) {
+    let farm = farm(db, "f-race", 8).await;
+    let (_, jobs) = submit(db, &farm, 5).await;
+    let claims = (0..16).map(|index| {
+        let (db, machine, new) = (db.clone(), farm.machines[index % 8].id.clone(), new_lease(&farm, NOW));
+        tokio::spawn(async move {
+            let mut tx = db.begin().await.unwrap();
+            match queue::lease_next(&mut tx, &machine, &new).await {
+                Ok(Some(leased)) => tx.commit().await.map(|()| leased).ok(),
+                Ok(None) | Err(DbError::Conflict(_) | DbError::Unavailable(_)) => None,
+                Err(error) => panic!("{error}"),
+            }
+        })
+    });
+    let mut leased: Vec<Leased> = Vec::new();
+    for claim in claims.collect::<Vec<_>>() {
+        leased.extend(claim.await.unwrap());
+    }
+    // Whoever lost a race asks again.
+    for index in 0..8 {
+        leased.extend(lease(db, &farm, index).await);
+    }
+    let mut given: Vec<_> = leased.iter().map(|leased| leased.job.id.clone()).collect();
+    given.sort();
+    assert_eq!(given, jobs.iter().map(|job| job.id.clone()).collect::<Vec<_>>(), "every job once");
+    let mut used: Vec<_> = leased.iter().map(|leased| leased.machine.id.clone()).collect();
+    used.sort();
+    used.dedup();
+    assert_eq!(used.len(), 5, "every machine once");
+}
+
+fn stages(settled: usize) -> Vec<Stage> {
+    StageName::ALL
+        .iter()
+        .enumerate()
+        .map(|(index, name)| Stage {
+            name: *name,
+            state: if index < settled { StageState::Proven } else { StageState::Pending },
+            status: (index < settled).then_some(Status::Pass),
+            started_at: None,
+            deadline_at: None,
+            settled_at: None,
+            reason: None,
+            proofs: Vec::new(),
+        })
+        .collect()
+}
+
+fn verdict(settled: usize, verdict: Option<Status>) -> Verdict {
+    Verdict {
+        stages: stages(settled),
+        verdict: verdict.map(|verdict| (verdict, Some(StageName::Captured), Some("why".into()))),
+        signature: verdict.map(|_| "BUG: x".into()),
+        collecting: verdict.is_some(),
+        check_at: verdict.is_none().then_some(at(50)),
+    }
+}
+
+async fn judgements(db: &Db) {
+    let farm = farm(db, "f-judge", 1).await;
+    let (run, jobs) = submit(db, &farm, 1).await;
+    let leased = lease(db, &farm, 0).await.unwrap();
+    let id = &leased.attempt.id;
+    write!(db, |tx| judgement::open_stages(tx, id, &stages(0), Some(at(40))));
+    assert_eq!(attempt::stages(db, id).await.unwrap(), stages(0));
+    assert_eq!(attempt::stages_of_run(db, &run.id).await.unwrap().len(), 8);
+    assert!(!attempt::due(db, at(39), 100).await.unwrap().contains(id));
+    assert!(attempt::due(db, at(40), 100).await.unwrap().contains(id));
+    assert!(attempt::next_due(db).await.unwrap().is_some());
+
+    let before = attempt::get(db, id).await.unwrap();
+    let applied = write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(2, None), at(1)));
+    assert_eq!(applied, Applied::Changed);
+    assert_eq!(attempt::stages(db, id).await.unwrap(), stages(2));
+    let stale = write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(1, None), at(2)));
+    assert_eq!(stale, Applied::Stale, "a judgement from older evidence is not written");
+    assert_eq!(attempt::stages(db, id).await.unwrap(), stages(2));
+    let before = attempt::get(db, id).await.unwrap();
+    let same = write!(db, |tx| judgement::apply(tx, &before, &stages(2), &verdict(2, None), at(3)));
+    assert_eq!(same, Applied::Same);
+
+    write!(db, |tx| judgement::apply(tx, &before, &stages(2), &verdict(4, Some(Status::Fail)), at(4)));
+    let judged = attempt::get(db, id).await.unwrap();
+    assert_eq!((judged.state, judged.verdict, judged.judged_at), (AttemptState::Collecting, Status::Fail, Some(at(4))));
+    assert_eq!((judged.signature.as_deref(), judged.check_at, judged.blamed_stage), (Some("BUG: x"), None, Some(StageName::Captured)));
+    let job = run::job(db, &jobs[0].id).await.unwrap().job;
+    assert_eq!((job.state, job.status, job.reason.as_deref()), (JobState::Leased, Status::Fail, Some("why")));
+    write!(db, |tx| judgement::apply(tx, &judged, &stages(4), &verdict(8, Some(Status::Pass)), at(5)));
+    assert_eq!(attempt::get(db, id).await.unwrap().verdict, Status::Fail, "a verdict is given once");
+
+    let facts = serde_json::json!({ "release": "6.1" });
+    write!(db, |tx| attempt::set_dump_facts(tx, id, &facts));
+    write!(db, |tx| attempt::set_dump_facts(tx, id, &serde_json::json!({})));
+    assert_eq!(attempt::get(db, id).await.unwrap().dump_facts.unwrap().0, facts, "the first reading stays");
+    let every = Duration::from_millis(500);
+    assert!(write!(db, |tx| attempt::may_tell_progress(tx, id, at(1), every)));
+    assert!(!write!(db, |tx| attempt::may_tell_progress(tx, id, Timestamp(at(1).0 + 499), every)));
+    assert!(write!(db, |tx| attempt::may_tell_progress(tx, id, Timestamp(at(1).0 + 500), every)));
+}
+
+async fn record(db: &Db, attempt: &AttemptId, role: Role, seq: u64, text: &str) -> bool {
+    let row = ReportRow {
+        attempt_id: attempt.clone(),
+        role,
+        seq: report::seq_column(seq),
+        body: Json(Report::Note { text: text.into() }),
+        received_at: NOW,
+    };
+    write!(db, |tx| report::record(tx, &row))
+}
+
+async fn reports_and_events(db: &Db) {
+    let farm = farm(db, "f-reports", 1).await;
+    let (run, jobs) = submit(db, &farm, 1).await;
+    let leased = lease(db, &farm, 0).await.unwrap();
+    let id = &leased.attempt.id;
+    assert_eq!(report::next_seq(db, id, Role::Target).await.unwrap(), 0);
+    assert!(record(db, id, Role::Target, 0, "one").await);
+    assert!(!record(db, id, Role::Target, 0, "one").await);
+    assert!(record(db, id, Role::Capture, 0, "two").await, "each role counts for itself");
+    let other = ReportRow {
+        attempt_id: id.clone(),
+        role: Role::Target,
+        seq: 0,
+        body: Json(Report::Note { text: "other".into() }),
+        received_at: NOW,
+    };
+    assert!(matches!(report::record(&mut begin(db).await, &other).await, Err(DbError::Conflict(_))));
+    assert_eq!(report::next_seq(db, id, Role::Target).await.unwrap(), 1);
+    assert_eq!(report::of_attempt(db, id).await.unwrap().len(), 2);
+
+    let before = event::of_run(db, &run.id, 0, 100).await.unwrap();
+    assert_eq!(before[0].body.0, EventBody::RunSubmitted { jobs: 1 });
+    assert_eq!((before[0].job_id.as_ref(), before[0].attempt_id.as_ref()), (None, None));
+    let writers = (0..10).map(|_| {
+        let (db, run, job, attempt) = (db.clone(), run.id.clone(), jobs[0].id.clone(), id.clone());
+        tokio::spawn(async move {
+            let mut tx = db.begin().await.unwrap();
+            let about = About { run: &run, job: Some(&job), attempt: Some(&attempt) };
+            event::append(&mut tx, about, NOW, EventBody::DumpProgress { bytes: 1 }).await.unwrap();
+            tx.commit().await.unwrap();
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    let events = event::of_run(db, &run.id, 0, 100).await.unwrap();
+    let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
+    assert_eq!(seqs, (1..=i64::try_from(before.len()).unwrap() + 10).collect::<Vec<_>>(), "no gaps, no doubles");
+    assert_eq!(event::of_run(db, &run.id, 2, 1).await.unwrap()[0].seq, 3);
+    assert!(event::of_attempt(db, id, 0, 100).await.unwrap().len() >= 10);
+    assert_eq!(i64::try_from(seqs.len()).unwrap(), run::get(db, &run.id).await.unwrap().last_event);
+}
+
+fn segment(artifact: &ArtifactId, start: u64, length: u64, hash: &str) -> SegmentRow {
+    SegmentRow {
+        artifact_id: artifact.clone(),
+        start_at: i64::try_from(start).unwrap(),
+        length: i64::try_from(length).unwrap(),
+        hash: hash.into(),
+        received_at: NOW,
+    }
+}
+
+async fn open(db: &Db, owner: &Owner, name: &str) -> artifact::ArtifactRow {
+    let id = ArtifactId::from_ulid(ulid());
+    write!(db, |tx| artifact::open(tx, owner, &id, name, NOW))
+}
+
+async fn uploads(db: &Db) {
+    let build = write!(db, |tx| build::create(tx, &build_row(None)));
+    let owner = Owner::Build(build.id.clone());
+    let opened = open(db, &owner, "kernel").await;
+    assert_eq!(open(db, &owner, "kernel").await, opened);
+    assert_eq!((opened.attempt_id.as_ref(), opened.blake3.as_ref(), opened.size), (None, None, 0));
+    assert_eq!(artifact::find(db, &owner, "kernel").await.unwrap(), Some(opened.clone()));
+    assert_eq!(artifact::find(db, &owner, "other").await.unwrap(), None);
+    let id = &opened.id;
+    let tail = segment(id, CHUNK_BYTES, 10, "b");
+    assert_eq!(write!(db, |tx| artifact::add_chunk(tx, &tail)), ChunkOutcome::Added { size: 10 });
+    assert_eq!(write!(db, |tx| artifact::add_chunk(tx, &tail)), ChunkOutcome::Had);
+    let other = segment(id, CHUNK_BYTES, 10, "c");
+    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &other)), ChunkOutcome::Contradicts(_)));
+    let behind = segment(id, 2 * CHUNK_BYTES, 1, "d");
+    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &behind)), ChunkOutcome::Contradicts(_)));
+    let short = segment(id, 0, 5, "a");
+    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &short)), ChunkOutcome::Contradicts(_)));
+    let head = segment(id, 0, CHUNK_BYTES, "a");
+    assert_eq!(write!(db, |tx| artifact::add_chunk(tx, &head)), ChunkOutcome::Added { size: CHUNK_BYTES + 10 });
+    assert_eq!(artifact::segments(db, id).await.unwrap(), [head.clone(), tail.clone()]);
+    assert_eq!(artifact::segment_at(db, id, 0).await.unwrap(), Some(head.clone()));
+    assert_eq!(artifact::segment_at(db, id, 1).await.unwrap(), None);
+    assert_eq!(artifact::segments_in(db, id, 5, 6, 10).await.unwrap(), [head.clone()]);
+    assert_eq!(artifact::segments_in(db, id, 5, CHUNK_BYTES + 1, 10).await.unwrap(), [head, tail.clone()]);
+    assert_eq!(artifact::segments_in(db, id, CHUNK_BYTES + 9, u64::MAX, 10).await.unwrap(), [tail]);
+    assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &owner)), CHUNK_BYTES + 10);
+    write!(db, |tx| artifact::mark_mismatch(tx, id, "how", at(1)));
+    assert_eq!(artifact::get(db, id).await.unwrap().mismatch.as_deref(), Some("how"));
+    let done = write!(db, |tx| artifact::complete(tx, id, "whole", at(2))).unwrap();
+    assert_eq!((done.state, done.blake3.as_deref(), done.completed_at), (ArtifactState::Complete, Some("whole"), Some(at(2))));
+    assert!(write!(db, |tx| artifact::complete(tx, id, "whole", at(3))).is_none());
+    let late = segment(id, 4 * CHUNK_BYTES, 1, "e");
+    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &late)), ChunkOutcome::Contradicts(_)));
+    assert_eq!(artifact::list(db, &owner).await.unwrap(), [artifact::get(db, id).await.unwrap()]);
+    let empty = Owner::Build(write!(db, |tx| build::create(tx, &build_row(None))).id);
+    assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &empty)), 0, "a sum over nothing is a real NULL");
+}
+
+async fn consoles(db: &Db) {
+    let farm = farm(db, "f-console", 1).await;
+    submit(db, &farm, 1).await;
+    let leased = lease(db, &farm, 0).await.unwrap();
+    let owner = Owner::Attempt(leased.attempt.id.clone());
+    let console = open(db, &owner, "console-serial0").await;
+    assert_eq!(console.console_source(), Some("serial0"));
+    let first = segment(&console.id, 0, 5, "a");
+    assert_eq!(write!(db, |tx| artifact::append(tx, &first)), AppendOutcome::Appended);
+    assert_eq!(write!(db, |tx| artifact::append(tx, &first)), AppendOutcome::EndsAt(5));
+    let gap = segment(&console.id, 9, 5, "b");
+    assert_eq!(write!(db, |tx| artifact::append(tx, &gap)), AppendOutcome::EndsAt(5));
+    let writers = (0..8).map(|_| {
+        let (db, segment) = (db.clone(), segment(&console.id, 5, 3, "c"));
+        tokio::spawn(async move {
+            let mut tx = db.begin().await.unwrap();
+            let outcome = artifact::append(&mut tx, &segment).await.unwrap();
+            tx.commit().await.unwrap();
+            outcome
+        })
+    });
+    let mut appended = 0;
+    for writer in writers.collect::<Vec<_>>() {
+        match writer.await.unwrap() {
+            AppendOutcome::Appended => appended += 1,
+            AppendOutcome::EndsAt(end) => assert_eq!(end, 8),
+        }
+    }
+    assert_eq!(appended, 1, "the same bytes from eight writers are there once");
+    assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
+    let end = End::Released { epoch: 1, healthy: true, detail: "" };
+    write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, at(1)));
+    assert!(artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
+}
+
+async fn compaction(db: &Db) {
+    let build = write!(db, |tx| build::create(tx, &build_row(None)));
+    let console = open(db, &Owner::Build(build.id), "console-like").await;
+    let old: Vec<_> = (0..3).map(|index| segment(&console.id, index * 2, 2, "x")).collect();
+    for segment in &old {
+        write!(db, |tx| artifact::append(tx, segment));
+    }
+    let merged = segment(&console.id, 0, 6, "m");
+    assert!(write!(db, |tx| artifact::merge_segments(tx, &old, &merged)));
+    assert_eq!(artifact::segments(db, &console.id).await.unwrap(), [merged.clone()]);
+    let mut tx = begin(db).await;
+    assert!(!artifact::merge_segments(&mut tx, &old, &merged).await.unwrap(), "they are gone");
+}
+
+async fn runs(db: &Db) {
+    let farm = farm(db, "f-runs", 1).await;
+    let keyed = run_row(&farm, Some("key"));
+    let jobs = [job_row(&farm, &keyed.id, 0)];
+    let (first, made) = write!(db, |tx| run::create(tx, &keyed, &jobs));
+    assert!(made && first.last_event == 1);
+    let again = run_row(&farm, Some("key"));
+    let other_jobs = [job_row(&farm, &again.id, 0)];
+    let (same, made) = write!(db, |tx| run::create(tx, &again, &other_jobs));
+    assert_eq!((same.id, made), (first.id.clone(), false));
+    let (run, jobs) = submit(db, &farm, 3).await;
+    assert_eq!(run::list(db, None, 1).await.unwrap()[0].id, run.id);
+    let counts = run::counts_of(db, &run.id).await.unwrap();
+    assert_eq!((counts.len(), counts[0].status, counts[0].count), (1, Status::Miss, 3));
+    assert_eq!(run::counts(db, None, 1).await.unwrap(), counts);
+    let listed = run::jobs(db, &run.id).await.unwrap();
+    assert_eq!(listed.iter().map(|job| job.job.id.clone()).collect::<Vec<_>>(), jobs.iter().map(|job| job.id.clone()).collect::<Vec<_>>());
+    assert_eq!(listed[0].labels.0["farm"], "f-runs");
+
+    let done = |status| JobChange { state: JobState::Done, status, reason: Some("r"), blamed_stage: None };
+    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Pass), at(1)));
+    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Fail), at(2)));
+    assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.status, Status::Pass, "a done job keeps what it has");
+    let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
+    write!(db, |tx| run::cancel(tx, &jobs[1].id, &cancel, at(3)));
+    assert_eq!(run::get(db, &run.id).await.unwrap().state, RunState::Open);
+    write!(db, |tx| run::change_job(tx, &jobs[2].id, &done(Status::Error), at(4)));
+    let closed = run::get(db, &run.id).await.unwrap();
+    assert_eq!((closed.state, closed.status, closed.finished_at), (RunState::Done, Status::Error, Some(at(4))));
+    let last = event::of_run(db, &run.id, 0, 100).await.unwrap().pop().unwrap();
+    assert_eq!(last.body.0, EventBody::RunDone { status: Status::Error });
+    write!(db, |tx| run::cancel(tx, &jobs[2].id, &cancel, at(5)));
+    assert_eq!(run::get(db, &run.id).await.unwrap(), closed);
+    // Leave nothing for other checks to find.
+    write!(db, |tx| run::cancel(tx, &run::jobs(db, &first.id).await.unwrap()[0].job.id, &cancel, at(6)));
+}
+
+async fn endings(db: &Db) {
+    let farm = farm(db, "f-endings", 1).await;
+    let machine_id = &farm.machines[0].id;
+    let (_, jobs) = submit(db, &farm, 1).await;
+    let first = lease(db, &farm, 0).await.unwrap().attempt;
+    assert!(!lease::expired(db, at(59), 100).await.unwrap().contains(&first.id));
+    assert!(lease::expired(db, at(60), 1000).await.unwrap().contains(&first.id));
+    write!(db, |tx| lease::renew(tx, &first.id, 1, at(90)));
+    assert!(write!(db, |tx| lease::end(tx, &first.id, &End::Lost, at(60))).is_none(), "it was renewed meanwhile");
+    let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, at(90))).unwrap();
+    assert_eq!((lost.state, lost.finished_at), (AttemptState::Lost, Some(at(90))));
+    let machine = machine::get(db, machine_id).await.unwrap().machine;
+    assert_eq!((machine.state, machine.attempt_id), (MachineState::Enrolled, None));
+    assert!(lease::unsettled(db, 1000).await.unwrap().contains(&first.id));
+    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, 2, at(91))), Settled::Queued);
+    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, 2, at(92))), Settled::Before);
+    let released = |epoch| End::Released { epoch, healthy: false, detail: "does not boot" };
+    let mut tx = begin(db).await;
+    assert!(matches!(lease::end(&mut tx, &first.id, &released(1), at(93)).await, Err(DbError::LeaseLost(_))));
+    drop(tx);
+
+    let second = lease(db, &farm, 0).await.unwrap().attempt;
+    assert_eq!((second.number, second.epoch), (2, 2));
+    let mut tx = begin(db).await;
+    assert!(matches!(lease::end(&mut tx, &second.id, &released(1), at(94)).await, Err(DbError::LeaseLost(_))));
+    drop(tx);
+    let done = write!(db, |tx| lease::end(tx, &second.id, &released(2), at(95))).unwrap();
+    assert_eq!((done.released_healthy, done.release_detail.as_deref()), (Some(false), Some("does not boot")));
+    assert!(write!(db, |tx| lease::end(tx, &second.id, &released(2), at(96))).is_none(), "again is harmless");
+    let machine = machine::get(db, machine_id).await.unwrap().machine;
+    assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Quarantined, Some("does not boot")));
+    assert_eq!(write!(db, |tx| lease::settle(tx, &done, 2, at(97))), Settled::Done);
+    assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.state, JobState::Done);
+    assert!(!lease::unsettled(db, 1000).await.unwrap().contains(&second.id));
+    assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());
+}
+
+async fn presence(db: &Db) {
+    assert_eq!(write!(db, |tx| lease::presence(tx, "one", NOW, at(0))), None);
+    assert_eq!(write!(db, |tx| lease::presence(tx, "one", NOW, at(5))), Some(at(0)));
+    assert_eq!(write!(db, |tx| lease::presence(tx, "two", at(9), at(9))), Some(at(5)));
+    write!(db, |tx| lease::record_away(tx, at(5), at(9)));
+    write!(db, |tx| lease::record_away(tx, at(5), at(9)));
+    assert_eq!(lease::away_since(db, at(0)).await.unwrap(), [(at(5), at(9))]);
+    assert!(lease::away_since(db, at(10)).await.unwrap().is_empty());
+}
+
+async fn rolled_back(db: &Db) {
+    let row = TreeRow { id: TreeId::from_ulid(ulid()), name: "undone".into(), git_url: None, created_at: NOW };
+    let mut tx = begin(db).await;
+    tree::create_tree(&mut tx, &row).await.unwrap();
+    drop(tx);
+    assert!(matches!(tree::tree_by_name(db, "undone").await, Err(DbError::NotFound)));
+    assert!(db.ping().await.is_ok());
+}

@@ -1,0 +1,139 @@
+//! Leases that run out, servers that were away, and what a `kill -9` between two steps leaves behind.
+
+use crate::harness::{Call, Server, note};
+use crashyard_protocol::agent::{Claim, ReleaseRequest, RenewReply, RenewRequest, ReportsReply, Role};
+use crashyard_protocol::api::{Attempt, Machine};
+use crashyard_protocol::problem::kind;
+use crashyard_protocol::{AttemptState, JobState, MachineState};
+use crashyard_server::db;
+use crashyard_server::passes::{deadlines, leases, presence};
+
+async fn attempt(server: &Server, claim: &Claim) -> Attempt {
+    server.get(format!("/api/v1/attempts/{}", claim.attempt)).await.ok()
+}
+
+async fn settle(server: &Server) {
+    leases::tick(&server.state).await.unwrap();
+    server.advance(15);
+    deadlines::tick(&server.state).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lease_that_runs_out_gives_the_job_to_another_machine_and_keeps_the_evidence() {
+    let server = Server::new().await;
+    let run = server.run(1).await;
+    let enrolled = server.enrol(&["m1", "m2"]).await;
+    let claim: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
+    server.put_console(&claim, 0, "booting\n").await.ok::<serde_json::Value>();
+    server.advance(61);
+    settle(&server).await;
+    let lost = attempt(&server, &claim).await;
+    assert_eq!((lost.state, lost.artifacts.len()), (AttemptState::Lost, 1));
+    assert_eq!(server.jobs(&run).await[0].state, JobState::Queued);
+    server.report(&claim, Role::Target, 0, note("late")).await.problem(409, kind::LEASE_LOST);
+    server.put_console(&claim, 8, "late\n").await.problem(409, kind::LEASE_LOST);
+    let machine: Machine = server.get(format!("/api/v1/machines/{}", claim.machine)).await.ok();
+    assert_eq!(machine.state, MachineState::Enrolled, "until its controller calls it idle");
+    let again: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
+    assert_ne!(again.attempt, claim.attempt);
+    assert_eq!(again.brief.job, claim.brief.job);
+}
+
+#[tokio::test]
+async fn nobody_is_declared_lost_until_this_server_was_up_for_one_lease() {
+    let server = Server::new().await;
+    let claim = server.claimed().await;
+    server.advance(3600);
+    let server = server.restarted().await;
+    settle(&server).await;
+    assert_eq!(attempt(&server, &claim).await.state, AttemptState::Running);
+    // The controller was there all the time and renews as soon as it can.
+    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds: 0 });
+    server.call(renew.by_controller(&server, &claim)).await.ok::<RenewReply>();
+    server.advance(59);
+    settle(&server).await;
+    assert_eq!(attempt(&server, &claim).await.state, AttemptState::Running);
+}
+
+#[tokio::test]
+async fn stages_do_not_age_while_no_server_was_up() {
+    let server = Server::new().await;
+    presence::tick(&server.state).await.unwrap();
+    let claim = server.claimed().await;
+    server.advance(100);
+    presence::tick(&server.state).await.unwrap();
+    // Down for an hour; the stage `provisioned` may take 300 s.
+    server.advance(3600);
+    let server = server.restarted().await;
+    deadlines::tick(&server.state).await.unwrap();
+    assert!(attempt(&server, &claim).await.stages[0].settled_at.is_none(), "200 s are left");
+    server.advance(300);
+    deadlines::tick(&server.state).await.unwrap();
+    let judged = attempt(&server, &claim).await;
+    assert!(judged.stages[0].settled_at.is_some(), "{judged:#?}");
+    assert_eq!(judged.state, AttemptState::Collecting);
+}
+
+#[tokio::test]
+async fn evidence_written_right_before_a_kill_is_judged_after_the_restart() {
+    let server = Server::new().await;
+    let claim = server.claimed().await;
+    server.put_console(&claim, 0, "[    0.000000] Linux version 6.1.0-test (gcc) #1 SMP\n").await.ok::<serde_json::Value>();
+    // Recorded, and the server dies before it judges: the row is there, and no judgement of it.
+    let report = db::report::ReportRow {
+        attempt_id: claim.attempt.clone(),
+        role: Role::Target,
+        seq: 0,
+        body: sqlx::types::Json(crashyard_protocol::agent::Report::Kernel {
+            release: "6.1.0-test".into(),
+            version: "#1 SMP".into(),
+            build_id: Some("0123456789abcdef".into()),
+            cpus_online: 2,
+        }),
+        received_at: server.state.now(),
+    };
+    let mut tx = server.state.db.begin().await.unwrap();
+    db::report::record(&mut tx, &report).await.unwrap();
+    tx.commit().await.unwrap();
+    let server = server.restarted().await;
+    deadlines::tick(&server.state).await.unwrap();
+    let stages = attempt(&server, &claim).await.stages;
+    assert_eq!(stages[0].state, crashyard_protocol::StageState::Proven, "{stages:#?}");
+}
+
+#[tokio::test]
+async fn an_attempt_that_ended_right_before_a_kill_is_settled_after_the_restart() {
+    let server = Server::with(|config| config.max_attempts = 1).await;
+    let run = server.run(1).await;
+    let enrolled = server.enrol(&["m1"]).await;
+    let claim: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
+    let end = db::lease::End::Released { epoch: claim.epoch, healthy: true, detail: "" };
+    let mut tx = server.state.db.begin().await.unwrap();
+    db::lease::end(&mut tx, &claim.attempt, &end, server.state.now()).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(server.jobs(&run).await[0].state, JobState::Leased);
+    let server = server.restarted().await;
+    settle(&server).await;
+    assert_eq!(server.jobs(&run).await[0].state, JobState::Done);
+}
+
+#[tokio::test]
+async fn passes_may_run_twice_and_at_any_time() {
+    let server = Server::new().await;
+    let claim = server.claimed().await;
+    server.report(&claim, Role::Controller, 0, note("x")).await.ok::<ReportsReply>();
+    let release = ReleaseRequest { healthy: true, detail: String::new() };
+    let release = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
+    server.call(release.by_controller(&server, &claim)).await.no_content();
+    server.advance(120);
+    let mut last = None;
+    for _ in 0..3 {
+        deadlines::tick(&server.state).await.unwrap();
+        leases::tick(&server.state).await.unwrap();
+        crashyard_server::passes::verify::tick(&server.state).await.unwrap();
+        crashyard_server::passes::compact::tick(&server.state).await.unwrap();
+        let run: crashyard_protocol::api::Run = server.get(format!("/api/v1/runs/{}", claim.brief.run)).await.ok();
+        assert!(last.is_none_or(|last| last == run.last_event), "nothing happens twice");
+        last = Some(run.last_event);
+    }
+}

@@ -1,0 +1,88 @@
+//! Both databases are brought to the same shape, by files of the same names.
+
+use crashyard_server::db::{Db, Pool};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+fn files(database: &str) -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations").join(database);
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn both_databases_have_migrations_of_the_same_names() {
+    assert!(!files("sqlite").is_empty());
+    assert_eq!(files("sqlite"), files("postgres"));
+}
+
+#[tokio::test]
+async fn both_databases_have_the_same_tables_columns_and_indexes() {
+    let dir = tempfile::tempdir().unwrap();
+    let sqlite = Db::open(&format!("sqlite:{}", dir.path().join("farm.db").display()), 4).await.unwrap();
+    let postgres = crashyard_testkit::Postgres::start().unwrap();
+    let postgres_db = Db::open(&postgres.database("farm").unwrap(), 4).await.unwrap();
+    let Pool::Sqlite(pool) = sqlite.read() else { panic!("not SQLite") };
+    let of_sqlite: BTreeSet<(String, String)> = sqlx::query_as(
+        "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table' \
+         AND m.name NOT LIKE 'sqlite_%' AND m.name NOT LIKE '_sqlx%'",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+    .into_iter()
+    .collect();
+    let indexes_of_sqlite: BTreeSet<String> =
+        sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
+            .fetch_all(pool)
+            .await
+            .unwrap()
+            .into_iter()
+            .collect();
+    let Pool::Postgres(pool) = postgres_db.read() else { panic!("not PostgreSQL") };
+    let of_postgres: BTreeSet<(String, String)> = sqlx::query_as(
+        "SELECT table_name::text, column_name::text FROM information_schema.columns \
+         WHERE table_schema = 'public' AND table_name NOT LIKE '\\_sqlx%'",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+    .into_iter()
+    .collect();
+    let indexes_of_postgres: BTreeSet<String> =
+        sqlx::query_scalar("SELECT indexname::text FROM pg_indexes WHERE schemaname = 'public'")
+            .fetch_all(pool)
+            .await
+            .unwrap()
+            .into_iter()
+            .collect();
+    assert!(of_sqlite.len() > 100, "{} columns", of_sqlite.len());
+    assert_eq!(of_sqlite, of_postgres);
+    let missing: Vec<_> = indexes_of_sqlite.difference(&indexes_of_postgres).collect();
+    assert!(missing.is_empty(), "not in PostgreSQL: {missing:?}");
+    postgres_db.close().await;
+}
+
+#[tokio::test]
+async fn opening_a_database_again_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("farm.db").display());
+    for _ in 0..2 {
+        let db = Db::open(&url, 4).await.unwrap();
+        db.ping().await.unwrap();
+        db.close().await;
+    }
+}
+
+#[test]
+fn two_servers_do_not_share_a_sqlite_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("farm.db").display());
+    let first = crashyard_server::db::lock_for_server(&url).unwrap();
+    let error = crashyard_server::db::lock_for_server(&url).unwrap_err().to_string();
+    assert!(error.contains("in use by another server"), "{error}");
+    drop(first);
+    crashyard_server::db::lock_for_server(&url).unwrap();
+}
