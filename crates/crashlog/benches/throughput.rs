@@ -26,13 +26,32 @@ fn main() -> std::io::Result<()> {
     })?;
     let mut out = std::io::stdout().lock();
     let megabytes = bytes as f64 / 1e6;
-    let line = |t: &Time| format!("{:.3} s wall, {:.0} MB/s; {:.3} s processor, {:.0} MB/s", t.wall, megabytes / t.wall, t.processor, megabytes / t.processor);
-    writeln!(out, "crashlog: {bytes} bytes, {} files, {reports} reports: {}; {} MB resident at most", files.len(), line(&ours), peak_megabytes())?;
+    let line = |t: &Time| {
+        format!(
+            "{:.3} s wall, {:.0} MB/s; {:.3} s processor, {:.0} MB/s",
+            t.wall,
+            megabytes / t.wall,
+            t.processor,
+            megabytes / t.processor
+        )
+    };
+    writeln!(
+        out,
+        "crashlog: {bytes} bytes, {} files, {reports} reports: {}; {} MB resident at most",
+        files.len(),
+        line(&ours),
+        peak_megabytes()
+    )?;
     match measure(|| ripgrep(&files)) {
         Ok(theirs) => {
             writeln!(out, "rg -F -j1 with the same {} literals: {}", literals().len(), line(&theirs))?;
             let ratio = |a: f64, b: f64| 100.0 * a / b;
-            writeln!(out, "we run at {:.0} % of its speed by wall clock, {:.0} % by processor time", ratio(theirs.wall, ours.wall), ratio(theirs.processor, ours.processor))?;
+            writeln!(
+                out,
+                "we run at {:.0} % of its speed by wall clock, {:.0} % by processor time",
+                ratio(theirs.wall, ours.wall),
+                ratio(theirs.processor, ours.processor)
+            )?;
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => writeln!(out, "rg is not installed: no comparison")?,
         Err(e) => return Err(e),
@@ -104,7 +123,23 @@ fn console() -> std::io::Result<PathBuf> {
     if path.metadata().is_ok_and(|m| m.len() >= SIZE as u64) {
         return Ok(path);
     }
-    let words = ["usb", "link becomes ready", "pci 0000:00", "registered", "version", "queue", "irq", "mem 0x", "enabled", "status", "device", "rate", "eth0:", "ext4", "mounted"];
+    let words = [
+        "usb",
+        "link becomes ready",
+        "pci 0000:00",
+        "registered",
+        "version",
+        "queue",
+        "irq",
+        "mem 0x",
+        "enabled",
+        "status",
+        "device",
+        "rate",
+        "eth0:",
+        "ext4",
+        "mounted",
+    ];
     let mut state = 20_261_122u64;
     // A small generator with fixed parameters: the same file on every machine.
     let mut random = |n: usize| {
@@ -119,7 +154,15 @@ fn console() -> std::io::Result<PathBuf> {
         let stamp = |micros: u64| format!("[{:5}.{:06}] ", micros / 1_000_000, micros % 1_000_000);
         if oopses < 8 && written > SIZE / 9 * (oopses + 1) {
             oopses += 1;
-            for l in ["BUG: unable to handle page fault for address: ffff8880deadb000", "CPU: 1 PID: 42 Comm: own Not tainted 7.3.4-own #1", "RIP: 0010:own_read+0x1/0x2", "Call Trace:", " own_open+0x3/0x4", " do_syscall_64+0x5/0x6", "---[ end trace 0000000000000000 ]---"] {
+            for l in [
+                "BUG: unable to handle page fault for address: ffff8880deadb000",
+                "CPU: 1 PID: 42 Comm: own Not tainted 7.3.4-own #1",
+                "RIP: 0010:own_read+0x1/0x2",
+                "Call Trace:",
+                " own_open+0x3/0x4",
+                " do_syscall_64+0x5/0x6",
+                "---[ end trace 0000000000000000 ]---",
+            ] {
                 let _ = writeln!(line, "{}{l}", stamp(micros));
             }
         } else {

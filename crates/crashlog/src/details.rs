@@ -78,6 +78,10 @@ fn address(line: &[u8], r: &mut Report) {
         b"data at address ",
         b"at address: ",
     ];
+    // All phrases have one of these; most lines have neither.
+    if find(line, b"addr").is_none() && find(line, b" at ").is_none() {
+        return;
+    }
     for phrase in PHRASES {
         if let Some(rest) = after(line, phrase) {
             if rest.trim_ascii_start().starts_with(b"(null)") {

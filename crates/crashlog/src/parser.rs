@@ -85,6 +85,8 @@ pub struct Parser {
     offset: u64,
     feeds: u64,
     open: Vec<Open>,
+    /// Buffers of the last closed report, for the next.
+    spare: (Vec<u8>, Vec<Item>),
     boot: Boot,
     /// Lines that tell what happened, with their boot, to know them when they are printed again.
     telling: Vec<(u32, String)>,
@@ -254,8 +256,11 @@ impl Parser {
         }
         self.push_event(EventKind::ReportStart { class: found.class().kind }, p.text, place, false);
         self.boot.accounted |= !matches!(found.class().kind, Kind::Warning);
+        let (mut text, mut items) = std::mem::take(&mut self.spare);
+        text.clear();
+        items.clear();
         let mut open = Open {
-            collected: Collected { found, text: Vec::with_capacity(8192), items: Vec::with_capacity(128), cut: None },
+            collected: Collected { found, text, items, cut: None },
             context: p.context,
             start: place.start,
             end: place.end,
@@ -334,6 +339,7 @@ impl Parser {
         if self.stored_text > FULL_TEXT {
             slim(&mut r);
         }
+        self.spare = (open.collected.text, open.collected.items);
         let at = self.outcome.reports.partition_point(|x| x.start <= r.start);
         self.outcome.reports.insert(at, r);
     }

@@ -127,12 +127,12 @@ pub fn entry(text: &[u8]) -> Option<Entry<'_>> {
         return Some(e);
     }
     // Symbolised entries without offsets: `f fs/open.c:12 [inline]`, `f (fs/open.c:12)`.
+    if !indented && !bracketed && !rest.ends_with(b"[inline]") {
+        return None;
+    }
     let place = rest.strip_prefix(b" ")?;
     let place = place.strip_prefix(b"(").unwrap_or(place);
     source(place)?;
-    if !indented && !bracketed && memmem::find(rest, b"[inline]").is_none() {
-        return None;
-    }
     tail(rest, &mut e);
     Some(e)
 }
