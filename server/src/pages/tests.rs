@@ -11,7 +11,7 @@ use super::view::runs::RunsPage;
 use askama::Template;
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{Evidence, Page, Run};
-use crashyard_protocol::{ArtifactState, Proof, RunState, StageState};
+use crashyard_protocol::{ArtifactState, AttemptState, Proof, RunState, StageName, StageState, Status};
 use scraper::{ElementRef, Html, Selector};
 use std::collections::HashSet;
 
@@ -333,6 +333,17 @@ fn the_grid_keeps_a_cell_for_each_stage_of_each_job() {
     assert_eq!(text(failed), "failed 4.4s");
     let active = &all(&page, "#grid td[data-state=active] [data-since]")[0];
     assert!(active.value().attr("data-since").is_some_and(|since| since.parse::<i64>().is_ok()));
+}
+
+#[test]
+fn a_judged_job_whose_machine_is_not_back_says_what_its_attempt_showed() {
+    let mut attempts = sample::attempts();
+    attempts[2].state = AttemptState::Collecting;
+    (attempts[2].verdict, attempts[2].blamed_stage) = (Status::Error, Some(StageName::Dumped));
+    let page = RunPage::new(&sample::run(), None, &sample::jobs(), &attempts, sample::NOW).render().expect("renders");
+    let page = Html::parse_document(&page);
+    let results: Vec<_> = all(&page, "#grid .at").iter().map(text).collect();
+    assert_eq!(results, ["at captured", "ERROR at dumped, machine not back yet"]);
 }
 
 #[test]

@@ -206,7 +206,12 @@ impl StageRow {
             used: taken.map_or(0, |taken| (taken.as_millis() * 1000 / allowed.as_millis().max(1)).min(1000)),
             since: stage.started_at.filter(|_| active).map(When),
             deadline: stage.deadline_at.filter(|_| active).map(When),
-            reason: stage.reason.as_deref().map(|reason| visible(reason).into_owned()),
+            // That a stage was not reached is said once, by the stage that failed.
+            reason: stage
+                .reason
+                .as_deref()
+                .filter(|_| stage.state != StageState::Skipped)
+                .map(|reason| visible(reason).into_owned()),
             dump_size: dump
                 .filter(|_| stage.name == StageName::Dumped && stage.state != StageState::Pending)
                 .map(|dump| bytes(dump.size)),

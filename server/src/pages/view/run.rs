@@ -7,7 +7,7 @@ use crate::pages::text::visible;
 use askama::Template;
 use crashyard_protocol::api::{Attempt, Build, Job, Run};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, JobId, RunId, RunState, StageName, Status};
+use crashyard_protocol::{AttemptId, AttemptState, JobId, JobState, RunId, RunState, StageName, Status};
 use std::collections::HashMap;
 
 /// The page at `/runs/{id}`.
@@ -47,7 +47,8 @@ struct Row {
     name: String,
     title: String,
     chip: Chip,
-    blamed: Option<StageName>,
+    /// Where the contract stopped; of a job still on a machine, with what its attempt showed.
+    stopped: Option<String>,
     reason: Option<String>,
     cells: Vec<Cell>,
     attempt: Option<Link>,
@@ -104,6 +105,18 @@ impl RunPage {
     }
 }
 
+/// Where a job's contract stopped, in words.
+fn stopped(job: &Job, newest: Option<&Attempt>) -> Option<String> {
+    let judged = newest.filter(|attempt| attempt.state == AttemptState::Collecting && job.state == JobState::Leased);
+    match judged {
+        Some(attempt) => {
+            let at = attempt.blamed_stage.map(|stage| format!(" at {stage}")).unwrap_or_default();
+            Some(format!("{}{at}, machine not back yet", attempt.verdict))
+        }
+        None => job.blamed_stage.filter(|_| job.status != Status::Pass).map(|stage| format!("at {stage}")),
+    }
+}
+
 impl Row {
     fn new(job: &Job, mut attempts: Vec<&Attempt>, now: Timestamp) -> Self {
         attempts.sort_by_key(|attempt| attempt.number);
@@ -121,7 +134,7 @@ impl Row {
             name: visible(&job.scenario.name).into_owned(),
             title: visible(&job.scenario.title).into_owned(),
             chip: Chip::job(job.state, job.status),
-            blamed: job.blamed_stage.filter(|_| job.status != Status::Pass),
+            stopped: stopped(job, newest),
             reason: job.reason.as_deref().map(|reason| visible(reason).into_owned()),
             cells: StageName::ALL.iter().map(|name| Cell::new(*name, stage(*name), now)).collect(),
             attempt: newest.map(link),
