@@ -1,44 +1,50 @@
-//! `crashyard-lab`: emulated machines and what runs on them.
+//! `crashyard-lab`: emulated machines for developers and for CI.
+//!
+//! `image` builds the guest that emulated machines boot; `demo` takes a whole farm up, crashes it four times, and
+//! says whether everything came out as predicted.
 
-mod agent;
 mod cache;
 mod command;
 mod demo;
 mod image;
 mod kernel;
-mod vmlinux;
 
+use cache::Cache;
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 
-/// Guest images and the demo.
 #[derive(Parser)]
-#[command(name = "crashyard-lab", version, about)]
-struct Cli {
+#[command(name = "crashyard-lab", version, about = "Emulated machines: guest images and the demo")]
+struct Arguments {
+    /// The project's source, for building the guest's agent.
+    #[arg(long, global = true, default_value_os_t = source())]
+    source: PathBuf,
     #[command(subcommand)]
-    command: Verb,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Verb {
-    /// Build the guest image (or find it in the cache) and print where it is, as JSON
-    Image {
-        /// Debian's meta package of the kernel under test
-        #[arg(long, default_value = "linux-image-cloud-amd64")]
-        kernel: String,
-    },
-    /// A whole farm on this machine, and four real crashes on it
-    Demo(demo::Args),
+enum Command {
+    /// Build the guest image, or find it in the cache, and print where it is.
+    Image,
+    /// Take a farm up on this machine and crash a real kernel, again and again.
+    Demo(demo::Options),
+}
+
+/// The directory this program was built from.
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
-        Verb::Image { kernel } => {
-            let image = image::build(&kernel::debian(&kernel)?, &agent::build()?)?;
+async fn main() -> anyhow::Result<std::process::ExitCode> {
+    let Arguments { source, command } = Arguments::parse();
+    match command {
+        Command::Image => {
+            let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source)).await??;
             println!("{}", serde_json::to_string_pretty(&image)?);
-            Ok(ExitCode::SUCCESS)
+            Ok(std::process::ExitCode::SUCCESS)
         }
-        Verb::Demo(args) => Ok(if demo::run(&args).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Demo(options) => demo::run(options, source).await,
     }
 }

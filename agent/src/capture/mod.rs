@@ -44,7 +44,12 @@ impl Failure {
     }
 }
 
-/// What was told to stop, or done.
+/// Says on the console what may never get through otherwise, in the form the server looks for.
+fn say_failed(cause: DumpFailure, detail: &str) {
+    eprintln!("crashyard: dump failed cause={cause} {detail}");
+}
+
+/// How an attempt at the dump came to its end.
 enum Outcome {
     Finished { bytes: u64, blake3: String, sent_bytes: u64, skipped_bytes: u64, said: String },
     Failed(Failure),
@@ -96,7 +101,7 @@ async fn over_network(guest: &Guest, capture: &Capture, starts: &Starts, memory:
             reporter.tell(Report::DumpFinished { bytes, blake3, sent_bytes, skipped_bytes }).await
         }
         Outcome::Failed(Failure { cause, detail }) => {
-            eprintln!("crashyard: the dump failed ({cause}): {detail}");
+            say_failed(cause, &detail);
             reporter.tell(Report::DumpFailed { cause, detail }).await
         }
     };
@@ -179,7 +184,7 @@ async fn over_disk(guest: &Guest, capture: &Capture, starts: &Starts, memory: &P
             Report::DumpFinished { bytes, blake3, sent_bytes: 0, skipped_bytes: 0 }
         }
         Err(Failure { cause, detail }) => {
-            eprintln!("crashyard: the dump failed ({cause}): {detail}");
+            say_failed(cause, &detail);
             Report::DumpFailed { cause, detail }
         }
     };

@@ -78,7 +78,8 @@ impl Attempt {
             driver: driver.clone(),
             cmdline: cmdline.to_owned(),
             directory: directory.to_owned(),
-            client: farm.client.with_token(&claim.attempt_token).at_epoch(claim.epoch),
+            // The controller speaks with its own token: only it may renew and release.
+            client: farm.client.at_epoch(claim.epoch),
             machine: driver.attach(directory)?,
             claim,
             ledger: Arc::new(Ledger::new(journal, record)),

@@ -92,33 +92,45 @@ pub async fn load_crash_kernel(guest: &Guest, reporter: &mut Reporter) -> Result
             return Ok(false);
         }
     };
-    let scenario = &guest.brief.scenario;
     let running = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let cmdline = for_capture(&running, &scenario.boot.cmdline, &scenario.capture.cmdline);
-    // The file-based call lets the kernel itself read and place the image; where it is refused (an unsigned kernel
-    // under lockdown, no CONFIG_KEXEC_FILE) the older call does it, without purgatory's slow check of its hashes.
+    let cmdline = for_capture(&running, &guest.brief.scenario.capture.cmdline);
+    let step = kexec_load(&files, &cmdline).await;
+    reporter.tell(step.report()).await?;
+    if step.ok {
+        // The image is in reserved memory now; the copies would only fill the dump.
+        for file in [&files.kernel, &files.initrd] {
+            if let Err(error) = std::fs::remove_file(file) {
+                tracing::warn!(%error, file = %file.display(), "could not remove");
+            }
+        }
+    }
+    Ok(step.ok)
+}
+
+/// The file-based call lets the kernel itself read and place the image; where it is refused (an unsigned kernel under
+/// lockdown, no `CONFIG_KEXEC_FILE`) the older call does it, without purgatory's slow check of its hashes. Both tries
+/// are one step, which fails only if both fail: a refusal that was got around is no failure.
+async fn kexec_load(files: &Files, cmdline: &str) -> StepResult {
+    let start = Instant::now();
+    let mut tries = String::new();
+    let mut step = StepResult::failed("load-crash-kernel", "");
     for flags in [&["-p", "-s"][..], &["-p", "-c", "-i"][..]] {
         let mut arguments: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         arguments.push(files.kernel.display().to_string());
         arguments.push(format!("--initrd={}", files.initrd.display()));
         arguments.push(format!("--append={cmdline}"));
-        let mut step = execute("load-crash-kernel", "kexec", &arguments).await;
+        step = execute("load-crash-kernel", "kexec", &arguments).await;
         if step.ok && !crash_kernel_is_loaded() {
             step.ok = false;
             step.output.push_str("\nkexec reports success, but /sys/kernel/kexec_crash_loaded is not 1");
         }
-        reporter.tell(step.report()).await?;
+        let code = step.code.map_or_else(|| "no exit status".to_owned(), |code| format!("status {code}"));
+        tries.push_str(&format!("kexec {}: {code}\n{}\n", flags.join(" "), step.output.trim()));
         if step.ok {
-            // The image is in reserved memory now; the copies would only fill the dump.
-            for file in [&files.kernel, &files.initrd] {
-                if let Err(error) = std::fs::remove_file(file) {
-                    tracing::warn!(%error, file = %file.display(), "could not remove");
-                }
-            }
-            return Ok(true);
+            break;
         }
     }
-    Ok(false)
+    StepResult { output: tries, ..step.since(start) }
 }
 
 fn crash_kernel_is_loaded() -> bool {

@@ -1,0 +1,372 @@
+//! The fake server: one job, honest bookkeeping, and a moment before and after everything it does.
+
+use super::world::{BOOT, EMULATOR, PANIC, World};
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use crashyard_protocol::agent::{
+    ArtifactBrief, Brief, BuildBrief, Chunk, Claim, CompleteRequest, ConsoleAck, Directive, EPOCH_HEADER, Enrolled,
+    Numbered, ReleaseRequest, RenewReply, RenewRequest, Report, Reports, ReportsReply, Role, Upload,
+};
+use crashyard_protocol::api::Artifact;
+use crashyard_protocol::chunk::{chunk_hash, hex};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::problem::{Problem, kind};
+use crashyard_protocol::{
+    ArtifactId, ArtifactState, AttemptId, Boot, BuildId, Capture, ControllerId, Deadlines, Expect, JobId, MachineId,
+    RunId, Scenario, Trigger, VmxState,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+pub struct Server {
+    pub url: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    world: Arc<World>,
+    books: Mutex<Books>,
+    idle: Notify,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Books {
+    /// Epoch and attempt of each claim that was given; the last one counts.
+    claims: Vec<(u64, AttemptId)>,
+    reports: Vec<Numbered>,
+    console: Vec<u8>,
+    log: Option<Vec<u8>>,
+    log_complete: bool,
+    collect: bool,
+    released: u32,
+}
+
+fn ulid<T: From2>(n: u128) -> T {
+    T::from2(ulid::Ulid(n))
+}
+
+/// Ids from numbers.
+trait From2 {
+    fn from2(ulid: ulid::Ulid) -> Self;
+}
+macro_rules! from2 {
+    ($($id:ident),*) => {$(impl From2 for $id { fn from2(ulid: ulid::Ulid) -> Self { Self::from_ulid(ulid) } })*};
+}
+from2!(ArtifactId, AttemptId, BuildId, ControllerId, JobId, MachineId, RunId);
+
+impl Server {
+    pub async fn start(world: &Arc<World>) -> Self {
+        let shared = Arc::new(Shared {
+            world: world.clone(),
+            books: Mutex::default(),
+            idle: Notify::new(),
+            news: Notify::new(),
+        });
+        let attempt = "/agent/v1/attempts/{attempt}";
+        let router = Router::new()
+            .route("/agent/v1/enrol", post(enrol))
+            .route("/agent/v1/claim", post(claim))
+            .route("/api/v1/artifacts/{id}/content", get(download))
+            .route(&format!("{attempt}/renew"), post(renew))
+            .route(&format!("{attempt}/reports"), post(reports))
+            .route(&format!("{attempt}/console/{{source}}"), get(console).put(put_console))
+            .route(&format!("{attempt}/artifacts/{{name}}"), get(upload))
+            .route(&format!("{attempt}/artifacts/{{name}}/chunks"), put(chunk))
+            .route(&format!("{attempt}/artifacts/{{name}}/complete"), post(complete))
+            .route(&format!("{attempt}/release"), post(release))
+            .with_state(shared.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, shared }
+    }
+
+    /// Returns when a controller with nothing left to do asks for more.
+    pub async fn idle(&self) {
+        self.shared.idle.notified().await;
+    }
+
+    /// What must be true when all is over.
+    pub fn check(&self, world: &World, story: &str) {
+        let books = self.shared.books.lock().unwrap();
+        let machines = world.machines.lock().unwrap();
+        assert!(books.released >= 1, "{story}: released");
+        assert!(!machines.values().any(|life| life.running), "{story}: a machine runs on");
+        let last = &books.claims.last().unwrap().1;
+        for (directory, life) in machines.iter() {
+            let current = directory.ends_with(last.as_str());
+            assert!(current || life.on == 0, "{story}: a lease that nobody wrote down was acted on");
+            if current {
+                assert_eq!(life.on, 1, "{story}: powered on once");
+                assert!(life.nmi <= 1 && life.off >= 1, "{story}: {life:?}");
+                let sent = String::from_utf8_lossy(&books.console).into_owned();
+                assert_eq!(sent, String::from_utf8_lossy(&life.console), "{story}: the console is whole");
+            }
+        }
+        assert_eq!(books.log.as_deref(), Some(EMULATOR.as_bytes()), "{story}: the emulator's log was collected");
+        assert!(books.log_complete, "{story}: and closed");
+        let has = |wanted: &dyn Fn(&Report) -> bool| books.reports.iter().filter(|one| wanted(&one.report)).count();
+        assert_eq!(has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "on")), 1, "{story}");
+        assert_eq!(has(&|report| matches!(report, Report::Power { action, .. } if action == "nmi")), 1, "{story}");
+        assert_eq!(has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "off")), 1, "{story}");
+        assert_eq!(has(&|report| matches!(report, Report::Health { healthy: true, .. })), 1, "{story}");
+    }
+}
+
+type S = State<Arc<Shared>>;
+
+impl Shared {
+    /// Refuses whoever is not the newest claim's holder.
+    fn check(&self, attempt: &AttemptId, headers: &HeaderMap) -> Result<(), Response> {
+        let epoch = headers.get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        match (self.books.lock().unwrap().claims.last(), epoch) {
+            (Some((current, holder)), Some(epoch)) if *current == epoch && holder == attempt => Ok(()),
+            _ => Err(problem(409, kind::LEASE_LOST)),
+        }
+    }
+
+    /// Takes effect between two moments.
+    async fn act<T>(&self, effect: impl FnOnce(&mut Books) -> T) -> T {
+        self.world.moment().await;
+        let result = effect(&mut self.books.lock().unwrap());
+        self.news.notify_waiters();
+        self.world.moment().await;
+        result
+    }
+}
+
+fn problem(status: u16, kind: &str) -> Response {
+    let text = String::new();
+    let problem =
+        Problem { kind: kind.into(), title: text.clone(), status, detail: text.clone(), next: text, request_id: None };
+    (StatusCode::from_u16(status).unwrap(), Json(problem)).into_response()
+}
+
+async fn enrol(State(shared): S) -> Json<Enrolled> {
+    shared.act(|_| ()).await;
+    let machines = BTreeMap::from([("m1".to_owned(), ulid(1))]);
+    Json(Enrolled { controller: ulid(2), machines, lease_seconds: 60 })
+}
+
+async fn claim(State(shared): S) -> Response {
+    if shared.books.lock().unwrap().released > 0 {
+        shared.idle.notify_one();
+        std::future::pending::<()>().await;
+    }
+    // Whoever holds an attempt works on it before asking for another. So an earlier claim's answer was lost with the
+    // controller that asked, its lease has run out, and the job is placed again.
+    let claim = shared
+        .act(|books| {
+            let epoch = books.claims.len() as u64 + 1;
+            let attempt: AttemptId = ulid(100 + u128::from(epoch));
+            books.claims.push((epoch, attempt.clone()));
+            Claim {
+                attempt: attempt.clone(),
+                machine: ulid(1),
+                epoch,
+                lease_seconds: 60,
+                attempt_token: "attempt".into(),
+                brief: brief(attempt),
+            }
+        })
+        .await;
+    Json(claim).into_response()
+}
+
+fn brief(attempt: AttemptId) -> Brief {
+    let artifact = |name: &str, n, content: &[u8]| ArtifactBrief {
+        name: name.into(),
+        id: ulid(n),
+        size: content.len() as u64,
+        blake3: blake3::hash(content).to_hex().to_string(),
+    };
+    Brief {
+        attempt,
+        job: ulid(3),
+        run: ulid(4),
+        scenario: Scenario {
+            name: "nmi".into(),
+            title: String::new(),
+            vmx: VmxState::None,
+            trigger: Trigger::Nmi,
+            cpu: None,
+            boot: Boot::default(),
+            capture: Capture::default(),
+            expect: Expect { panic: "NMI".into() },
+            deadlines: Deadlines::default(),
+        },
+        build: BuildBrief {
+            id: ulid(5),
+            release: "1".into(),
+            build_id: None,
+            artifacts: vec![artifact("kernel", 10, b"the kernel"), artifact("initrd", 11, b"the initrd")],
+        },
+        marker: BOOT.lines().nth(1).unwrap().to_owned(),
+    }
+}
+
+async fn download(State(shared): S, Path(id): Path<ArtifactId>) -> &'static [u8] {
+    shared.act(|_| ()).await;
+    if id == ulid(10) { b"the kernel" } else { b"the initrd" }
+}
+
+async fn renew(
+    State(shared): S,
+    Path(attempt): Path<AttemptId>,
+    headers: HeaderMap,
+    Json(request): Json<RenewRequest>,
+) -> Result<Json<RenewReply>, Response> {
+    shared.check(&attempt, &headers)?;
+    let changed = async {
+        loop {
+            let mut news = std::pin::pin!(shared.news.notified());
+            news.as_mut().enable();
+            if shared.books.lock().unwrap().collect {
+                return;
+            }
+            news.await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(request.wait_seconds.into()), changed).await;
+    let collect = shared.books.lock().unwrap().collect;
+    let directive = if collect { Directive::Collect } else { Directive::Continue };
+    Ok(Json(RenewReply { lease_seconds: 60, directive }))
+}
+
+async fn reports(
+    State(shared): S,
+    Path(attempt): Path<AttemptId>,
+    headers: HeaderMap,
+    Json(request): Json<Reports>,
+) -> Result<Json<ReportsReply>, Response> {
+    shared.check(&attempt, &headers)?;
+    assert_eq!(request.by, Role::Controller);
+    shared
+        .act(|books| {
+            for report in request.reports {
+                match books.reports.get(usize::try_from(report.seq).unwrap()) {
+                    Some(known) => assert_eq!(known, &report, "a number is used for two reports"),
+                    None => {
+                        assert_eq!(report.seq, books.reports.len() as u64, "a number is left out");
+                        // The NMI was not sent, so nothing more will come: judged.
+                        books.collect |= matches!(&report.report, Report::Power { action, ok: false, .. } if action == "nmi");
+                        books.reports.push(report);
+                    }
+                }
+            }
+        })
+        .await;
+    Ok(Json(ReportsReply { directive: Directive::Continue }))
+}
+
+async fn console(
+    State(shared): S,
+    Path((attempt, _source)): Path<(AttemptId, String)>,
+    headers: HeaderMap,
+) -> Result<Json<ConsoleAck>, Response> {
+    shared.check(&attempt, &headers)?;
+    Ok(Json(ConsoleAck { next_offset: shared.books.lock().unwrap().console.len() as u64 }))
+}
+
+#[derive(serde::Deserialize)]
+struct Offset {
+    offset: u64,
+    hash: Option<String>,
+}
+
+async fn put_console(
+    State(shared): S,
+    Path((attempt, _source)): Path<(AttemptId, String)>,
+    Query(at): Query<Offset>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<ConsoleAck>, Response> {
+    shared.check(&attempt, &headers)?;
+    let next_offset = shared
+        .act(|books| {
+            let offset = usize::try_from(at.offset).unwrap();
+            assert!(offset <= books.console.len(), "a gap in the console");
+            let overlap = (books.console.len() - offset).min(body.len());
+            assert_eq!(&books.console[offset..offset + overlap], &body[..overlap], "the console changed its mind");
+            books.console.extend_from_slice(&body[overlap..]);
+            books.collect |= books.console.ends_with(PANIC.as_bytes());
+            books.console.len() as u64
+        })
+        .await;
+    Ok(Json(ConsoleAck { next_offset }))
+}
+
+async fn upload(
+    State(shared): S,
+    Path((attempt, _name)): Path<(AttemptId, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Upload>, Response> {
+    shared.check(&attempt, &headers)?;
+    let books = shared.books.lock().unwrap();
+    let chunks = books.log.iter().map(|log| Chunk {
+        offset: 0,
+        length: log.len() as u64,
+        hash: hex(&chunk_hash(0, log)),
+    });
+    Ok(Json(Upload { artifact: ulid(20), complete: books.log_complete, chunks: chunks.collect() }))
+}
+
+async fn chunk(
+    State(shared): S,
+    Path((attempt, name)): Path<(AttemptId, String)>,
+    Query(at): Query<Offset>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, Response> {
+    shared.check(&attempt, &headers)?;
+    assert_eq!((name.as_str(), at.offset), ("emulator.log", 0));
+    assert_eq!(at.hash, Some(hex(&chunk_hash(0, &body))));
+    shared.act(|books| assert_eq!(books.log.replace(body.to_vec()), None, "sent although the server has it")).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn complete(
+    State(shared): S,
+    Path((attempt, name)): Path<(AttemptId, String)>,
+    headers: HeaderMap,
+    Json(done): Json<CompleteRequest>,
+) -> Result<Json<Artifact>, Response> {
+    shared.check(&attempt, &headers)?;
+    shared
+        .act(|books| {
+            let log = books.log.as_ref().unwrap();
+            assert_eq!(done.blake3, blake3::hash(log).to_hex().to_string());
+            books.log_complete = true;
+        })
+        .await;
+    Ok(Json(Artifact {
+        id: ulid(20),
+        build: None,
+        attempt: Some(attempt),
+        name,
+        state: ArtifactState::Complete,
+        size: done.size,
+        blake3: Some(done.blake3),
+        created_at: Timestamp(0),
+    }))
+}
+
+async fn release(
+    State(shared): S,
+    Path(attempt): Path<AttemptId>,
+    headers: HeaderMap,
+    Json(request): Json<ReleaseRequest>,
+) -> Result<StatusCode, Response> {
+    shared.check(&attempt, &headers)?;
+    assert!(request.healthy, "{}", request.detail);
+    assert!(!shared.world.anything_runs(), "released while it runs");
+    shared.act(|books| books.released += 1).await;
+    Ok(StatusCode::NO_CONTENT)
+}

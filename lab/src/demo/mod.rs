@@ -1,0 +1,87 @@
+//! The demo: a farm on one machine, from an empty directory to four verdicts, with the real server, the real agents
+//! and a real kernel. Nothing in here knows a shortcut: it says over the public API what any CI system would say.
+
+mod farm;
+mod progress;
+mod stories;
+mod submit;
+mod table;
+
+use crate::cache::Cache;
+use crate::image;
+use anyhow::Context as _;
+use clap::Args;
+use crashyard_protocol::RunId;
+use crashyard_protocol::client::Client;
+use farm::Farm;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What can be said on the command line.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// End after the verdicts; the exit status says whether they are as predicted.
+    #[arg(long)]
+    exit: bool,
+    /// Where the demo's farm keeps its data. Emptied at each start.
+    #[arg(long, default_value = "demo-data")]
+    data: PathBuf,
+    /// Where the server listens.
+    #[arg(long, default_value = "127.0.0.1:8480")]
+    listen: SocketAddr,
+    /// Run only the scenarios with these names.
+    #[arg(long = "scenario")]
+    scenarios: Vec<String>,
+}
+
+/// Runs the demo. Whatever happens, the farm is taken down before this returns.
+pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> {
+    let stories = stories::chosen(&options.scenarios)?;
+    let spinner = progress::spinner("guest image");
+    let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source)).await??;
+    spinner.finish_and_clear();
+    let build_id = image.build_id.as_deref().unwrap_or("unknown");
+    println!("Kernel under test: {} ({}, build id {build_id})", image.release, image.package);
+
+    let mut farm = Farm::start(&options.data, options.listen).await?;
+    println!("Dashboard: http://{}", options.listen);
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut terminations = signal(SignalKind::terminate())?;
+    let client = farm.client().clone();
+    let how_to_go_on = farm.how_to_go_on(options.listen);
+    let course = async {
+        let run = submit::everything(&client, &image, &stories).await?;
+        println!("Run: http://{}/runs/{run}", options.listen);
+        let as_predicted = outcome(&client, &run, &stories).await?;
+        if !options.exit {
+            println!("{how_to_go_on}");
+            std::future::pending::<()>().await;
+        }
+        anyhow::Ok(as_predicted)
+    };
+    let result = tokio::select! {
+        result = course => result,
+        died = farm.member_died() => Err(died),
+        _ = interrupts.recv() => Ok(true),
+        _ = terminations.recv() => Ok(true),
+    };
+    farm.stop().await;
+    Ok(if result? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Follows the run and prints what came of it; whether all of it was as predicted.
+async fn outcome(client: &Client, run: &RunId, stories: &[stories::Story]) -> anyhow::Result<bool> {
+    progress::follow(client, run).await.context("follow the run")?;
+    let results = table::results(client, run, stories).await.context("read the verdicts")?;
+    println!("{}", table::render(&results));
+    let wrong: Vec<_> = results.iter().filter(|result| !result.wrong.is_empty()).collect();
+    for result in &wrong {
+        for wrong in &result.wrong {
+            println!("{}: {wrong}", result.scenario);
+        }
+    }
+    println!("{} of {} as predicted", results.len() - wrong.len(), results.len());
+    Ok(wrong.is_empty())
+}

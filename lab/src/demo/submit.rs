@@ -1,0 +1,56 @@
+//! What a CI system does: build, scenarios, plan, run.
+
+use super::progress;
+use super::stories::Story;
+use crate::image::Image;
+use anyhow::Context as _;
+use crashyard_agent::upload::{self, Destination};
+use crashyard_protocol::api::{NewBuild, NewPlan, NewRun};
+use crashyard_protocol::client::Client;
+use crashyard_protocol::{BuildId, RunId};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Name of the demo's plan.
+const PLAN: &str = "demo";
+
+/// Submits everything and returns the run.
+pub async fn everything(client: &Client, image: &Image, stories: &[Story]) -> anyhow::Result<RunId> {
+    let build = client
+        .create_build(&NewBuild {
+            checkout: None,
+            name: image.package.clone(),
+            architecture: "x86_64".into(),
+            release: image.release.clone(),
+            build_id: image.build_id.clone(),
+            config_name: Some("debian-cloud".into()),
+            cmdline: String::new(),
+        })
+        .await
+        .context("submit the build")?
+        .id;
+    for (name, path) in [("kernel", &image.kernel), ("initrd", &image.initrd)] {
+        send(client, &build, name, path).await.with_context(|| format!("upload the {name}"))?;
+    }
+    for story in stories {
+        client.put_scenario(&story.scenario).await.with_context(|| format!("store {}", story.scenario.name))?;
+    }
+    let plan = NewPlan {
+        name: PLAN.into(),
+        scenarios: stories.iter().map(|story| story.scenario.name.clone()).collect(),
+        selector: BTreeMap::from([("driver".into(), "qemu".into())]),
+        repetitions: 1,
+    };
+    client.put_plan(&plan).await.context("store the plan")?;
+    Ok(client.create_run(&NewRun { build, plan: PLAN.into(), key: None }).await.context("submit the run")?.id)
+}
+
+async fn send(client: &Client, build: &BuildId, name: &str, path: &Path) -> anyhow::Result<()> {
+    let file = tokio::fs::File::open(path).await?;
+    let bar = progress::bytes(name, file.metadata().await?.len());
+    let destination = Destination::Build(build.clone(), name.to_owned());
+    let sent = upload::send(client, &destination, file, |bytes| bar.set_position(bytes)).await?;
+    bar.finish_and_clear();
+    destination.complete(client, &sent).await?;
+    Ok(())
+}
