@@ -31,7 +31,7 @@ pub fn chosen(names: &[String]) -> anyhow::Result<Vec<Story>> {
 fn all() -> anyhow::Result<Vec<Story>> {
     let story = |text: &str, verdict, blamed, reason_says, resumed| {
         let scenario = toml::from_str(text).with_context(|| format!("a scenario of the demo: {text}"))?;
-        Ok(Story { scenario, verdict, blamed, reason_says, resumed })
+        anyhow::Ok(Story { scenario, verdict, blamed, reason_says, resumed })
     };
     Ok(vec![
         story(include_str!("../../scenarios/sysrq-c.toml"), Status::Pass, None, "", false)?,
