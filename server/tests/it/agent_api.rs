@@ -30,11 +30,8 @@ async fn enrolling_again_keeps_ids_and_takes_new_labels() {
     assert_eq!(again.machines["m2"], first.machines["m2"]);
     // A machine that is no longer named stays known, and is not offered jobs.
     assert_eq!(machine(&server, &first.machines["m1"]).await.name, "m1");
-    let claim = ClaimRequest {
-        controller: first.controller,
-        machines: vec![first.machines["m1"].clone()],
-        wait_seconds: 0,
-    };
+    let claim =
+        ClaimRequest { controller: first.controller, machines: vec![first.machines["m1"].clone()], wait_seconds: 0 };
     let claim = Call::post("/agent/v1/claim", &claim).token(&server.controller);
     server.call(claim).await.problem(404, kind::NOT_FOUND);
 }
@@ -110,10 +107,17 @@ async fn a_claim_whose_answer_was_lost_is_given_again_under_a_new_epoch() {
     let enrolled = server.enrol(&["m1"]).await;
     let first: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
     let again: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
-    assert_eq!((&again.attempt, again.epoch), (&first.attempt, 2), "the same attempt, and the first copy is fenced off");
+    assert_eq!(
+        (&again.attempt, again.epoch),
+        (&first.attempt, 2),
+        "the same attempt, and the first copy is fenced off"
+    );
     let stale = server.report(&first, Role::Controller, 0, note("first copy")).await;
     stale.problem(409, kind::LEASE_LOST);
-    server.call(Call::get(format!("/agent/v1/attempts/{}/brief", first.attempt)).by_agent(&first)).await.problem(401, kind::UNAUTHORIZED);
+    server
+        .call(Call::get(format!("/agent/v1/attempts/{}/brief", first.attempt)).by_agent(&first))
+        .await
+        .problem(401, kind::UNAUTHORIZED);
     server.report(&again, Role::Controller, 0, note("second copy")).await.ok::<ReportsReply>();
     // Once anything was done, a controller that calls the machine idle has forgotten something: no second lease.
     server.call(server.claim_call(&enrolled, 0)).await.no_content();
@@ -178,7 +182,10 @@ async fn nul_characters_in_a_report_are_replaced_and_kept_from_the_database() {
 }
 
 async fn provision_and_arm(server: &Server, claim: &Claim) -> ReportsReply {
-    server.put_console(claim, 0, "[    0.000000] Linux version 6.1.0-test (gcc) #1 SMP\n").await.ok::<serde_json::Value>();
+    server
+        .put_console(claim, 0, "[    0.000000] Linux version 6.1.0-test (gcc) #1 SMP\n")
+        .await
+        .ok::<serde_json::Value>();
     let kernel = Report::Kernel {
         release: "6.1.0-test".into(),
         version: "#1 SMP".into(),
@@ -227,9 +234,10 @@ async fn a_renewal_prolongs_the_lease_and_waits_for_the_verdict() {
         server.advance(60);
         crashyard_server::passes::deadlines::tick(&server.state).await.unwrap();
     };
-    let (reply, ()) = tokio::time::timeout(Duration::from_secs(15), async { tokio::join!(server.call(renew(20)), judged) })
-        .await
-        .expect("woken by the verdict");
+    let (reply, ()) =
+        tokio::time::timeout(Duration::from_secs(15), async { tokio::join!(server.call(renew(20)), judged) })
+            .await
+            .expect("woken by the verdict");
     assert_eq!(reply.ok::<RenewReply>().directive, Directive::Collect);
 }
 

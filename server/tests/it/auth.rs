@@ -14,7 +14,8 @@ async fn every_write_needs_a_token() {
     let mut writes = 0;
     for (path, methods) in openapi["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys().filter(|method| *method != "get") {
-            let path = path.replace("{id}", "01JDB4Q1W5Z8N6K3X0V7T2R9MF").replace("{attempt}", "01JDB4Q1W5Z8N6K3X0V7T2R9MF");
+            let path =
+                path.replace("{id}", "01JDB4Q1W5Z8N6K3X0V7T2R9MF").replace("{attempt}", "01JDB4Q1W5Z8N6K3X0V7T2R9MF");
             let path = path.replace("{name}", "x").replace("{source}", "x").replace("{by}", "target");
             let call = Call::post(path.clone(), &json!({})).method(method.to_uppercase().parse().unwrap());
             let problem = server.call(call).await.problem(401, kind::UNAUTHORIZED);
@@ -103,7 +104,10 @@ async fn an_attempts_token_acts_only_inside_its_attempt_and_never_for_the_contro
     server.call(renew.by_agent(&one)).await.problem(403, kind::FORBIDDEN);
     let console = format!("/agent/v1/attempts/{}/console/serial0?offset=0", one.attempt);
     server.call(Call::put(console, "forged").by_agent(&one)).await.problem(403, kind::FORBIDDEN);
-    server.call(Call::post("/api/v1/trees", &json!({ "name": "x" })).token(&one.attempt_token)).await.problem(403, kind::FORBIDDEN);
+    server
+        .call(Call::post("/api/v1/trees", &json!({ "name": "x" })).token(&one.attempt_token))
+        .await
+        .problem(403, kind::FORBIDDEN);
 }
 
 #[tokio::test]

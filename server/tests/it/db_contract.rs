@@ -200,7 +200,10 @@ async fn tokens(db: &Db) {
     write!(db, |tx| token::create(tx, &row, "hash-1"));
     assert!(token::any_admin(db).await.unwrap());
     let found = token::by_secret_hash(db, "hash-1").await.unwrap().unwrap();
-    assert_eq!((found.id, found.scope, found.attempt_state, found.expires_at), (row.id.clone(), Scope::Admin, None, None));
+    assert_eq!(
+        (found.id, found.scope, found.attempt_state, found.expires_at),
+        (row.id.clone(), Scope::Admin, None, None)
+    );
     assert!(token::by_secret_hash(db, "hash-2").await.unwrap().is_none());
     let mut tx = begin(db).await;
     let twice = token::create(&mut tx, &token_row(Scope::Submit, None), "hash-1").await;
@@ -280,7 +283,10 @@ async fn machines_and_selectors(db: &Db) {
     drop(tx);
     write!(db, |tx| machine::seen_idle(tx, &one.id, &[m1.id.clone()], at(3)));
     let seen = machine::get(db, &m1.id).await.unwrap();
-    assert_eq!((seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()), (MachineState::Available, at(3), "c-machines"));
+    assert_eq!(
+        (seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()),
+        (MachineState::Available, at(3), "c-machines")
+    );
     let held = write!(db, |tx| machine::set_state(tx, &m1.id, MachineState::Reserved, Some("mine"), at(4)));
     assert_eq!(held.unwrap().reason.as_deref(), Some("mine"));
     write!(db, |tx| machine::seen_idle(tx, &one.id, &[m1.id.clone()], at(5)));
@@ -390,14 +396,20 @@ async fn queue_and_leases(db: &Db) {
     assert_eq!(queue::waiting_for(db, machine).await.unwrap(), [(farm.selector.clone(), 3)]);
     let first = lease(db, &farm, 0).await.unwrap();
     assert_eq!((first.job.id.clone(), first.attempt.number, first.attempt.epoch), (jobs[0].id.clone(), 1, 1));
-    assert_eq!((first.machine.state, first.machine.attempt_id.as_ref()), (MachineState::Leased, Some(&first.attempt.id)));
+    assert_eq!(
+        (first.machine.state, first.machine.attempt_id.as_ref()),
+        (MachineState::Leased, Some(&first.attempt.id))
+    );
     assert!(lease(db, &farm, 0).await.is_none(), "a machine has at most one lease");
     assert_eq!(lease(db, &farm, 1).await.unwrap().job.id, jobs[1].id);
     assert_eq!(run::build_facts_of(&mut begin(db).await, &run.id).await.unwrap(), ("6.1".into(), None));
 
     let id = &first.attempt.id;
     let full = attempt::full(db, id).await.unwrap();
-    assert_eq!((full.machine_name.as_str(), full.build_gnu_id.as_deref(), full.attempt.judged_at), ("f-queue-0", None, None));
+    assert_eq!(
+        (full.machine_name.as_str(), full.build_gnu_id.as_deref(), full.attempt.judged_at),
+        ("f-queue-0", None, None)
+    );
     assert_eq!(attempt::get_in(&mut begin(db).await, id).await.unwrap(), first.attempt);
     assert_eq!(attempt::of_run(db, &run.id).await.unwrap().len(), 2);
     assert_eq!(attempt::of_machine(db, machine, 5).await.unwrap().len(), 1);
@@ -510,7 +522,10 @@ async fn judgements(db: &Db) {
     write!(db, |tx| judgement::apply(tx, &before, &stages(2), &verdict(4, Some(Status::Fail)), at(4)));
     let judged = attempt::get(db, id).await.unwrap();
     assert_eq!((judged.state, judged.verdict, judged.judged_at), (AttemptState::Collecting, Status::Fail, Some(at(4))));
-    assert_eq!((judged.signature.as_deref(), judged.check_at, judged.blamed_stage), (Some("BUG: x"), None, Some(StageName::Captured)));
+    assert_eq!(
+        (judged.signature.as_deref(), judged.check_at, judged.blamed_stage),
+        (Some("BUG: x"), None, Some(StageName::Captured))
+    );
     let job = run::job(db, &jobs[0].id).await.unwrap().job;
     assert_eq!((job.state, job.status, job.reason.as_deref()), (JobState::Leased, Status::Fail, Some("why")));
     write!(db, |tx| judgement::apply(tx, &judged, &stages(4), &verdict(8, Some(Status::Pass)), at(5)));
@@ -625,7 +640,10 @@ async fn uploads(db: &Db) {
     write!(db, |tx| artifact::mark_mismatch(tx, id, "how", at(1)));
     assert_eq!(artifact::get(db, id).await.unwrap().mismatch.as_deref(), Some("how"));
     let done = write!(db, |tx| artifact::complete(tx, id, "whole", at(2))).unwrap();
-    assert_eq!((done.state, done.blake3.as_deref(), done.completed_at), (ArtifactState::Complete, Some("whole"), Some(at(2))));
+    assert_eq!(
+        (done.state, done.blake3.as_deref(), done.completed_at),
+        (ArtifactState::Complete, Some("whole"), Some(at(2)))
+    );
     assert!(write!(db, |tx| artifact::complete(tx, id, "whole", at(3))).is_none());
     let late = segment(id, 4 * CHUNK_BYTES, 1, "e");
     assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &late)), ChunkOutcome::Contradicts(_)));
@@ -699,7 +717,10 @@ async fn runs(db: &Db) {
     assert_eq!((counts.len(), counts[0].status, counts[0].count), (1, Status::Miss, 3));
     assert_eq!(run::counts(db, None, 1).await.unwrap(), counts);
     let listed = run::jobs(db, &run.id).await.unwrap();
-    assert_eq!(listed.iter().map(|job| job.job.id.clone()).collect::<Vec<_>>(), jobs.iter().map(|job| job.id.clone()).collect::<Vec<_>>());
+    assert_eq!(
+        listed.iter().map(|job| job.job.id.clone()).collect::<Vec<_>>(),
+        jobs.iter().map(|job| job.id.clone()).collect::<Vec<_>>()
+    );
     assert_eq!(listed[0].labels.0["farm"], "f-runs");
 
     let done = |status| JobChange { state: JobState::Done, status, reason: Some("r"), blamed_stage: None };

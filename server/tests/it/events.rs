@@ -121,7 +121,9 @@ fn console_text(events: &[Event]) -> String {
     events
         .iter()
         .filter(|event| event.id.is_some())
-        .map(|event| serde_json::from_str::<serde_json::Value>(&event.data).unwrap()["text"].as_str().unwrap().to_owned())
+        .map(|event| {
+            serde_json::from_str::<serde_json::Value>(&event.data).unwrap()["text"].as_str().unwrap().to_owned()
+        })
         .collect()
 }
 

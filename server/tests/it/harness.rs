@@ -4,18 +4,20 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
+use crashyard_protocol::Scope;
 use crashyard_protocol::agent::{
-    Claim, ClaimRequest, EPOCH_HEADER, EnrolRequest, Enrolled, MachineSpec, Numbered, Report, Reports, Role,
+    CHUNK_BYTES, Claim, ClaimRequest, EPOCH_HEADER, EnrolRequest, Enrolled, MachineSpec, Numbered, Report, Reports,
+    Role,
 };
 use crashyard_protocol::api::{Build, Job, NewBuild, NewPlan, NewRun, Run};
 use crashyard_protocol::chunk::{chunk_hash, hex};
 use crashyard_protocol::clock::{ManualClock, Timestamp};
 use crashyard_protocol::problem::Problem;
-use crashyard_protocol::{AttemptId, Scope};
 use crashyard_server::app::AppState;
 use crashyard_server::blobs::Blobs;
 use crashyard_server::config::Config;
 use crashyard_server::db::Db;
+use crashyard_server::passes::presence;
 use crashyard_server::{api, routes};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -160,10 +162,8 @@ impl Server {
 
     /// A server with these blobs, and its database in `dir`.
     pub async fn over(dir: Arc<tempfile::TempDir>, blobs: Blobs, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config {
-            database_url: format!("sqlite:{}", dir.path().join("farm.db").display()),
-            ..Config::default()
-        };
+        let mut config =
+            Config { database_url: format!("sqlite:{}", dir.path().join("farm.db").display()), ..Config::default() };
         change(&mut config);
         let db = Db::open(&config.database_url, 4).await.unwrap();
         let clock = ManualClock::at(START);
@@ -194,12 +194,17 @@ impl Server {
         }
     }
 
-    pub fn router(&self) -> Router {
-        self.router.clone()
-    }
-
     pub fn advance(&self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    /// Time passes, and the server says all along that it is up.
+    pub async fn be_up_for(&self, seconds: u64) {
+        for _ in 0..seconds / 5 {
+            presence::tick(&self.state).await.unwrap();
+            self.advance(5);
+        }
+        presence::tick(&self.state).await.unwrap();
     }
 
     pub async fn call(&self, call: Call) -> Answer {
@@ -241,7 +246,9 @@ impl Server {
 
     pub async fn plan(&self, name: &str, repetitions: u32, selector: &[(&str, &str)]) {
         let scenario = scenario("sysrq");
-        self.call(Call::put_json("/api/v1/scenarios/sysrq", &scenario).token(&self.submit)).await.ok::<serde_json::Value>();
+        self.call(Call::put_json("/api/v1/scenarios/sysrq", &scenario).token(&self.submit))
+            .await
+            .ok::<serde_json::Value>();
         let plan = NewPlan {
             name: name.into(),
             scenarios: vec!["sysrq".into()],
@@ -282,7 +289,9 @@ impl Server {
     }
 
     pub async fn put_chunk(&self, claim: &Claim, name: &str, offset: u64, bytes: &[u8]) -> Answer {
-        let hash = hex(&chunk_hash(offset, bytes));
+        // There is no hash of nothing, nor for a place where no chunk may lie.
+        let proper = !bytes.is_empty() && offset.is_multiple_of(CHUNK_BYTES);
+        let hash = if proper { hex(&chunk_hash(offset, bytes)) } else { "0".repeat(64) };
         let path = format!("/agent/v1/attempts/{}/artifacts/{name}/chunks?offset={offset}&hash={hash}", claim.attempt);
         self.call(Call::put(path, bytes.to_vec()).by_agent(claim)).await
     }
@@ -313,8 +322,4 @@ pub fn scenario(name: &str) -> serde_json::Value {
 
 pub fn note(text: &str) -> Report {
     Report::Note { text: text.into() }
-}
-
-pub fn attempt_path(attempt: &AttemptId) -> String {
-    format!("/api/v1/attempts/{attempt}")
 }

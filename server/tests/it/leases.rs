@@ -6,7 +6,7 @@ use crashyard_protocol::api::{Attempt, Machine};
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState};
 use crashyard_server::db;
-use crashyard_server::passes::{deadlines, leases, presence};
+use crashyard_server::passes::{deadlines, leases};
 
 async fn attempt(server: &Server, claim: &Claim) -> Attempt {
     server.get(format!("/api/v1/attempts/{}", claim.attempt)).await.ok()
@@ -43,6 +43,7 @@ async fn a_lease_that_runs_out_gives_the_job_to_another_machine_and_keeps_the_ev
 async fn nobody_is_declared_lost_until_this_server_was_up_for_one_lease() {
     let server = Server::new().await;
     let claim = server.claimed().await;
+    server.be_up_for(5).await;
     server.advance(3600);
     let server = server.restarted().await;
     settle(&server).await;
@@ -58,16 +59,14 @@ async fn nobody_is_declared_lost_until_this_server_was_up_for_one_lease() {
 #[tokio::test]
 async fn stages_do_not_age_while_no_server_was_up() {
     let server = Server::new().await;
-    presence::tick(&server.state).await.unwrap();
     let claim = server.claimed().await;
-    server.advance(100);
-    presence::tick(&server.state).await.unwrap();
+    server.be_up_for(100).await;
     // Down for an hour; the stage `provisioned` may take 300 s.
     server.advance(3600);
     let server = server.restarted().await;
     deadlines::tick(&server.state).await.unwrap();
     assert!(attempt(&server, &claim).await.stages[0].settled_at.is_none(), "200 s are left");
-    server.advance(300);
+    server.be_up_for(300).await;
     deadlines::tick(&server.state).await.unwrap();
     let judged = attempt(&server, &claim).await;
     assert!(judged.stages[0].settled_at.is_some(), "{judged:#?}");
@@ -78,7 +77,10 @@ async fn stages_do_not_age_while_no_server_was_up() {
 async fn evidence_written_right_before_a_kill_is_judged_after_the_restart() {
     let server = Server::new().await;
     let claim = server.claimed().await;
-    server.put_console(&claim, 0, "[    0.000000] Linux version 6.1.0-test (gcc) #1 SMP\n").await.ok::<serde_json::Value>();
+    server
+        .put_console(&claim, 0, "[    0.000000] Linux version 6.1.0-test (gcc) #1 SMP\n")
+        .await
+        .ok::<serde_json::Value>();
     // Recorded, and the server dies before it judges: the row is there, and no judgement of it.
     let report = db::report::ReportRow {
         attempt_id: claim.attempt.clone(),

@@ -140,9 +140,15 @@ async fn nonsense_in_scenarios_plans_and_builds_is_refused() {
         server.call(scenario(change)).await.problem(400, kind::INVALID);
     }
     let plan = |body: Value| Call::put_json("/api/v1/plans/p", &body).token(&server.submit);
-    server.call(plan(json!({ "name": "p", "scenarios": ["nope"], "repetitions": 1 }))).await.problem(404, kind::NOT_FOUND);
+    server
+        .call(plan(json!({ "name": "p", "scenarios": ["nope"], "repetitions": 1 })))
+        .await
+        .problem(404, kind::NOT_FOUND);
     server.call(plan(json!({ "name": "p", "scenarios": [], "repetitions": 1 }))).await.problem(400, kind::INVALID);
-    server.call(plan(json!({ "name": "p", "scenarios": ["x"], "repetitions": 4_000_000 }))).await.problem(400, kind::INVALID);
+    server
+        .call(plan(json!({ "name": "p", "scenarios": ["x"], "repetitions": 4_000_000 })))
+        .await
+        .problem(400, kind::INVALID);
     let build = json!({ "name": "x", "architecture": "x86_64", "release": "6.1", "build_id": "NOT HEX" });
     server.call(Call::post("/api/v1/builds", &build).token(&server.submit)).await.problem(400, kind::INVALID);
     let checkout = json!({ "tree": "nope", "git_commit_hash": "8f3d9f354286745c751374f5f1fcafee6b3f3136" });

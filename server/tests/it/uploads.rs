@@ -103,7 +103,8 @@ async fn a_file_beyond_the_limit_is_refused_before_its_first_byte_is_kept() {
     let claim = server.claimed().await;
     let ten_gb = 10_u64 << 30;
     let hash = hex(&chunk_hash(0, b"x"));
-    let path = format!("/agent/v1/attempts/{}/artifacts/vmcore/chunks?offset=0&hash={hash}&size={ten_gb}", claim.attempt);
+    let path =
+        format!("/agent/v1/attempts/{}/artifacts/vmcore/chunks?offset=0&hash={hash}&size={ten_gb}", claim.attempt);
     server.call(Call::put(path, "x").by_agent(&claim)).await.problem(413, kind::TOO_LARGE);
     complete(&server, &claim, "vmcore", ten_gb, &"0".repeat(64)).await.problem(413, kind::TOO_LARGE);
     server.put_chunk(&claim, "vmcore", 8 << 30, b"x").await.problem(413, kind::TOO_LARGE);
