@@ -153,6 +153,14 @@ fn dump_evidence(artifact: &ArtifactRow) -> DumpEvidence {
     }
 }
 
+/// Judges an attempt whose new evidence is safe already: what fails here is done again by a pass.
+pub async fn judge_or_later(state: &AppState, id: &AttemptId) {
+    if let Err(error) = judge_attempt(state, id).await {
+        tracing::warn!(attempt.id = %id, %error, "evidence recorded, and left to the next pass to judge");
+        later(state, id);
+    }
+}
+
 /// Leaves an attempt to the next pass, because it could not be judged now.
 pub fn later(state: &AppState, id: &AttemptId) {
     state.unjudged.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());

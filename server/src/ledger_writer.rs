@@ -62,18 +62,17 @@ async fn write(db: &Db, batch: Vec<Job>) {
                 let _ = sender.send(outcome);
             }
         }
-        Err(error) if batch.len() == 1 => {
-            for (_, sender) in batch {
+        Err(error) => match <[Job; 1]>::try_from(batch) {
+            Ok([(_, sender)]) => {
                 let _ = sender.send(Err(error));
-                break;
             }
-        }
-        // One of them spoils the transaction: each for itself then.
-        Err(_) => {
-            for job in batch {
-                Box::pin(write(db, vec![job])).await;
+            // One of them spoils the transaction: each for itself then.
+            Err(batch) => {
+                for job in batch {
+                    Box::pin(write(db, vec![job])).await;
+                }
             }
-        }
+        },
     }
 }
 

@@ -254,10 +254,7 @@ pub async fn complete(
     tx.commit().await?;
     if let Target::Attempt { attempt, .. } = target {
         state.wake.wake(&Topic::Pass(Pass::Verify));
-        if let Err(error) = judging::judge_attempt(state, &attempt.id).await {
-            tracing::warn!(attempt.id = %attempt.id, %error, "upload complete, and left to the next pass to judge");
-            judging::later(state, &attempt.id);
-        }
+        judging::judge_or_later(state, &attempt.id).await;
     }
     Ok(done)
 }
@@ -281,10 +278,7 @@ async fn refuse(state: &AppState, target: &Target, artifact: &ArtifactRow, how: 
     artifact::mark_mismatch(&mut tx, &artifact.id, &how, state.now()).await?;
     tx.commit().await?;
     if let (Target::Attempt { attempt, .. }, DUMP) = (target, artifact.name.as_str()) {
-        if let Err(error) = judging::judge_attempt(state, &attempt.id).await {
-            tracing::warn!(attempt.id = %attempt.id, %error, "upload refused, and left to the next pass to judge");
-            judging::later(state, &attempt.id);
-        }
+        judging::judge_or_later(state, &attempt.id).await;
     }
     Ok(AppError::HashMismatch(how))
 }

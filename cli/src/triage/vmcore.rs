@@ -113,7 +113,8 @@ fn show_object(args: &Args, file: &File, name: &str, address: &str, out: &mut im
 /// A type of the kernel, or else of the first module that has it.
 fn find_object<'k, 'a>(kernel: &'k Kernel<'a>, name: &str, at: u64) -> Option<Object<'k, 'a>> {
     kernel.object(name, at).or_else(|| {
-        let typed = kernel.modules().iter().filter_map(|m| m.btf(kernel)).find_map(|b| b.composite(name).map(|ty| (b, ty)));
+        let typed =
+            kernel.modules().iter().filter_map(|m| m.btf(kernel)).find_map(|b| b.composite(name).map(|ty| (b, ty)));
         typed.map(|(btf, ty)| kernel.object_of(btf, ty, at))
     })
 }

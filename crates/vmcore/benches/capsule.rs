@@ -1,6 +1,6 @@
 //! What reading a dump costs: `CRASHYARD_VMCORES=DIR cargo bench -p crashyard-vmcore`, for every `*.vmcore` in DIR.
 //!
-//! Prints CPU seconds of one thread (best of five, warm page cache) and the peak of resident memory. With `crash` or `drgn` and
+//! Prints CPU seconds of one thread (mean of 50 runs, the better of two rounds, warm page cache) and the peak of resident memory. With `crash` or `drgn` and
 //! a matching vmlinux named in `CRASHYARD_VMLINUX`, runs those too and prints ratios. Without dumps there is nothing to
 //! measure, and it says so.
 
@@ -15,13 +15,15 @@ fn cpu_ns() -> u64 {
     text.split_whitespace().next().and_then(|n| n.parse().ok()).expect("schedstat starts with the run time")
 }
 
+/// CPU seconds of one run. The scheduler books time in ticks of some milliseconds, so many runs are counted together.
 fn best(mut work: impl FnMut()) -> f64 {
-    let once = |_| {
+    const RUNS: u32 = 50;
+    let mut round = || {
         let before = cpu_ns();
-        work();
-        cpu_ns() - before
+        (0..RUNS).for_each(|_| work());
+        (cpu_ns() - before) as f64 / f64::from(RUNS) / 1e9
     };
-    (0..5).map(once).min().unwrap_or(0) as f64 / 1e9
+    round().min(round())
 }
 
 /// Peak resident memory in MiB.
@@ -53,7 +55,8 @@ fn measure(path: &Path) {
 /// Runs another reader on the same dump; it reads its commands from a pipe.
 fn compare(tool: &str, dump: &Path, vmlinux: &Path, ours: f64, arguments: impl Fn(&mut Command) -> &mut Command) {
     const CRASH: &str = "bt -a\nlog\nmod\nforeach bt\nquit\n";
-    const DRGN: &str = "for t in for_each_task(prog):\n  try: print(prog.stack_trace(t))\n  except Exception as e: print(e)\n\n";
+    const DRGN: &str =
+        "for t in for_each_task(prog):\n  try: print(prog.stack_trace(t))\n  except Exception as e: print(e)\n\n";
     let mut command = Command::new(tool);
     arguments(&mut command).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let before = children_ticks();

@@ -11,7 +11,9 @@ const HEADERS: u64 = 1 << 20;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args_os().skip(1);
-    let (Some(input), Some(output)) = (args.next(), args.next()) else { return Err("usage: to_elf DUMP OUT [EXTRA_GB]".into()) };
+    let (Some(input), Some(output)) = (args.next(), args.next()) else {
+        return Err("usage: to_elf DUMP OUT [EXTRA_GB]".into());
+    };
     let extra: u64 = args.next().and_then(|gb| gb.into_string().ok()).map_or(Ok(0), |gb| gb.parse())?;
     let source = File::open(input)?;
     let dump = Dump::open(&source, &Limits::default())?;

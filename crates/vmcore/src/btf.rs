@@ -267,11 +267,9 @@ impl Btf {
         let at = record.more + 12 * i;
         let (ty, offset) = (u32_at(&self.data, at + 4), u32_at(&self.data, at + 8));
         match record.flag {
-            true => Member {
-                bit_offset: u64::from(offset & 0x00ff_ffff),
-                bits: Some(offset >> 24).filter(|&b| b != 0),
-                ty,
-            },
+            true => {
+                Member { bit_offset: u64::from(offset & 0x00ff_ffff), bits: Some(offset >> 24).filter(|&b| b != 0), ty }
+            }
             false => Member { bit_offset: u64::from(offset), bits: None, ty },
         }
     }
@@ -314,7 +312,9 @@ impl Btf {
         let name = |at| String::from_utf8_lossy(btf.string(u32_at(&btf.data, at))).into_owned();
         let word = |at| u32_at(&btf.data, at);
         match r.kind {
-            6 => (0..r.len).map(|i| r.more + 8 * i).map(|at| (name(at), i64::from(word(at + 4).cast_signed()))).collect(),
+            6 => {
+                (0..r.len).map(|i| r.more + 8 * i).map(|at| (name(at), i64::from(word(at + 4).cast_signed()))).collect()
+            }
             19 => (0..r.len)
                 .map(|i| r.more + 12 * i)
                 .map(|at| (name(at), (u64::from(word(at + 4)) | u64::from(word(at + 8)) << 32).cast_signed()))

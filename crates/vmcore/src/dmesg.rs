@@ -65,7 +65,8 @@ pub(crate) fn read(memory: &Memory, limits: &Limits) -> Result<Log, Fault> {
 
     let count_bits = memory.u32(at(ring, "prb_desc_ring.count_bits")?)?;
     let size_bits = memory.u32(at(text_ring, "prb_data_ring.size_bits")?)?;
-    let (desc_size, info_size) = (need("prb_desc", info.size("prb_desc"))?, need("printk_info", info.size("printk_info"))?);
+    let (desc_size, info_size) =
+        (need("prb_desc", info.size("prb_desc"))?, need("printk_info", info.size("printk_info"))?);
     if count_bits > 32 || size_bits > 40 || !(8..=4096).contains(&desc_size) || !(20..=4096).contains(&info_size) {
         return Err(Fault::TooLarge(ring));
     }

@@ -102,9 +102,8 @@ impl Symbols {
         let (symtab, strtab) = (table.number("symtab").ok()?, table.number("strtab").ok()?);
         let raw = kernel.module_table(symtab, count * SYM)?;
         let wanted = raw.chunks_exact(SYM as usize).filter(|s| u16_at(s, 6) != 0 && u32_at(s, 0) != 0);
-        let mut entries: Vec<Entry> = wanted
-            .map(|s| Entry { name: u32_at(s, 0), address: u64_at(s, 8), size: u32_at(s, 16) })
-            .collect();
+        let mut entries: Vec<Entry> =
+            wanted.map(|s| Entry { name: u32_at(s, 0), address: u64_at(s, 8), size: u32_at(s, 16) }).collect();
         // The string table has no length of its own; the last name is short.
         let end = entries.iter().map(|e| u64::from(e.name)).max()? + 512;
         let strings = kernel.module_table_prefix(strtab, end)?;
@@ -139,7 +138,10 @@ pub(crate) fn list(kernel: &Kernel) -> Vec<Module> {
         let name = m.text("name").ok()?;
         let mut ranges = Vec::new();
         let mut add = |base: u64, size: u64| {
-            if size > 0 && size < 1 << 32 && let Some(end) = base.checked_add(size) {
+            if size > 0
+                && size < 1 << 32
+                && let Some(end) = base.checked_add(size)
+            {
                 ranges.push(base..end);
             }
         };

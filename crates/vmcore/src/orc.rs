@@ -209,13 +209,16 @@ mod tests {
     }
 
     fn raw(sp_offset: i16, bp_offset: i16, sp: u64, bp: u64, kind: u64) -> u64 {
-        u64::from(sp_offset.cast_unsigned()) | u64::from(bp_offset.cast_unsigned()) << 16 | sp << 32 | bp << 36 | kind << 40
+        u64::from(sp_offset.cast_unsigned())
+            | u64::from(bp_offset.cast_unsigned()) << 16
+            | sp << 32
+            | bp << 36
+            | kind << 40
     }
 
     #[test]
     fn an_ordinary_call_frame_reads_the_same_in_every_layout() {
-        let want =
-            Entry { sp_offset: 40, bp_offset: -16, sp: Sp, bp: PrevSp, kind: FrameKind::Call, signal: false };
+        let want = Entry { sp_offset: 40, bp_offset: -16, sp: Sp, bp: PrevSp, kind: FrameKind::Call, signal: false };
         assert_eq!(layout(false, true).decode(raw(40, -16, 5, 1, 0)), want);
         assert_eq!(layout(false, false).decode(raw(40, -16, 5, 1, 2)), want);
         assert_eq!(layout(true, false).decode(raw(40, -16, 3, 8, 2)), want);

@@ -46,7 +46,8 @@ pub(crate) fn per_cpu(memory: &Memory, symbols: &Kallsyms, var: u64, cpu: u32) -
 
 /// The registers of all CPUs, in CPU order.
 pub(crate) fn saved(memory: &Memory, symbols: Option<&Kallsyms>, limits: &Limits) -> Vec<Saved> {
-    let in_order: Vec<Prstatus> = memory.dump().notes().iter().filter_map(prstatus_of).take(limits.cpus as usize).collect();
+    let in_order: Vec<Prstatus> =
+        memory.dump().notes().iter().filter_map(prstatus_of).take(limits.cpus as usize).collect();
     let by_cpu = symbols.and_then(|s| from_crash_notes(memory, s, limits)).unwrap_or_default();
     if !by_cpu.is_empty() {
         return by_cpu;

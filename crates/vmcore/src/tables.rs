@@ -67,8 +67,11 @@ impl TableCache {
         let inner = &mut *self.lock();
         inner.clock += 1;
         inner.entries.insert(build_id.to_owned(), (inner.clock, tables.clone()));
-        while inner.entries.len() > 1 && inner.entries.values().map(|(_, t)| t.bytes()).sum::<usize>() > self.max_bytes {
-            let Some(oldest) = inner.entries.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| id.clone()) else { break };
+        while inner.entries.len() > 1 && inner.entries.values().map(|(_, t)| t.bytes()).sum::<usize>() > self.max_bytes
+        {
+            let Some(oldest) = inner.entries.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| id.clone()) else {
+                break;
+            };
             inner.entries.remove(&oldest);
         }
     }
@@ -81,7 +84,11 @@ impl Tables {
 }
 
 /// Loads kallsyms, from the cache when it has this kernel.
-pub(crate) fn kallsyms(memory: &Memory, limits: &Limits, known: Option<&Tables>) -> Result<kallsyms::Kallsyms, crate::Fault> {
+pub(crate) fn kallsyms(
+    memory: &Memory,
+    limits: &Limits,
+    known: Option<&Tables>,
+) -> Result<kallsyms::Kallsyms, crate::Fault> {
     let place = kallsyms::Place::find(memory)?;
     if let Some(table) = known.and_then(|k| k.kallsyms.as_ref())
         && table.agrees_with(memory, &place)

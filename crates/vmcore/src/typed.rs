@@ -154,7 +154,9 @@ impl<'m, 'a> Object<'m, 'a> {
                         memory: self.memory,
                     };
                     match member.bits {
-                        Some(_) => out.push_str(&number_text(read_number(self.memory, &self.btf, self.address, &member))),
+                        Some(_) => {
+                            out.push_str(&number_text(read_number(self.memory, &self.btf, self.address, &member)));
+                        }
                         None => inner.render_into(out, indent + 2, depth - 1, lines),
                     }
                     out.push_str(",\n");

@@ -110,7 +110,8 @@ pub(crate) fn from_cpu(kernel: &Kernel, start: &Start) -> RawStack {
         if !kernel.is_text(candidate) || !follows_call(kernel, candidate) {
             continue;
         }
-        let rest = unwind(kernel, &Start { ip: candidate, sp: at.wrapping_add(8), regs: None, signal: false, ..*start });
+        let rest =
+            unwind(kernel, &Start { ip: candidate, sp: at.wrapping_add(8), regs: None, signal: false, ..*start });
         if matches!(rest.end, StackEnd::User | StackEnd::Bottom) {
             let mut frames = first.frames;
             frames.extend(rest.frames);

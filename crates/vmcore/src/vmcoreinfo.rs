@@ -72,7 +72,9 @@ mod tests {
 
     #[test]
     fn numbers_are_read_in_every_notation_the_kernel_uses() {
-        let info = Vmcoreinfo::parse(b"SYMBOL(prb)=ffffffff82000000\nNUMBER(a)=-129\nNUMBER(b)=0xff\nSIZE(page)=64\nbad line\0x=1");
+        let info = Vmcoreinfo::parse(
+            b"SYMBOL(prb)=ffffffff82000000\nNUMBER(a)=-129\nNUMBER(b)=0xff\nSIZE(page)=64\nbad line\0x=1",
+        );
         assert_eq!(info.symbol("prb"), Some(0xffff_ffff_8200_0000));
         assert_eq!(info.number("a"), Some((-129i64).cast_unsigned()));
         assert_eq!(info.number("b"), Some(255));

@@ -110,7 +110,10 @@ fn parts_of_a_split_dump_read_as_one_in_any_order() {
     let contents = contents();
     let middle = *contents.pages.keys().nth(contents.pages.len() / 2).unwrap();
     let last = contents.pages.keys().last().unwrap() + 1;
-    let parts = [dump::kdump(&contents, Packing::Zlib, Some(middle..last)), dump::kdump(&contents, Packing::Zstd, Some(0..middle))];
+    let parts = [
+        dump::kdump(&contents, Packing::Zlib, Some(middle..last)),
+        dump::kdump(&contents, Packing::Zstd, Some(0..middle)),
+    ];
     let sources: Vec<&dyn ReadAt> = parts.iter().map(|p| p as &dyn ReadAt).collect();
     let dump = Dump::open_split(&sources, &Limits::default()).unwrap();
     let mut page = [0u8; PAGE];

@@ -13,7 +13,8 @@ use synthetic::{PLAIN, Shape, Symbols, world};
 
 static DUMPS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let plain = world(PLAIN).contents;
-    let modern = world(Shape { symbols: Symbols::PlaceRelative, five_levels: true, renumbered: true, ..PLAIN }).contents;
+    let modern =
+        world(Shape { symbols: Symbols::PlaceRelative, five_levels: true, renumbered: true, ..PLAIN }).contents;
     let mut dumps = vec![dump::elf(&plain, false), dump::elf(&modern, true), dump::flatten(&dump::elf(&plain, false))];
     dumps.extend(PACKINGS.map(|packing| dump::kdump(&modern, packing, None)));
     dumps
@@ -77,13 +78,16 @@ proptest! {
 
 #[test]
 fn every_single_byte_of_the_headers_may_be_wrong() {
-    for bytes in DUMPS.iter() {
-        for at in 0..1200.min(bytes.len()) {
+    // One of each container; changed in place, because copying a dump costs more than reading its log.
+    for which in [0, 2, 7] {
+        let mut bytes = DUMPS[which].clone();
+        for at in 0..600 {
+            let good = bytes[at];
             for value in [0, 0xff] {
-                let mut bytes = bytes.clone();
                 bytes[at] = value;
                 let _ = dmesg_only(&bytes, &Limits::default());
             }
+            bytes[at] = good;
         }
     }
 }

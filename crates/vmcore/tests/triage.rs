@@ -3,7 +3,7 @@
 #[expect(dead_code, reason = "each test binary uses a part of the shared fixture")]
 mod synthetic;
 
-use crashyard_vmcore::{Capsule, Limits, Options, Stack, StackEnd, TableCache, capsule, of_kernel};
+use crashyard_vmcore::{Capsule, Limits, Options, RegisterSource, Stack, StackEnd, TableCache, capsule, of_kernel};
 use synthetic::dump::{self, Packing};
 use synthetic::{PLAIN, Shape, Symbols, World, world};
 
@@ -22,12 +22,23 @@ fn check(shape: Shape) {
     let panicked = got.stack(got.cpus[0].stack).unwrap();
     assert_eq!(symbols(Some(panicked)), ["__crash_kexec+0x50", "panic+0x20", "entry_SYSCALL_64+0x30"], "{shape:?}");
     assert_eq!(panicked.end, StackEnd::User);
-    assert!(panicked.frames[1].guess && !panicked.frames[2].guess, "the caller found by searching says that it is a guess");
+    assert!(
+        panicked.frames[1].guess && !panicked.frames[2].guess,
+        "the caller found by searching says that it is a guess"
+    );
     let worker = got.stack(got.cpus[1].stack).unwrap();
-    assert_eq!(symbols(Some(worker)), ["asm_irq+0x10", "work+0x0", "kthread+0x20", "ret_from_fork_asm+0x8"], "{shape:?}");
+    assert_eq!(
+        symbols(Some(worker)),
+        ["asm_irq+0x10", "work+0x0", "kthread+0x20", "ret_from_fork_asm+0x8"],
+        "{shape:?}"
+    );
     assert_eq!(worker.frames.iter().map(|f| f.interrupted).collect::<Vec<_>>(), [true, true, false, false]);
     let sleeper = got.tasks.iter().find(|t| t.comm == "sleeper").unwrap();
-    assert_eq!(symbols(got.stack(sleeper.stack)), ["schedule+0x10", "kthread+0x20", "ret_from_fork_asm+0x8"], "{shape:?}");
+    assert_eq!(
+        symbols(got.stack(sleeper.stack)),
+        ["schedule+0x10", "kthread+0x20", "ret_from_fork_asm+0x8"],
+        "{shape:?}"
+    );
     assert_eq!(got.stack(sleeper.stack).unwrap().end, StackEnd::Bottom);
     assert_eq!((sleeper.state, sleeper.kernel_thread, sleeper.running), ('D', true, false));
     let threads: Vec<_> = got.tasks.iter().map(|t| (t.pid, t.comm.as_str(), t.running)).collect();
@@ -102,6 +113,21 @@ fn a_stack_that_is_not_in_the_dump_leaves_the_rest_of_the_report_alone() {
     let sleeper = got.tasks.iter().find(|t| t.comm == "sleeper").unwrap();
     assert_eq!(sleeper.stack, None);
     assert_eq!(got.dmesg.len(), 4);
+}
+
+#[test]
+fn registers_follow_the_order_of_notes_only_when_the_kernel_kept_none() {
+    let mut world = world(PLAIN);
+    let sources = |w: &World| read(w).cpus.iter().map(|c| c.register_source.unwrap()).collect::<Vec<_>>();
+    assert_eq!(sources(&world), [RegisterSource::CrashNotes; 2]);
+    // The notes of the dump in the wrong order: the kernel's own buffers decide which CPU is which.
+    world.contents.notes.swap(0, 1);
+    assert_eq!(read(&world).cpus[0].registers.unwrap().rip.0, synthetic::CRASH_KEXEC + 0x50);
+    world.contents.notes.swap(0, 1);
+    let pointer = world.named["crash_notes"];
+    world.put(pointer, 0x1800);
+    assert_eq!(sources(&world), [RegisterSource::NoteOrder; 2]);
+    assert_eq!(read(&world).cpus[0].registers.unwrap().rip.0, synthetic::CRASH_KEXEC + 0x50);
 }
 
 #[test]

@@ -23,10 +23,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     let mut tx = state.db.begin().await?;
     attempt::set_dump_facts(&mut tx, id, &facts).await?;
     tx.commit().await?;
-    if let Err(error) = judging::judge_attempt(state, id).await {
-        tracing::warn!(attempt.id = %id, %error, "dump read, and left to the next pass to judge");
-        judging::later(state, id);
-    }
+    judging::judge_or_later(state, id).await;
     Ok(Next::Now)
 }
 

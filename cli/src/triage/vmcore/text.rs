@@ -50,7 +50,12 @@ pub fn report(out: &mut impl Write, capsule: &Capsule) -> io::Result<()> {
     writeln!(out)?;
     tasks(out, capsule)?;
     modules(out, capsule)?;
-    writeln!(out, "\nKernel log, last {} of {} lines (all with --dmesg)", LOG_TAIL.min(capsule.dmesg.len()), capsule.dmesg.len())?;
+    writeln!(
+        out,
+        "\nKernel log, last {} of {} lines (all with --dmesg)",
+        LOG_TAIL.min(capsule.dmesg.len()),
+        capsule.dmesg.len()
+    )?;
     dmesg(out, &capsule.dmesg[capsule.dmesg.len().saturating_sub(LOG_TAIL)..])?;
     if !capsule.warnings.is_empty() {
         writeln!(out, "\nNot everything could be read")?;
@@ -106,7 +111,12 @@ pub fn cpu(out: &mut impl Write, capsule: &Capsule, cpu: &Cpu) -> io::Result<()>
     frames(out, capsule.stack(cpu.stack), "  ")?;
     if let Some(queue) = &cpu.run_queue {
         let waiting: Vec<String> = queue.waiting.iter().map(|t| format!("{} ({})", safe(&t.comm), t.pid)).collect();
-        writeln!(out, "  run queue: {} runnable; waiting: {}", queue.nr_running, if waiting.is_empty() { "none".into() } else { waiting.join(", ") })?;
+        writeln!(
+            out,
+            "  run queue: {} runnable; waiting: {}",
+            queue.nr_running,
+            if waiting.is_empty() { "none".into() } else { waiting.join(", ") }
+        )?;
     }
     Ok(())
 }
@@ -207,7 +217,11 @@ fn virtualization(out: &mut impl Write, capsule: &Capsule) -> io::Result<()> {
     let Some(kvm) = &capsule.kvm else { return Ok(()) };
     writeln!(out, "\nVirtualization")?;
     for guest in &kvm.guests {
-        let vcpus: Vec<String> = guest.vcpus.iter().map(|v| format!("{} on {}", v.id, v.cpu.map_or("no CPU".into(), |c| format!("CPU {c}")))).collect();
+        let vcpus: Vec<String> = guest
+            .vcpus
+            .iter()
+            .map(|v| format!("{} on {}", v.id, v.cpu.map_or("no CPU".into(), |c| format!("CPU {c}"))))
+            .collect();
         writeln!(out, "  guest {}: vCPUs {}", guest.address, vcpus.join(", "))?;
     }
     for cpu in &kvm.cpus {
@@ -268,7 +282,8 @@ fn date(seconds: i64) -> String {
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
-    let (day, month) = (day_of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
+    let (day, month) =
+        (day_of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }

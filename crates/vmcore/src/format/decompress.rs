@@ -23,7 +23,11 @@ pub(super) struct Decompressor {
 impl Decompressor {
     pub(super) fn new() -> Self {
         // Without zstd (out of memory at this point) its pages read as damaged.
-        Self { zlib: Decompress::new(true), snappy: snap::raw::Decoder::new(), zstd: zstd::bulk::Decompressor::new().ok() }
+        Self {
+            zlib: Decompress::new(true),
+            snappy: snap::raw::Decoder::new(),
+            zstd: zstd::bulk::Decompressor::new().ok(),
+        }
     }
 
     /// Fills `out`; false when the data is damaged or the method unknown.

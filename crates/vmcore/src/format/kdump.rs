@@ -21,8 +21,8 @@ const INCOMPLETE: u32 = 0x8;
 const DESC: u64 = 24;
 /// Bytes of bitmap per entry of the rank index.
 const STRIDE: u64 = 512;
-/// Memory that a header may claim: 64 PiB, the most an x86-64 can address with 5-level paging is less.
-const MAX_PFN: u64 = 1 << 44;
+/// Memory that a header may claim: 256 TiB, whose bitmap of 8 GiB is already seconds of reading.
+const MAX_PFN: u64 = 1 << 36;
 
 pub(super) struct Kdump<'a> {
     src: Box<dyn ReadAt + 'a>,
@@ -89,7 +89,9 @@ impl<'a> Kdump<'a> {
         }
         let bits = (bitmap_bytes / if two { 2 } else { 1 }).saturating_mul(8).min(max_pfn);
         let mut found = Vec::new();
-        for (name, at, size) in [("", u64_at(&sub, 48), u64_at(&sub, 56)), ("VMCOREINFO", u64_at(&sub, 32), u64_at(&sub, 40))] {
+        for (name, at, size) in
+            [("", u64_at(&sub, 48), u64_at(&sub, 56)), ("VMCOREINFO", u64_at(&sub, 32), u64_at(&sub, 40))]
+        {
             if size == 0 || (!name.is_empty() && found.iter().any(|n: &Note| n.name == name)) {
                 continue;
             }

@@ -33,14 +33,14 @@ pub(super) fn read(kernel: &Kernel) -> Option<Kvm> {
 
 /// A symbol of KVM, wherever KVM is.
 fn symbol(kernel: &Kernel, name: &str) -> Option<u64> {
-    let in_module = |m: &&str| kernel.module(m)?.lookup(kernel, name).map(|s| s.address);
-    kernel.symbol(name).or_else(|| MODULES.iter().find_map(|m| in_module(&m)))
+    let in_module = |m: &str| kernel.module(m)?.lookup(kernel, name).map(|s| s.address);
+    kernel.symbol(name).or_else(|| MODULES.iter().find_map(|m| in_module(m)))
 }
 
 /// A struct of KVM, wherever its BTF is.
 fn composite(kernel: &Kernel, name: &str) -> Option<(Arc<Btf>, TypeId)> {
     let module = |m: &&str| kernel.module(m)?.btf(kernel);
-    let all = ["kvm_intel", "kvm", "kvm_amd"].iter().filter_map(|m| module(&m)).chain(kernel.btf());
+    let all = ["kvm_intel", "kvm", "kvm_amd"].iter().filter_map(module).chain(kernel.btf());
     all.into_iter().find_map(|btf| btf.composite(name).map(|ty| (btf, ty)))
 }
 
@@ -49,7 +49,9 @@ fn object<'k, 'a>(kernel: &'k Kernel<'a>, name: &str, at: u64) -> Option<Object<
 }
 
 fn guests(kernel: &Kernel) -> Vec<Guest> {
-    let (Some(head), Some((btf, ty))) = (symbol(kernel, "vm_list"), composite(kernel, "kvm")) else { return Vec::new() };
+    let (Some(head), Some((btf, ty))) = (symbol(kernel, "vm_list"), composite(kernel, "kvm")) else {
+        return Vec::new();
+    };
     let (guests, fault) = kernel.object_of(btf, ty, head).list(ty, "vm_list", kernel.limits().list);
     if let Some(fault) = fault {
         kernel.warn(format!("KVM guests: {fault}"));
@@ -119,7 +121,8 @@ fn loaded(kernel: &Kernel, head: u64) -> (Vec<LoadedVmcs>, Option<String>) {
     if kernel.memory().u64(head) == Ok(0) {
         return (Vec::new(), Some("the list head was never initialised".into()));
     }
-    let link = composite(kernel, "loaded_vmcs").and_then(|(btf, ty)| Some((btf.path(ty, LINK)?.bit_offset / 8, btf, ty)));
+    let link =
+        composite(kernel, "loaded_vmcs").and_then(|(btf, ty)| Some((btf.path(ty, LINK)?.bit_offset / 8, btf, ty)));
     let Some((offset, btf, ty)) = link else { return (Vec::new(), Some("no BTF of struct loaded_vmcs".into())) };
     let mut list = Vec::new();
     let mut error = None;

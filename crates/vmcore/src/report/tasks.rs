@@ -23,10 +23,8 @@ pub(super) struct Listed {
 pub(super) fn read(kernel: &Kernel, cpus: &[Cpu], stacks: &mut Stacks) -> Vec<Listed> {
     let running: HashMap<u32, &Cpu> = cpus.iter().filter_map(|c| Some((c.pid?, c))).collect();
     let now = cpus.iter().filter_map(|c| Some(c.run_queue.as_ref()?.clock_ns)).max();
-    let symbols = Symbols {
-        fork_return: kernel.symbol("ret_from_fork_asm").or_else(|| kernel.symbol("ret_from_fork")),
-        now,
-    };
+    let symbols =
+        Symbols { fork_return: kernel.symbol("ret_from_fork_asm").or_else(|| kernel.symbol("ret_from_fork")), now };
     let mut damaged = 0;
     let mut listed = Vec::new();
     for thread in threads(kernel) {
@@ -94,7 +92,9 @@ fn one(
     let cpu = number("thread_info.cpu").or_else(|| number("cpu")).map(|c| c as u32);
     let stack = match on_cpu {
         Some(cpu) => cpu.stack,
-        None => asleep(kernel, thread, symbols.fork_return).map(|start| stacks.add(kernel, &unwind::unwind(kernel, &start))),
+        None => {
+            asleep(kernel, thread, symbols.fork_return).map(|start| stacks.add(kernel, &unwind::unwind(kernel, &start)))
+        }
     };
     let ran = number("sched_info.last_arrival").filter(|&t| t != 0 && on_cpu.is_none());
     let off_cpu_ns = ran.and_then(|t| symbols.now?.checked_sub(t));
@@ -153,9 +153,9 @@ fn blocked_on(kernel: &Kernel, thread: &Object) -> Option<BlockedOn> {
     let lock = thread.number("blocked_on").ok().filter(|&at| at != 0)?;
     let mutex = kernel.object("mutex", lock)?;
     let owner = mutex.number("owner.counter").ok().map(|o| o & !FLAGS).filter(|&o| o != 0);
-    let owner = owner.and_then(|o| kernel.object("task_struct", o)).and_then(|t| {
-        Some(TaskRef { pid: t.number("pid").ok()? as u32, comm: t.text("comm").ok()? })
-    });
+    let owner = owner
+        .and_then(|o| kernel.object("task_struct", o))
+        .and_then(|t| Some(TaskRef { pid: t.number("pid").ok()? as u32, comm: t.text("comm").ok()? }));
     Some(BlockedOn { mutex: Addr(lock), owner })
 }
 

@@ -54,7 +54,8 @@ impl BtfWriter {
 
     /// Members are (name, type, bit offset, bits); 0 bits means no bit field.
     pub fn bit_structure(&mut self, name: &str, size: u32, members: &[(&str, u32, u32, u32)]) -> u32 {
-        let more: Vec<u32> = members.iter().flat_map(|(n, ty, at, bits)| [self.string(n), *ty, bits << 24 | at]).collect();
+        let more: Vec<u32> =
+            members.iter().flat_map(|(n, ty, at, bits)| [self.string(n), *ty, bits << 24 | at]).collect();
         self.record(name, 4, members.len(), true, size, &more)
     }
 

@@ -173,7 +173,8 @@ pub fn world(shape: Shape) -> World {
         ("work", WORK),
         ("_end", IMAGE_END),
     ] {
-        let text = format!("{}{name}", if name.starts_with('_') || name == "ret_from_fork_asm" { "" } else { shape.prefix });
+        let text =
+            format!("{}{name}", if name.starts_with('_') || name == "ret_from_fork_asm" { "" } else { shape.prefix });
         w.name(&text, va + shape.kaslr);
     }
     w.write(w.at(PANIC) + 0x1b, &[0xe8, 0, 0, 0, 0]);
@@ -189,8 +190,12 @@ pub fn world(shape: Shape) -> World {
     machines(&mut w);
     let root = page_tables(&mut w);
     kallsyms(&mut w, &mut info);
-    info += &format!("SYMBOL(init_top_pgt)={root:x}\nNUMBER(phys_base)={}\n", PHYS_BASE.wrapping_sub(shape.kaslr).cast_signed());
-    info += &format!("NUMBER(pgtable_l5_enabled)={}\nNUMBER(KERNEL_IMAGE_SIZE)=1073741824\n", u8::from(shape.five_levels));
+    info += &format!(
+        "SYMBOL(init_top_pgt)={root:x}\nNUMBER(phys_base)={}\n",
+        PHYS_BASE.wrapping_sub(shape.kaslr).cast_signed()
+    );
+    info +=
+        &format!("NUMBER(pgtable_l5_enabled)={}\nNUMBER(KERNEL_IMAGE_SIZE)=1073741824\n", u8::from(shape.five_levels));
     w.contents.notes.push(("VMCOREINFO".into(), 0, info.into_bytes()));
     w
 }
@@ -254,7 +259,8 @@ fn log(w: &mut World, info: &mut String) {
 
 fn types(w: &mut World) {
     let mut b = BtfWriter::new();
-    let (u8t, i32t, u32t, u64t) = (b.int("char", 1, true), b.int("int", 4, true), b.int("unsigned int", 4, false), b.int("u64", 8, false));
+    let (u8t, i32t, u32t, u64t) =
+        (b.int("char", 1, true), b.int("int", 4, true), b.int("unsigned int", 4, false), b.int("u64", 8, false));
     let s16 = b.int("short", 2, true);
     let pid_t = b.typedef("pid_t", i32t);
     let list = b.structure("list_head", 16, &[("next", u64t, 0), ("prev", u64t, 8)]);
@@ -285,7 +291,14 @@ fn types(w: &mut World) {
     b.structure("module", 128, &[("list", list, 0), ("name", comm, 16)]);
     let signal_or_end = if w.shape.old_orc { ("end", u32t, 42, 1) } else { ("signal", u32t, 43, 1) };
     let kind = ("type", u32t, 40, if w.shape.old_orc { 2 } else { 3 });
-    let orc = [("sp_offset", s16, 0, 0), ("bp_offset", s16, 16, 0), ("sp_reg", u32t, 32, 4), ("bp_reg", u32t, 36, 4), kind, signal_or_end];
+    let orc = [
+        ("sp_offset", s16, 0, 0),
+        ("bp_offset", s16, 16, 0),
+        ("sp_reg", u32t, 32, 4),
+        ("bp_reg", u32t, 36, 4),
+        kind,
+        signal_or_end,
+    ];
     b.bit_structure("orc_entry", 6, &orc);
     let raw = b.finish();
     let at = w.global("__start_BTF", raw.len() as u64);
@@ -350,7 +363,8 @@ fn prstatus(ip: u64, sp: u64, pid: u32) -> Vec<u8> {
 }
 
 fn machines(w: &mut World) {
-    let tasks: Vec<u64> = (0..4).map(|i| if i == 0 { w.global("init_task", task::SIZE) } else { w.room_direct(task::SIZE) }).collect();
+    let tasks: Vec<u64> =
+        (0..4).map(|i| if i == 0 { w.global("init_task", task::SIZE) } else { w.room_direct(task::SIZE) }).collect();
     for (i, &at) in tasks.iter().enumerate() {
         let (next, prev) = (tasks[(i + 1) % 4], tasks[(i + 3) % 4]);
         w.put(at + task::TASKS, next + task::TASKS);
@@ -410,6 +424,7 @@ fn machines(w: &mut World) {
     w.name("runqueues", areas[0].1 + RUNQUEUE);
     let notes = [prstatus(w.at(CRASH_KEXEC) + 0x50, panic_sp, 1), prstatus(w.at(IRQ) + 0x10, irq_sp, 2)];
     let pointer = w.global("crash_notes", 8);
+    w.named.insert("crash_notes", pointer);
     w.put(pointer, areas[0].1 + NOTES);
     for ((area, _), desc) in areas.iter().zip(&notes) {
         let note = ("CORE".to_owned(), 1, desc.clone());
