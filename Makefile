@@ -19,7 +19,8 @@ fmt:
 
 lint:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings -A clippy::unwrap_used
 
 # Debian packages that demo, tests and benchmarks need (root or sudo, only when one is missing)
 packages:

@@ -39,10 +39,11 @@ impl Guest {
     /// The archive that carries ticket and brief into an initramfs.
     pub fn archive(ticket: &Ticket, brief: &Brief) -> anyhow::Result<Vec<u8>> {
         let mut archive = crate::cpio::Archive::new();
-        archive
-            .directory("crashyard")
-            .file("crashyard/ticket.json", 0o600, &serde_json::to_vec(ticket)?)
-            .file("crashyard/brief.json", 0o600, &serde_json::to_vec(brief)?);
+        archive.directory("crashyard").file("crashyard/ticket.json", 0o600, &serde_json::to_vec(ticket)?).file(
+            "crashyard/brief.json",
+            0o600,
+            &serde_json::to_vec(brief)?,
+        );
         Ok(archive.finish())
     }
 }

@@ -49,9 +49,7 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("CRASHYARD_LOG").unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CRASHYARD_LOG").unwrap_or_else(|_| "info".into()))
         .init();
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?.block_on(async {
         match arguments.role {

@@ -75,14 +75,14 @@ mod tests {
             Err(if calls.get() < 5 {
                 ClientError::Transport("away".into())
             } else {
-                ClientError::Problem(Problem {
+                ClientError::Problem(Box::new(Problem {
                     kind: kind::LEASE_LOST.into(),
                     title: String::new(),
                     status: 409,
                     detail: String::new(),
                     next: String::new(),
                     request_id: None,
-                })
+                }))
             })
         })
         .await;

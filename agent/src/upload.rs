@@ -34,10 +34,12 @@ pub enum Destination {
 impl Destination {
     /// What the server has. An upload that nobody began has nothing.
     async fn begun(&self, client: &Client) -> Result<BTreeMap<u64, String>, ClientError> {
-        let answer = persist("ask how far the upload is", || async { match self {
-            Self::Evidence(attempt, name) => client.upload(attempt, name).await,
-            Self::Build(build, name) => client.build_upload(build, name).await,
-        } })
+        let answer = persist("ask how far the upload is", || async {
+            match self {
+                Self::Evidence(attempt, name) => client.upload(attempt, name).await,
+                Self::Build(build, name) => client.build_upload(build, name).await,
+            }
+        })
         .await;
         match answer {
             Ok(Upload { chunks, .. }) => Ok(chunks.into_iter().map(|chunk| (chunk.offset, chunk.hash)).collect()),
@@ -49,10 +51,12 @@ impl Destination {
     async fn put(&self, client: &Client, offset: u64, hash: &str, body: Bytes) -> Result<(), ClientError> {
         let mut mismatches = 0;
         loop {
-            let answer = persist("send a chunk", || async { match self {
-                Self::Evidence(attempt, name) => client.put_chunk(attempt, name, offset, hash, body.clone()).await,
-                Self::Build(build, name) => client.put_build_chunk(build, name, offset, hash, body.clone()).await,
-            } })
+            let answer = persist("send a chunk", || async {
+                match self {
+                    Self::Evidence(attempt, name) => client.put_chunk(attempt, name, offset, hash, body.clone()).await,
+                    Self::Build(build, name) => client.put_build_chunk(build, name, offset, hash, body.clone()).await,
+                }
+            })
             .await;
             match answer {
                 Err(error) if error.is(kind::HASH_MISMATCH) && mismatches < RESENDS => mismatches += 1,
@@ -64,10 +68,12 @@ impl Destination {
     /// Closes the upload: the server checks size and hash of the whole.
     pub async fn complete(&self, client: &Client, sent: &Sent) -> Result<Artifact, ClientError> {
         let done = CompleteRequest { size: sent.bytes, blake3: sent.blake3.clone() };
-        persist("complete the upload", || async { match self {
-            Self::Evidence(attempt, name) => client.complete(attempt, name, &done).await,
-            Self::Build(build, name) => client.complete_build_artifact(build, name, &done).await,
-        } })
+        persist("complete the upload", || async {
+            match self {
+                Self::Evidence(attempt, name) => client.complete(attempt, name, &done).await,
+                Self::Build(build, name) => client.complete_build_artifact(build, name, &done).await,
+            }
+        })
         .await
     }
 }

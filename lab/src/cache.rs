@@ -35,18 +35,15 @@ impl Cache {
 
     /// The directory `name`, made by `make` if it is not there. It appears whole or not at all, so an interrupted
     /// making leaves nothing that could be taken for a result.
-    pub fn directory(
-        &self,
-        name: &str,
-        make: impl FnOnce(&Path) -> anyhow::Result<()>,
-    ) -> anyhow::Result<PathBuf> {
+    pub fn directory(&self, name: &str, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
         let path = self.path(name);
         if path.is_dir() {
             return Ok(path);
         }
         let parent = path.parent().expect("a path inside the cache has a parent");
         std::fs::create_dir_all(parent)?;
-        let unfinished = parent.join(format!(".{}.{}", path.file_name().unwrap_or_default().display(), std::process::id()));
+        let unfinished =
+            parent.join(format!(".{}.{}", path.file_name().unwrap_or_default().display(), std::process::id()));
         let _ = std::fs::remove_dir_all(&unfinished);
         std::fs::create_dir(&unfinished)?;
         let made = make(&unfinished).and_then(|()| match std::fs::rename(&unfinished, &path) {

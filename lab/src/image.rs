@@ -161,7 +161,8 @@ fn modules(kernel: &Kernel) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut modules = Vec::new();
     for module in MODULES {
         let root = kernel.root.as_os_str();
-        let arguments = ["-d".as_ref(), root, "-S".as_ref(), kernel.release.as_ref(), "--show-depends".as_ref(), module.as_ref()];
+        let arguments =
+            ["-d".as_ref(), root, "-S".as_ref(), kernel.release.as_ref(), "--show-depends".as_ref(), module.as_ref()];
         let Ok(text) = output("modprobe", arguments) else { continue };
         for line in String::from_utf8_lossy(&text).lines() {
             let Some(path) = line.trim().strip_prefix("insmod ") else { continue };

@@ -66,7 +66,8 @@ fn parse_depends(record: &str) -> Option<(String, String)> {
 }
 
 fn fetch(name: &str, version: &str, into: &Path) -> anyhow::Result<()> {
-    let download = || output_in(into, "apt-get", &["download", "-o", "APT::Sandbox::User=root", &format!("{name}={version}")]);
+    let download =
+        || output_in(into, "apt-get", &["download", "-o", "APT::Sandbox::User=root", &format!("{name}={version}")]);
     if download().is_err() {
         // An old package list names versions the mirror no longer has.
         output("apt-get", ["update"])?;

@@ -6,7 +6,9 @@
 
 use crashyard_protocol::api::{NewBuild, NewPlan, NewRun, Run, TokenWithSecret};
 use crashyard_protocol::clock::{ManualClock, Timestamp};
-use crashyard_protocol::{Boot, Capture, Deadlines, Expect, RunId, RunState, Scenario, Scope, Status, Trigger, VmxState};
+use crashyard_protocol::{
+    Boot, Capture, Deadlines, Expect, RunId, RunState, Scenario, Scope, Status, Trigger, VmxState,
+};
 use crashyard_server::app::AppState;
 use crashyard_server::blobs::Blobs;
 use crashyard_server::config::Config;
@@ -114,14 +116,7 @@ async fn start(url: &str, dir: &Path, clock: &ManualClock, seed: u64) -> AppStat
 }
 
 /// `kill -9`: nothing is closed or flushed. Sometimes it is back at once, sometimes after an hour.
-async fn restart(
-    old: AppState,
-    url: &str,
-    dir: &Path,
-    clock: &ManualClock,
-    seed: u64,
-    rng: &mut SmallRng,
-) -> AppState {
+async fn restart(old: AppState, url: &str, dir: &Path, clock: &ManualClock, seed: u64, rng: &mut SmallRng) -> AppState {
     drop(old);
     let away = if rng.random_bool(0.3) { Duration::from_secs(3600) } else { Duration::from_secs(2) };
     clock.advance(away);
@@ -146,8 +141,7 @@ async fn submit(wire: &mut Wire, admin: &str) -> RunId {
         config_name: None,
         cmdline: String::new(),
     };
-    let build: crashyard_protocol::api::Build =
-        wire.post("/api/v1/builds", admin, None, &build).await.unwrap().json();
+    let build: crashyard_protocol::api::Build = wire.post("/api/v1/builds", admin, None, &build).await.unwrap().json();
     for name in ["kernel", "initrd"] {
         upload(wire, admin, &format!("/api/v1/builds/{}/artifacts/{name}", build.id), name.as_bytes()).await;
     }
@@ -161,8 +155,7 @@ async fn submit(wire: &mut Wire, admin: &str) -> RunId {
     let selector = BTreeMap::from([("driver".to_owned(), "fake".to_owned())]);
     let plan = NewPlan { name: "all".into(), scenarios: names, selector, repetitions: 1 };
     let body = serde_json::to_vec(&plan).unwrap();
-    let answer =
-        wire.call(axum::http::Method::PUT, "/api/v1/plans/all", admin, None, body.into()).await.unwrap();
+    let answer = wire.call(axum::http::Method::PUT, "/api/v1/plans/all", admin, None, body.into()).await.unwrap();
     assert!(answer.status.is_success(), "{answer:?}");
     let run = NewRun { build: build.id, plan: "all".into(), key: Some("once".into()) };
     let first: Run = wire.post("/api/v1/runs", admin, None, &run).await.unwrap().json();

@@ -51,7 +51,13 @@ fn say_failed(cause: DumpFailure, detail: &str) {
 
 /// How an attempt at the dump came to its end.
 enum Outcome {
-    Finished { bytes: u64, blake3: String, sent_bytes: u64, skipped_bytes: u64, said: String },
+    Finished {
+        bytes: u64,
+        blake3: String,
+        sent_bytes: u64,
+        skipped_bytes: u64,
+        said: String,
+    },
     Failed(Failure),
     /// The server ended the attempt; nothing is owed any more.
     Over,
@@ -171,8 +177,10 @@ async fn stream(guest: &Guest, capture: &Capture, starts: &Starts, memory: &Path
 /// makedumpfile → disk. The network is only asked whether it happens to work.
 async fn over_disk(guest: &Guest, capture: &Capture, starts: &Starts, memory: &Path) -> anyhow::Result<()> {
     let attempt = &guest.ticket.attempt;
-    let mut reporter =
-        tokio::time::timeout(COURTESY, Reporter::resume(&guest.client, attempt, Role::Capture)).await.ok().and_then(Result::ok);
+    let mut reporter = tokio::time::timeout(COURTESY, Reporter::resume(&guest.client, attempt, Role::Capture))
+        .await
+        .ok()
+        .and_then(Result::ok);
     if reporter.is_none() {
         eprintln!("crashyard: no server; the dump goes to the disk all the same");
     }

@@ -364,7 +364,8 @@ impl Attempt {
         if self.ledger.read(|record| record.health.is_some()) {
             return Ok(());
         }
-        let found = if off { self.machine.power.check().await } else { Err(anyhow::anyhow!("it cannot be powered off")) };
+        let found =
+            if off { self.machine.power.check().await } else { Err(anyhow::anyhow!("it cannot be powered off")) };
         let healthy = found.is_ok();
         let detail = found.unwrap_or_else(|error| format!("{error:#}"));
         self.ledger.report(Report::Health { healthy, detail })
@@ -373,8 +374,7 @@ impl Attempt {
     async fn release(&self) -> anyhow::Result<Ending> {
         let (healthy, detail) = self.ledger.read(|record| record.health.clone()).context("released before checked")?;
         let request = ReleaseRequest { healthy, detail };
-        let released =
-            persist("release", || self.client.release(&self.claim.attempt, &request)).await;
+        let released = persist("release", || self.client.release(&self.claim.attempt, &request)).await;
         match released {
             Ok(()) => Ok(Ending::Released),
             // Released before this controller was killed, or lost: either way it is over, and the machine is off.
@@ -385,7 +385,8 @@ impl Attempt {
 
 /// The command line of the kernel under test. The scenario speaks last.
 fn boot_cmdline(machine: &str, scenario: &Scenario) -> String {
-    let mut words: Vec<&str> = [BASE_CMDLINE, machine, &scenario.boot.cmdline].map(str::split_whitespace).into_iter().flatten().collect();
+    let mut words: Vec<&str> =
+        [BASE_CMDLINE, machine, &scenario.boot.cmdline].map(str::split_whitespace).into_iter().flatten().collect();
     let crashkernel = format!("crashkernel={}", scenario.boot.crashkernel);
     if !scenario.boot.crashkernel.is_empty() {
         words.push(&crashkernel);

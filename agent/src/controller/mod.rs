@@ -171,8 +171,7 @@ impl Controller {
                 MachineSpec { name: member.config.name.clone(), driver: member.driver.name().into(), labels }
             })
             .collect();
-        let request =
-            EnrolRequest { name: self.name.clone(), version: env!("CARGO_PKG_VERSION").into(), machines };
+        let request = EnrolRequest { name: self.name.clone(), version: env!("CARGO_PKG_VERSION").into(), machines };
         persist("enrol", || self.farm.client.enrol(&request)).await.context("enrol at the server")
     }
 
@@ -238,7 +237,11 @@ impl Controller {
             match result.await {
                 Ok(ending) => break ending,
                 Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), machine = member.config.name, "taking the attempt up again");
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        machine = member.config.name,
+                        "taking the attempt up again"
+                    );
                     backoff.wait().await;
                 }
             }

@@ -64,7 +64,8 @@ impl StepResult {
 /// Runs a command to its end and keeps all it said.
 async fn execute(name: &str, program: &str, arguments: &[String]) -> StepResult {
     let start = Instant::now();
-    let command = Some(std::iter::once(program).chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>().join(" "));
+    let command =
+        Some(std::iter::once(program).chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>().join(" "));
     let result = match Command::new(program).args(arguments).output().await {
         Ok(output) => {
             let mut text = String::from_utf8_lossy(&output.stdout).into_owned();

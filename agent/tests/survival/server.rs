@@ -113,9 +113,17 @@ impl Server {
         assert_eq!(books.log.as_deref(), Some(EMULATOR.as_bytes()), "{story}: the emulator's log was collected");
         assert!(books.log_complete, "{story}: and closed");
         let has = |wanted: &dyn Fn(&Report) -> bool| books.reports.iter().filter(|one| wanted(&one.report)).count();
-        assert_eq!(has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "on")), 1, "{story}");
+        assert_eq!(
+            has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "on")),
+            1,
+            "{story}"
+        );
         assert_eq!(has(&|report| matches!(report, Report::Power { action, .. } if action == "nmi")), 1, "{story}");
-        assert_eq!(has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "off")), 1, "{story}");
+        assert_eq!(
+            has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "off")),
+            1,
+            "{story}"
+        );
         assert_eq!(has(&|report| matches!(report, Report::Health { healthy: true, .. })), 1, "{story}");
     }
 }
@@ -124,8 +132,9 @@ type S = State<Arc<Shared>>;
 
 impl Shared {
     /// Refuses whoever is not the newest claim's holder.
+    #[expect(clippy::result_large_err, reason = "an answer is what the error is here")]
     fn check(&self, attempt: &AttemptId, headers: &HeaderMap) -> Result<(), Response> {
-        let epoch = headers.get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let epoch: Option<u64> = headers.get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
         match (self.books.lock().unwrap().claims.last(), epoch) {
             (Some((current, holder)), Some(epoch)) if *current == epoch && holder == attempt => Ok(()),
             _ => Err(problem(409, kind::LEASE_LOST)),
@@ -256,7 +265,8 @@ async fn reports(
                     None => {
                         assert_eq!(report.seq, books.reports.len() as u64, "a number is left out");
                         // The NMI was not sent, so nothing more will come: judged.
-                        books.collect |= matches!(&report.report, Report::Power { action, ok: false, .. } if action == "nmi");
+                        books.collect |=
+                            matches!(&report.report, Report::Power { action, ok: false, .. } if action == "nmi");
                         books.reports.push(report);
                     }
                 }
@@ -310,11 +320,8 @@ async fn upload(
 ) -> Result<Json<Upload>, Response> {
     shared.check(&attempt, &headers)?;
     let books = shared.books.lock().unwrap();
-    let chunks = books.log.iter().map(|log| Chunk {
-        offset: 0,
-        length: log.len() as u64,
-        hash: hex(&chunk_hash(0, log)),
-    });
+    let chunks =
+        books.log.iter().map(|log| Chunk { offset: 0, length: log.len() as u64, hash: hex(&chunk_hash(0, log)) });
     Ok(Json(Upload { artifact: ulid(20), complete: books.log_complete, chunks: chunks.collect() }))
 }
 

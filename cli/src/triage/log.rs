@@ -74,9 +74,9 @@ fn print(args: &Args, file: &Path, outcome: &Outcome) -> std::io::Result<()> {
     if args.json || args.jsonl {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         if args.jsonl {
-            serde_json::to_writer(&mut out, &line)?
+            serde_json::to_writer(&mut out, &line)?;
         } else {
-            serde_json::to_writer_pretty(&mut out, &line)?
+            serde_json::to_writer_pretty(&mut out, &line)?;
         }
         out.write_all(b"\n")?;
         return out.flush();

@@ -18,7 +18,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub enum ClientError {
     /// The server answered with a problem.
     #[error("{0}")]
-    Problem(Problem),
+    Problem(Box<Problem>),
     /// No usable answer: not reachable, cut off, or not this API.
     #[error("no answer from the server: {0}")]
     Transport(String),
@@ -122,7 +122,7 @@ impl Client {
         }
         let text = response.text().await.unwrap_or_default();
         Err(match serde_json::from_str::<Problem>(&text) {
-            Ok(problem) => ClientError::Problem(problem),
+            Ok(problem) => ClientError::Problem(Box::new(problem)),
             Err(_) => ClientError::Transport(format!("HTTP {status} that is not from Crashyard")),
         })
     }

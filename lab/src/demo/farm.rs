@@ -185,7 +185,9 @@ async fn take_directory(data: &Path) -> anyhow::Result<(PathBuf, File)> {
     }
     // A demo that was killed may have left its machine running.
     let config = data.join("controller.toml");
-    if config.exists() && let Err(error) = controller::power_off_all(&config).await {
+    if config.exists()
+        && let Err(error) = controller::power_off_all(&config).await
+    {
         eprintln!("Could not look for machines of an earlier demo: {error:#}");
     }
     for entry in std::fs::read_dir(&data)? {

@@ -167,7 +167,7 @@ async fn list_machines(
 ) -> AppResult<Html<String>> {
     let newest = query.before.is_none();
     let machines = load::machines(&state, query.before).await?;
-    show(&MachinesPage::new(&machines.items, newest, machines.next, state.now()))
+    show(&MachinesPage::new(&machines.items, newest, machines.next.as_deref(), state.now()))
 }
 
 async fn get_asset(Path((hash, name)): Path<(String, String)>) -> Response {

@@ -119,7 +119,7 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("run", RunPage::new(&run, Some(&build), &jobs, &attempts, now).render()),
         ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
-        ("machines", MachinesPage::new(&machines, true, Some(bad()), now).render()),
+        ("machines", MachinesPage::new(&machines, true, Some(&bad()), now).render()),
     ]
     .into_iter()
     .map(|(name, html)| (name, html.expect("renders")))

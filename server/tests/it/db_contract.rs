@@ -271,7 +271,7 @@ async fn machines_and_selectors(db: &Db) {
     let by_label = selector(db, &[("arch", "x86_64"), ("driver", "fake")]).await;
     assert_eq!(selector(db, &[("driver", "fake"), ("arch", "x86_64")]).await, by_label, "one row for equal labels");
     let m3 = machine(db, "mm3", &one.id).await;
-    assert_eq!(queue::idle_machines(db, &by_name).await.unwrap(), [m1.id.clone()]);
+    assert_eq!(queue::idle_machines(db, &by_name).await.unwrap(), std::slice::from_ref(&m1.id));
     let mut idle = queue::idle_machines(db, &by_label).await.unwrap();
     idle.sort();
     assert_eq!(idle, [m1.id.clone(), m2.id.clone(), m3.id.clone()]);
@@ -281,7 +281,7 @@ async fn machines_and_selectors(db: &Db) {
     let taken = machine::put_machine(&mut tx, &machine_row("mm1", &other.id)).await;
     assert!(matches!(taken, Err(DbError::Conflict(_))), "{taken:?}");
     drop(tx);
-    write!(db, |tx| machine::seen_idle(tx, &one.id, &[m1.id.clone()], at(3)));
+    write!(db, |tx| machine::seen_idle(tx, &one.id, std::slice::from_ref(&m1.id), at(3)));
     let seen = machine::get(db, &m1.id).await.unwrap();
     assert_eq!(
         (seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()),
@@ -289,7 +289,7 @@ async fn machines_and_selectors(db: &Db) {
     );
     let held = write!(db, |tx| machine::set_state(tx, &m1.id, MachineState::Reserved, Some("mine"), at(4)));
     assert_eq!(held.unwrap().reason.as_deref(), Some("mine"));
-    write!(db, |tx| machine::seen_idle(tx, &one.id, &[m1.id.clone()], at(5)));
+    write!(db, |tx| machine::seen_idle(tx, &one.id, std::slice::from_ref(&m1.id), at(5)));
     assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Reserved, "a person has it");
     write!(db, |tx| machine::withdraw_machines(tx, &one.id));
     assert!(machine::of_controller(db, &one.id).await.unwrap().iter().all(|machine| !machine.announced));
@@ -414,7 +414,7 @@ async fn queue_and_leases(db: &Db) {
     assert_eq!(attempt::of_run(db, &run.id).await.unwrap().len(), 2);
     assert_eq!(attempt::of_machine(db, machine, 5).await.unwrap().len(), 1);
     assert_eq!(run::attempts_by_job(db, &run.id).await.unwrap()[0], (jobs[0].id.clone(), id.clone()));
-    assert_eq!(run::attempts_of(db, &jobs[0].id).await.unwrap(), [id.clone()]);
+    assert_eq!(run::attempts_of(db, &jobs[0].id).await.unwrap(), std::slice::from_ref(id));
     assert!(attempt::live(db).await.unwrap().contains(id));
 
     let renewed = write!(db, |tx| lease::renew(tx, id, 1, at(100)));
@@ -633,7 +633,7 @@ async fn uploads(db: &Db) {
     assert_eq!(artifact::segments(db, id).await.unwrap(), [head.clone(), tail.clone()]);
     assert_eq!(artifact::segment_at(db, id, 0).await.unwrap(), Some(head.clone()));
     assert_eq!(artifact::segment_at(db, id, 1).await.unwrap(), None);
-    assert_eq!(artifact::segments_in(db, id, 5, 6, 10).await.unwrap(), [head.clone()]);
+    assert_eq!(artifact::segments_in(db, id, 5, 6, 10).await.unwrap(), std::slice::from_ref(&head));
     assert_eq!(artifact::segments_in(db, id, 5, CHUNK_BYTES + 1, 10).await.unwrap(), [head, tail.clone()]);
     assert_eq!(artifact::segments_in(db, id, CHUNK_BYTES + 9, u64::MAX, 10).await.unwrap(), [tail]);
     assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &owner)), CHUNK_BYTES + 10);
@@ -696,7 +696,7 @@ async fn compaction(db: &Db) {
     }
     let merged = segment(&console.id, 0, 6, "m");
     assert!(write!(db, |tx| artifact::merge_segments(tx, &old, &merged)));
-    assert_eq!(artifact::segments(db, &console.id).await.unwrap(), [merged.clone()]);
+    assert_eq!(artifact::segments(db, &console.id).await.unwrap(), std::slice::from_ref(&merged));
     let mut tx = begin(db).await;
     assert!(!artifact::merge_segments(&mut tx, &old, &merged).await.unwrap(), "they are gone");
 }

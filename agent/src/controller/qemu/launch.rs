@@ -96,10 +96,7 @@ impl ShortPath {
 /// The control socket is made here and handed over as standard input: it takes connections from the first moment, and
 /// it refuses them from the moment QEMU is gone, so that a controller that comes back can tell the two apart.
 pub fn launch(config: &QemuConfig, route: &Route, directory: &Path, plan: &BootPlan) -> anyhow::Result<()> {
-    disk::blank(
-        &directory.join(names::DUMP_DISK),
-        (u64::from(plan.memory_mib) + DISK_SLACK_MIB) * 1024 * 1024,
-    )?;
+    disk::blank(&directory.join(names::DUMP_DISK), (u64::from(plan.memory_mib) + DISK_SLACK_MIB) * 1024 * 1024)?;
     let short = ShortPath::to(directory)?;
     let socket = short.of(names::QMP);
     match std::fs::remove_file(&socket) {

@@ -64,7 +64,10 @@ impl Qmp {
         let (answer_in, answer) = oneshot::channel();
         let request = json!({"execute": command, "arguments": arguments});
         self.commands.send((request, answer_in)).await.map_err(|_| anyhow!("QEMU has gone"))?;
-        answer.await.map_err(|_| anyhow!("QEMU went away during {command}"))?.map_err(|error| anyhow!("{command}: {error}"))
+        answer
+            .await
+            .map_err(|_| anyhow!("QEMU went away during {command}"))?
+            .map_err(|error| anyhow!("{command}: {error}"))
     }
 
     /// What the machine is doing now.

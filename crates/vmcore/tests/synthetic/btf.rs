@@ -31,7 +31,7 @@ impl BtfWriter {
     }
 
     pub fn int(&mut self, name: &str, size: u32, signed: bool) -> u32 {
-        self.record(name, 1, 0, false, size, &[u32::from(signed) << 24 | size * 8])
+        self.record(name, 1, 0, false, size, &[(u32::from(signed) << 24) | (size * 8)])
     }
 
     pub fn pointer(&mut self, to: u32) -> u32 {

@@ -103,6 +103,7 @@ fn pack(page: &[u8; PAGE], packing: Packing) -> (u32, Vec<u8>) {
 }
 
 /// A KDUMP file; `part` restricts it to a range of pages, as `--split` does.
+#[expect(clippy::needless_pass_by_value, reason = "ranges are written in place by the tests")]
 pub fn kdump(contents: &Contents, packing: Packing, part: Option<std::ops::Range<u64>>) -> Vec<u8> {
     let last = contents.pages.keys().chain(&contents.excluded).max().copied().unwrap_or(0);
     let max_pfn = last + 1;

@@ -334,12 +334,10 @@ fn orc(w: &mut World) {
         let at = ips + 4 * i as u64;
         w.put32(at, (va + w.shape.kaslr).wrapping_sub(at) as u32);
         let kind = match (kind, w.shape.old_orc) {
-            (Kind::Hole, _) => 0u64,
+            (Kind::Hole, _) | (Kind::Call, true) => 0u64,
             (Kind::End, true) => 4,
-            (Kind::End, false) => 1,
-            (Kind::Call, true) => 0,
+            (Kind::End, false) | (Kind::Regs, true) => 1,
             (Kind::Call, false) => 2,
-            (Kind::Regs, true) => 1,
             (Kind::Regs, false) => 3 | 8,
         };
         let sp = if kind == 0 && *offset == 0 || kind == 4 { 0 } else { sp_number };

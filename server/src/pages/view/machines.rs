@@ -39,7 +39,7 @@ struct Row {
 impl MachinesPage {
     /// The page from machines in the order in which they are shown.
     #[must_use]
-    pub fn new(machines: &[Machine], newest: bool, next: Option<String>, now: Timestamp) -> Self {
+    pub fn new(machines: &[Machine], newest: bool, next: Option<&str>, now: Timestamp) -> Self {
         let rows: Vec<Row> = machines
             .iter()
             .map(|machine| Row {
@@ -66,7 +66,7 @@ impl MachinesPage {
             .map(|state| (Chip::machine(*state), machines.iter().filter(|machine| machine.state == *state).count()))
             .filter(|(_, count)| *count > 0)
             .collect();
-        let next = next.as_deref().map(path_part);
+        let next = next.map(path_part);
         Self { shell: Shell { section: "machines", now: Some(When(now)) }, counts, rows, newest, next }
     }
 }

@@ -75,8 +75,6 @@ impl RunsPage {
 /// How a run's jobs are shared out among the results: the bar and the words beside it.
 #[derive(Clone, Debug)]
 pub struct Share {
-    /// Number of jobs.
-    pub total: u32,
     /// Results with at least one job, in the order in which they are shown; `MISS` of an open run is what is owed.
     pub parts: Vec<Part>,
 }
@@ -115,7 +113,7 @@ impl Share {
             done += count;
             parts.push(Part { chip, count, offset, width: thousandths(done, total) - offset });
         }
-        Self { total, parts }
+        Self { parts }
     }
 }
 
