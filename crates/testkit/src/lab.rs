@@ -57,6 +57,7 @@ pub struct FakeLab {
 
 struct FakeAttempt {
     claim: Claim,
+    controller_token: String,
     console: Vec<u8>,
     acknowledged: Option<u64>,
     controller_seq: u64,
@@ -197,7 +198,7 @@ impl FakeLab {
         let request = ClaimRequest { controller, machines, wait_seconds: 0 };
         match wire.post("/agent/v1/claim", &self.token, None, &request).await {
             Ok(answer) if answer.status == StatusCode::OK => {
-                self.attempts.push(FakeAttempt::new(answer.json()));
+                self.attempts.push(FakeAttempt::new(answer.json(), &self.token));
                 Progress::Moved
             }
             Ok(answer) if answer.status == StatusCode::NO_CONTENT => Progress::Idle,
@@ -214,9 +215,10 @@ enum Step {
 }
 
 impl FakeAttempt {
-    fn new(claim: Claim) -> Self {
+    fn new(claim: Claim, controller_token: &str) -> Self {
         Self {
             claim,
+            controller_token: controller_token.to_owned(),
             console: Vec::new(),
             acknowledged: None,
             controller_seq: 0,
@@ -232,16 +234,21 @@ impl FakeAttempt {
         format!("/agent/v1/attempts/{}/{rest}", self.claim.attempt)
     }
 
-    async fn send(&self, wire: &mut Wire, method: Method, rest: &str, body: Bytes) -> Result<Answer, Lost> {
-        wire.call(method, &self.path(rest), &self.claim.attempt_token, Some(self.claim.epoch), body).await
+    /// Target and capture agent have the attempt's token, the controller keeps its own.
+    fn token(&self, by: Role) -> &str {
+        if by == Role::Controller { &self.controller_token } else { &self.claim.attempt_token }
     }
 
-    async fn post(&self, wire: &mut Wire, rest: &str, body: &impl serde::Serialize) -> Result<Answer, Lost> {
-        wire.post(&self.path(rest), &self.claim.attempt_token, Some(self.claim.epoch), body).await
+    async fn send(&self, wire: &mut Wire, by: Role, method: Method, rest: &str, body: Bytes) -> Result<Answer, Lost> {
+        wire.call(method, &self.path(rest), self.token(by), Some(self.claim.epoch), body).await
+    }
+
+    async fn post(&self, wire: &mut Wire, by: Role, rest: &str, body: &impl serde::Serialize) -> Result<Answer, Lost> {
+        wire.post(&self.path(rest), self.token(by), Some(self.claim.epoch), body).await
     }
 
     async fn report(&self, wire: &mut Wire, by: Role, seq: u64, report: Report) -> Result<Answer, Lost> {
-        self.post(wire, "reports", &Reports { by, reports: vec![Numbered { seq, report }] }).await
+        self.post(wire, by, "reports", &Reports { by, reports: vec![Numbered { seq, report }] }).await
     }
 
     async fn controller_step(&mut self, wire: &mut Wire) -> Step {
@@ -254,7 +261,8 @@ impl FakeAttempt {
         match self.controller {
             ControllerPhase::PowerOn => self.controller_report(wire, power("on"), ControllerPhase::Watch).await,
             ControllerPhase::Watch => {
-                let Ok(answer) = self.post(wire, "renew", &RenewRequest { wait_seconds: 0 }).await else {
+                let Ok(answer) = self.post(wire, Role::Controller, "renew", &RenewRequest { wait_seconds: 0 }).await
+                else {
                     return Step::Go;
                 };
                 if let Some(end) = refusal(&answer) {
@@ -273,7 +281,7 @@ impl FakeAttempt {
             }
             ControllerPhase::Release => {
                 let release = ReleaseRequest { healthy: true, detail: "as new".into() };
-                match self.post(wire, "release", &release).await {
+                match self.post(wire, Role::Controller, "release", &release).await {
                     Ok(answer) => refusal(&answer).unwrap_or(Step::Released),
                     Err(Lost) => Step::Go,
                 }
@@ -299,7 +307,7 @@ impl FakeAttempt {
     }
 
     async fn ask_console(&mut self, wire: &mut Wire) -> Step {
-        if let Ok(answer) = self.send(wire, Method::GET, "console/serial", Bytes::new()).await {
+        if let Ok(answer) = self.send(wire, Role::Controller, Method::GET, "console/serial", Bytes::new()).await {
             if let Some(end) = refusal(&answer) {
                 return end;
             }
@@ -313,7 +321,9 @@ impl FakeAttempt {
         // Short writes, so that lines are cut anywhere.
         let until = self.console.len().min(from_index + 97);
         let body = Bytes::copy_from_slice(&self.console[from_index..until]);
-        if let Ok(answer) = self.send(wire, Method::PUT, &format!("console/serial?offset={from}"), body).await {
+        if let Ok(answer) =
+            self.send(wire, Role::Controller, Method::PUT, &format!("console/serial?offset={from}"), body).await
+        {
             if let Some(end) = refusal(&answer) {
                 return end;
             }
@@ -335,7 +345,7 @@ impl FakeAttempt {
             }
         };
         let Some(seq) = self.agent_seq else {
-            if let Ok(answer) = self.send(wire, Method::GET, &format!("reports/{by}/next"), Bytes::new()).await {
+            if let Ok(answer) = self.send(wire, by, Method::GET, &format!("reports/{by}/next"), Bytes::new()).await {
                 if refusal(&answer).is_some() {
                     self.machine = MachinePhase::Halted;
                 } else {
@@ -362,7 +372,7 @@ impl FakeAttempt {
 
     /// Reports nothing, to learn what to do next.
     async fn ask_directive(&mut self, wire: &mut Wire, by: Role) -> Step {
-        let Ok(answer) = self.post(wire, "reports", &Reports { by, reports: Vec::new() }).await else {
+        let Ok(answer) = self.post(wire, by, "reports", &Reports { by, reports: Vec::new() }).await else {
             return Step::Go;
         };
         if refusal(&answer).is_some() {
@@ -445,7 +455,7 @@ impl FakeAttempt {
 
     async fn upload_step(&mut self, wire: &mut Wire) -> Step {
         let Some(upload) = &self.upload else {
-            if let Ok(answer) = self.send(wire, Method::GET, "artifacts/vmcore", Bytes::new()).await {
+            if let Ok(answer) = self.send(wire, Role::Capture, Method::GET, "artifacts/vmcore", Bytes::new()).await {
                 if refusal(&answer).is_some() {
                     self.machine = MachinePhase::Halted;
                 } else {
@@ -466,7 +476,7 @@ impl FakeAttempt {
         };
         let hash = hex(&chunk_hash(offset, bytes));
         let path = format!("artifacts/vmcore/chunks?offset={offset}&hash={hash}");
-        if let Ok(answer) = self.send(wire, Method::PUT, &path, Bytes::copy_from_slice(bytes)).await {
+        if let Ok(answer) = self.send(wire, Role::Capture, Method::PUT, &path, Bytes::copy_from_slice(bytes)).await {
             if refusal(&answer).is_some() {
                 self.machine = MachinePhase::Halted;
             } else {
@@ -480,7 +490,9 @@ impl FakeAttempt {
     async fn complete_step(&mut self, wire: &mut Wire) -> Step {
         let dump = self.dump();
         let done = CompleteRequest { size: dump.len() as u64, blake3: dump_hash(&dump) };
-        let Ok(answer) = self.post(wire, "artifacts/vmcore/complete", &done).await else { return Step::Go };
+        let Ok(answer) = self.post(wire, Role::Capture, "artifacts/vmcore/complete", &done).await else {
+            return Step::Go;
+        };
         if refusal(&answer).is_some() {
             self.machine = MachinePhase::Halted;
             return Step::Go;
