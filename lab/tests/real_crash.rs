@@ -32,15 +32,15 @@ async fn four_real_crashes_are_judged_as_predicted_while_a_browser_watches() {
     let kept = page.execute("return window.neverReloaded === true", vec![]).await.unwrap();
     assert_eq!(kept, serde_json::json!(true), "the page filled without being loaded again");
 
-    demo.wait_for("until Ctrl-C");
+    demo.wait_for("4 of 4 as predicted");
     let client = Client::new(&demo.url, None);
     let runs: Page<Run> = client.get("/api/v1/runs").await.unwrap();
     let jobs = client.run_jobs(&runs.items[0].id).await.unwrap();
     let job = |name: &str| jobs.iter().find(|job| job.scenario.name == name).expect("a job of the demo");
 
     all_stages_of_a_plain_crash_are_proven(&client, job("sysrq-c")).await;
-    an_unarmed_machine_says_what_to_do(job("crash-kernel-not-loaded"));
-    a_killed_upload_resumes_without_sending_anything_twice(&client, job("capture-agent-dies")).await;
+    an_unarmed_machine_says_what_to_do(job("no-crash-kernel"));
+    a_killed_upload_resumes_without_sending_anything_twice(&client, job("capture-agent-killed")).await;
 
     // The page a person is sent to, with its proofs.
     let attempt = &job("sysrq-c").attempts[0];
@@ -76,7 +76,7 @@ async fn all_stages_of_a_plain_crash_are_proven(client: &Client, job: &Job) {
 }
 
 fn an_unarmed_machine_says_what_to_do(job: &Job) {
-    assert_eq!((job.status, job.blamed_stage), (Status::Fail, Some(StageName::Armed)), "{:?}", job.reason);
+    assert_eq!((job.status, job.blamed_stage), (Status::Error, Some(StageName::Armed)), "{:?}", job.reason);
     let reason = job.reason.as_deref().unwrap_or("");
     assert!(reason.contains("crashkernel"), "a reason a person can act on: {reason}");
 }

@@ -64,8 +64,9 @@ pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> 
     let result = tokio::select! {
         result = course => result,
         died = farm.member_died() => Err(died),
-        _ = interrupts.recv() => Ok(true),
-        _ = terminations.recv() => Ok(true),
+        // Serving is ended like this; waiting for verdicts that must come is not.
+        _ = interrupts.recv() => Ok(!options.exit),
+        _ = terminations.recv() => Ok(!options.exit),
     };
     farm.stop().await;
     Ok(if result? { ExitCode::SUCCESS } else { ExitCode::FAILURE })

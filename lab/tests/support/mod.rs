@@ -4,7 +4,7 @@ use fantoccini::{Client, ClientBuilder};
 use serde_json::json;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Debian's Chromium, driven by Debian's chromedriver.
 pub struct Browser {
@@ -67,7 +67,7 @@ impl Browser {
 /// `crashyard-lab demo` as a process.
 pub struct Demo {
     child: Child,
-    stderr: BufReader<ChildStderr>,
+    stdout: BufReader<ChildStdout>,
     /// The dashboard.
     pub url: String,
 }
@@ -77,16 +77,15 @@ impl Demo {
     pub fn start(data: &Path) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let mut child = Command::new(env!("CARGO_BIN_EXE_crashyard-lab"))
-            .args(["demo", "--json", "--port", &port.to_string(), "--data"])
+            .args(["demo", "--listen", &format!("127.0.0.1:{port}"), "--data"])
             .arg(data)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .spawn()
             .expect("the demo starts");
-        let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let mut this = Self { child, stderr, url: format!("http://127.0.0.1:{port}") };
-        this.wait_for("dashboard: ");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut this = Self { child, stdout, url: format!("http://127.0.0.1:{port}") };
+        this.wait_for("Dashboard: ");
         this
     }
 
@@ -95,11 +94,11 @@ impl Demo {
         let mut seen = String::new();
         loop {
             let mut line = String::new();
-            if self.stderr.read_line(&mut line).expect("text") == 0 {
+            if self.stdout.read_line(&mut line).expect("text") == 0 {
                 let status = self.child.wait().expect("a status");
                 panic!("the demo ended with {status} before {text:?}:\n{seen}");
             }
-            eprint!("{line}");
+            print!("{line}");
             seen.push_str(&line);
             if line.contains(text) {
                 return;
@@ -107,15 +106,12 @@ impl Demo {
         }
     }
 
-    /// Interrupts it as Ctrl-C does and returns its exit status and what it printed.
+    /// Interrupts it as Ctrl-C does and returns its exit status and the rest of what it printed.
     pub fn interrupt(mut self) -> (std::process::ExitStatus, String) {
-        let pid = self.child.id().to_string();
-        Command::new("kill").args(["-INT", &pid]).status().expect("kill");
-        let mut out = String::new();
-        self.child.stdout.take().expect("piped").read_to_string(&mut out).expect("text");
+        Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().expect("kill");
         let mut rest = String::new();
-        let _ = self.stderr.read_to_string(&mut rest);
-        (self.child.wait().expect("a status"), out)
+        self.stdout.read_to_string(&mut rest).expect("text");
+        (self.child.wait().expect("a status"), rest)
     }
 }
 
