@@ -6,7 +6,7 @@ mod support;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::api::{Attempt, Evidence, Job, Page, Run};
 use crashyard_protocol::client::Client;
-use crashyard_protocol::{StageName, StageState, Status};
+use crashyard_protocol::{Proof, StageName, StageState, Status};
 use fantoccini::Locator;
 use std::time::Duration;
 use support::{Browser, Demo};
@@ -71,6 +71,10 @@ async fn all_stages_of_a_plain_crash_are_proven(client: &Client, job: &Job) {
         attempt.stages.iter().filter(|stage| stage.state == StageState::Proven).map(|stage| stage.name).collect();
     assert_eq!(proven, StageName::ALL, "all eight stages are proven");
     assert!(attempt.stages.iter().all(|stage| !stage.proofs.is_empty()), "and each keeps its proof");
+    let marker = attempt.stages.iter().find(|stage| stage.name == StageName::Triggered).map(|stage| &stage.proofs);
+    let from_kernel =
+        |proof: &Proof| matches!(proof, Proof::Console { text, .. } if text.contains("] crashyard: trigger"));
+    assert!(marker.is_some_and(|proofs| proofs.iter().any(from_kernel)), "the kernel printed the marker: {marker:?}");
     let dump = attempt.artifacts.iter().find(|artifact| artifact.name == "vmcore").expect("a vmcore");
     assert!(dump.blake3.is_some() && dump.size > 1_000_000, "{dump:?}");
 }

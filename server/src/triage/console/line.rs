@@ -98,10 +98,15 @@ pub(super) fn is_panic(text: &str) -> bool {
 }
 
 /// Whether a line is the marker of an attempt. Also what is looked for in a dump's log.
+///
+/// The marker is a message of its own: one that is quoted, as an agent does that logs what it is about to say, is none.
 #[must_use]
 pub fn is_marker(text: &str, attempt: &AttemptId) -> bool {
     text.find(MARKER).is_some_and(|start| {
-        text[start..].split_ascii_whitespace().any(|word| word.strip_prefix("attempt=") == Some(attempt.as_str()))
+        text[..start].chars().next_back().is_none_or(|before| before.is_whitespace() || "]>".contains(before))
+            && text[start..]
+                .split_ascii_whitespace()
+                .any(|word| word.strip_prefix("attempt=") == Some(attempt.as_str()))
     })
 }
 

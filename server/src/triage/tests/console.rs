@@ -49,6 +49,13 @@ fn an_expected_message_without_the_marker_is_not_the_intended_panic() {
 }
 
 #[test]
+fn an_agent_that_logs_what_it_is_about_to_write_does_not_prove_the_marker() {
+    let marker = MARKER.trim_end().split_once("] ").expect("a time stamp").1;
+    let facts = read(format!("{FIRST_BOOT}INFO report=Triggering {{ marker: \"{marker}\" }}\n"));
+    assert!(facts.marks.iter().all(|mark| mark.kind != MarkKind::Marker), "{:?}", facts.marks);
+}
+
+#[test]
 fn prefixes_escapes_and_prompts_do_not_hide_a_line() {
     let panic = "Kernel panic - not syncing: sysrq triggered crash";
     for line in [
