@@ -53,6 +53,14 @@ async fn four_real_crashes_are_judged_as_predicted_while_a_browser_watches() {
     assert!(target.as_str().unwrap_or("").contains("Kernel panic - not syncing: sysrq"), "the proof leads to {target}");
     page.goto(&format!("{}/attempts/{attempt}", demo.url)).await.unwrap();
     keep_screenshot(&page.screenshot().await.unwrap());
+    page.find(Locator::Css("a[data-findings]")).await.expect("a link to the findings").click().await.unwrap();
+    let report = page.find(Locator::Css("[data-report='1']")).await.expect("a crash report").text().await.unwrap();
+    assert!(report.contains("sysrq triggered crash") && report.contains("what the scenario asked for"), "{report}");
+    let dump = page.find(Locator::Css("#dump")).await.expect("the machine in the dump").text().await.unwrap();
+    assert!(
+        dump.contains("panicked") && dump.contains("sysrq_handle_crash"),
+        "the panic's stack, from the dump: {dump}"
+    );
     page.goto(&format!("{}/machines", demo.url)).await.unwrap();
     page.find(Locator::Css("[data-machine=qemu-1][data-state=available]")).await.expect("the machine is back");
 

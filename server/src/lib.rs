@@ -19,6 +19,7 @@ pub mod consoles;
 pub mod db;
 pub mod error;
 pub mod extract;
+pub mod findings;
 pub mod ids;
 pub mod judging;
 pub mod ledger_writer;

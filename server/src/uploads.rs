@@ -11,6 +11,7 @@ use crate::db::event::{self, About};
 use crate::db::{self, Tx, signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::check_path_name;
+use crate::findings;
 use crate::judging::{self, DUMP};
 use crate::wake::{Pass, Topic};
 use bytes::Bytes;
@@ -75,6 +76,9 @@ impl Target {
         check_path_name("artifact name", name)?;
         if matches!(self, Self::Attempt { .. }) && name.starts_with(artifact::CONSOLE_PREFIX) {
             return Err(AppError::Invalid("consoles are sent to the console path, byte by byte and in order".into()));
+        }
+        if matches!(self, Self::Attempt { .. }) && name.starts_with(findings::PREFIX) {
+            return Err(AppError::Invalid(format!("names that begin with `{}` are the server's", findings::PREFIX)));
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ pub enum Pass {
     Leases,
     /// A dump is complete.
     Verify,
-    /// An attempt ended.
+    /// An attempt ended: its consoles can be put together, its evidence read.
     Compact,
 }
 

@@ -129,6 +129,7 @@ async fn tick(server: &AppState) {
     passes::deadlines::tick(server).await.unwrap();
     passes::leases::tick(server).await.unwrap();
     passes::compact::tick(server).await.unwrap();
+    passes::findings::tick(server).await.unwrap();
 }
 
 async fn submit(wire: &mut Wire, admin: &str) -> RunId {

@@ -208,6 +208,30 @@ pub async fn set_dump_facts(tx: &mut Tx, id: &AttemptId, facts: &serde_json::Val
     Ok(())
 }
 
+/// Attempts that are over and that readers of this version have not read, newest first.
+pub async fn unread_by(db: &Db, version: i64, limit: i64) -> DbResult<Vec<AttemptId>> {
+    Ok(on!(db.read(), |c| {
+        sqlx::query_scalar(
+        "SELECT id FROM attempt WHERE state IN ('done', 'lost') AND read_by < $1 ORDER BY read_by DESC, id DESC LIMIT $2",
+    )
+    .bind(version)
+    .bind(limit)
+    .fetch_all(c)
+    .await
+    })?)
+}
+
+/// Notes that readers of this version have read an attempt.
+pub async fn set_read_by(tx: &mut Tx, id: &AttemptId, version: i64) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET read_by = $2 WHERE id = $1 AND read_by < $2")
+        .bind(id)
+        .bind(version)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
 /// Every live attempt's id (after a start, each is judged once: evidence may have been written just before a crash).
 pub async fn live(db: &Db) -> DbResult<Vec<AttemptId>> {
     Ok(on!(db.read(), |c| sqlx::query_scalar(

@@ -18,6 +18,8 @@ const EVENTS: i64 = 5_000;
 const MACHINES: u32 = 200;
 /// Machines of one farm.
 const MACHINES_KNOWN: i64 = 100_000;
+/// A finding larger than this is not shown, only offered for download.
+const FINDING_BYTES: u64 = 16 << 20;
 /// The console shown first, where an attempt has several.
 const MAIN_CONSOLE: &str = "console-serial";
 
@@ -70,6 +72,23 @@ pub async fn run(state: &AppState, id: &RunId) -> AppResult<RunParts> {
             .collect(),
         attempts: rows.into_iter().map(|row| in_grid(row, &names, &mut stages)).collect(),
     })
+}
+
+/// The newest finding of a kind (see [`crate::findings`]), if there is one that can be read.
+pub async fn finding<T: serde::de::DeserializeOwned>(
+    state: &AppState,
+    attempt: &Attempt,
+    kind: &str,
+) -> AppResult<Option<T>> {
+    // Versions have few digits and ids grow with time: the last one made is the newest.
+    let newest = attempt
+        .artifacts
+        .iter()
+        .filter(|file| file.name.starts_with(kind) && file.state == ArtifactState::Complete)
+        .max_by(|a, b| a.id.cmp(&b.id));
+    let Some(file) = newest.filter(|file| file.size <= FINDING_BYTES) else { return Ok(None) };
+    let bytes = ranges::read(state, &file.id, 0..file.size).await?;
+    Ok(serde_json::from_slice(&bytes).ok())
 }
 
 /// The machines' names, by id: one query, however many attempts a run has.

@@ -18,6 +18,7 @@ use crate::app::AppState;
 use crate::auth::Reader;
 use crate::error::{AppError, AppResult, PendingProblem};
 use crate::extract::{Path, Query};
+use crate::findings;
 use askama::Template;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -26,12 +27,14 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use crashyard_protocol::{AttemptId, RunId};
+use crashyard_vmcore::Capsule;
 use lines::LineIndex;
 use serde::Deserialize;
 use std::sync::Arc;
 use view::attempt::{AttemptPage, Parts};
 use view::console::{ConsolePage, Pane};
 use view::error::ErrorPage;
+use view::findings::{ConsoleReports, FindingsPage};
 use view::machines::MachinesPage;
 use view::run::RunPage;
 use view::runs::RunsPage;
@@ -47,6 +50,7 @@ pub fn router() -> Router<AppState> {
         .route("/runs/{run}", get(get_run))
         .route("/attempts/{attempt}", get(get_attempt))
         .route("/attempts/{attempt}/console/{source}", get(get_console))
+        .route("/attempts/{attempt}/findings", get(get_findings))
         .route("/machines", get(list_machines))
         .layer(from_fn(finish_page))
         .route("/static/{hash}/{name}", get(get_asset))
@@ -158,6 +162,13 @@ async fn get_console(
     let start = load::page_of(console, query.at.unwrap_or(0));
     let piece = load::page(&state, &index, console, start).await?;
     show(&ConsolePage::new(&attempt, console, start, &piece))
+}
+
+async fn get_findings(_: Reader, State(state): State<AppState>, Path(id): Path<AttemptId>) -> AppResult<Html<String>> {
+    let attempt = load::attempt_with_artifacts(&state, &id).await?;
+    let consoles: Option<Vec<ConsoleReports>> = load::finding(&state, &attempt, findings::REPORTS).await?;
+    let capsule: Option<Capsule> = load::finding(&state, &attempt, findings::CAPSULE).await?;
+    show(&FindingsPage::new(&attempt, consoles.as_deref(), capsule.as_ref(), state.now()))
 }
 
 async fn list_machines(

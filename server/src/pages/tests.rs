@@ -5,6 +5,7 @@ use super::sample;
 use super::view::attempt::{AttemptPage, Parts};
 use super::view::console::{ConsolePage, PAGE_BYTES, Pane, Piece};
 use super::view::error::ErrorPage;
+use super::view::findings::{ConsoleReports, FindingsPage};
 use super::view::machines::MachinesPage;
 use super::view::run::RunPage;
 use super::view::runs::RunsPage;
@@ -44,6 +45,8 @@ fn pages() -> Vec<(&'static str, String)> {
         ("running attempt", AttemptPage::new(parts(&running, &jobs[2]), Some(pane(&running, &console)), now).render()),
         ("attempt without console", AttemptPage::new(parts(&running, &jobs[2]), None, now).render()),
         ("console", ConsolePage::new(&failed, &artifact, PAGE_BYTES, &piece).render()),
+        ("findings", FindingsPage::new(&failed, Some(&found("kernel panic: sysrq triggered crash")), None, now).render()),
+        ("no findings", FindingsPage::new(&failed, None, None, now).render()),
         ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
         ("no machines", MachinesPage::new(&[], true, None, now).render()),
         ("not found", ErrorPage::not_found().render()),
@@ -119,11 +122,23 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("run", RunPage::new(&run, Some(&build), &jobs, &attempts, now).render()),
         ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
+        ("findings", FindingsPage::new(attempt, Some(&found(HOSTILE)), None, now).render()),
         ("machines", MachinesPage::new(&machines, true, Some(&bad()), now).render()),
     ]
     .into_iter()
     .map(|(name, html)| (name, html.expect("renders")))
     .collect()
+}
+
+/// Crash reports as they are stored, with `text` wherever a kernel could have put it.
+fn found(text: &str) -> Vec<ConsoleReports> {
+    let report = serde_json::json!({
+        "title": text, "header": text, "intended": false, "corrupted": true, "corrupted_reason": text, "start": 7,
+        "line": 3, "cpu": 1, "pid": 99, "comm": text, "cause": 0, "why": [text],
+        "trace": [{ "function": text, "module": text, "reliable": false }],
+    });
+    let console = serde_json::json!([{ "source": text, "reports": [report] }]);
+    serde_json::from_value(console).expect("stored reports")
 }
 
 fn all<'a>(page: &'a Html, selector: &str) -> Vec<ElementRef<'a>> {

@@ -6,6 +6,7 @@
 
 pub mod compact;
 pub mod deadlines;
+pub mod findings;
 pub mod leases;
 pub mod presence;
 pub mod verify;
@@ -48,6 +49,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     set.spawn(run(state.clone(), "leases", Some(Pass::Leases), |state| async move { leases::tick(&state).await }));
     set.spawn(run(state.clone(), "verify", Some(Pass::Verify), |state| async move { verify::tick(&state).await }));
     set.spawn(run(state.clone(), "compact", Some(Pass::Compact), |state| async move { compact::tick(&state).await }));
+    set.spawn(run(state.clone(), "findings", Some(Pass::Compact), |state| async move { findings::tick(&state).await }));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set
 }

@@ -776,6 +776,12 @@ async fn endings(db: &Db) {
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.state, JobState::Done);
     assert!(!lease::unsettled(db, 1000).await.unwrap().contains(&second.id));
     assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());
+
+    assert!(attempt::unread_by(db, 1, 1000).await.unwrap().contains(&second.id), "over, and never read");
+    write!(db, |tx| attempt::set_read_by(tx, &second.id, 2));
+    write!(db, |tx| attempt::set_read_by(tx, &second.id, 1));
+    assert!(!attempt::unread_by(db, 2, 1000).await.unwrap().contains(&second.id), "an older reader changes nothing");
+    assert!(attempt::unread_by(db, 3, 1000).await.unwrap().contains(&second.id), "a better reader reads again");
 }
 
 async fn presence(db: &Db) {

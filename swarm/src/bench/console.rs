@@ -37,7 +37,7 @@ pub async fn measure() -> anyhow::Result<Figure> {
 }
 
 async fn stream(admin: &Client, claim: &Claim, text: &bytes::Bytes) -> anyhow::Result<()> {
-    let client = admin.with_token(&claim.attempt_token).at_epoch(claim.epoch);
+    let client = admin.at_epoch(claim.epoch);
     let mut offset = 0;
     for _ in 0..WRITES {
         offset = client.put_console(&claim.attempt, "serial", offset, text.clone()).await?.next_offset;

@@ -41,6 +41,8 @@ pub struct AttemptPage {
     pane: Option<Pane>,
     /// The other consoles: as people read them, and as a part of a path.
     consoles: Vec<(String, String)>,
+    /// Whether the readers have read it.
+    findings: bool,
     artifacts: Vec<ArtifactRow>,
     history: Vec<HistoryRow>,
     history_cut: usize,
@@ -157,6 +159,7 @@ impl AttemptPage {
                 .filter(|artifact| pane.as_ref().is_none_or(|pane| pane.artifact != artifact.id))
                 .map(|artifact| (visible(source_of(artifact)).into_owned(), path_part(source_of(artifact))))
                 .collect(),
+            findings: attempt.artifacts.iter().any(|file| file.name.starts_with(crate::findings::REPORTS)),
             artifacts: attempt.artifacts.iter().map(ArtifactRow::new).collect(),
             pane,
             history,

@@ -6,6 +6,7 @@
 pub mod attempt;
 pub mod console;
 pub mod error;
+pub mod findings;
 pub mod machines;
 pub mod report;
 pub mod run;
