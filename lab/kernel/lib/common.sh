@@ -6,6 +6,9 @@
 
 set -euo pipefail
 
+# Where Debian keeps kexec and depmod; an ordinary user's PATH lacks it.
+PATH=$PATH:/usr/sbin:/sbin
+
 # Everything big lives here and may be deleted at any time; nothing big lives in the repository.
 CRASHYARD_CACHE=${CRASHYARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/crashyard}
 mkdir -p "$CRASHYARD_CACHE"
