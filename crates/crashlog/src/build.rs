@@ -55,6 +55,7 @@ pub fn label(text: &[u8]) -> Option<Label> {
         b'A' | b'B'
             | b'C'
             | b'F'
+            | b'I'
             | b'L'
             | b'M'
             | b'N'
@@ -64,6 +65,7 @@ pub fn label(text: &[u8]) -> Option<Label> {
             | b'-'
             | b'.'
             | b'k'
+            | b'p'
             | b'r'
             | b'w'
             | b's'
@@ -92,6 +94,10 @@ pub fn label(text: &[u8]) -> Option<Label> {
         b"kfence-#",
         b"Allocated in ",
         b"Freed in ",
+        b"INFO: Allocated in ",
+        b"INFO: Freed in ",
+        b"page last allocated ",
+        b"page last free ",
         b"read to 0x",
         b"write to 0x",
     ];
@@ -292,6 +298,12 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 continue;
             }
             Some(b'S') if t.starts_with(b"Showing ") => open = false,
+            // s390 repeats where it came from, below the trace.
+            Some(b'L') if t.starts_with(b"Last Breaking-Event-Address") => {
+                over = true;
+                open = false;
+                continue;
+            }
             Some(b'C') if t.starts_with(b"Code: ") => {
                 if r.code.is_none() && !over && !user {
                     let bits = signs.bits.filter(|_| cfg_x86(r));

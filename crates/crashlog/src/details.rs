@@ -165,7 +165,7 @@ fn tainted_kernel(rest: &[u8], r: &mut Report) {
             match b {
                 b' ' | b'\t' | b'-' => {}
                 b if b.is_ascii_uppercase()
-                    && flags.get(at + 1).is_none_or(|n| n.is_ascii_uppercase() || *n == b' ' || *n == b'\t') =>
+                    && flags.get(at + 1).is_none_or(|n| n.is_ascii_uppercase() || matches!(n, b' ' | b'\t' | b'-')) =>
                 {
                     letters.push(char::from(*b));
                 }

@@ -42,7 +42,7 @@ const FAMILIES: &[Family] = &[
             "error_trap",
             "do_error",
             "^die$",
-            "oops_",
+            "^oops_",
             "^bug_handler",
             "brk_handler",
             "debug_exception",

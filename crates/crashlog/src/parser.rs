@@ -243,8 +243,11 @@ impl Parser {
     fn header(&mut self, found: Found, p: Payload<'_>, place: Place) {
         if let Some(i) = self.rival(p.context) {
             let open = &self.open[i];
+            // The later sections of a slab report have headers of their own.
+            let section = found.class().join == Join::Detail
+                && [open.collected.found, found].iter().all(|f| f.class().kind == Kind::SlabCorruption);
             let torn = open.context == Context::Unknown && open.collected.found.class().kind == Kind::StackOverflow;
-            if (!open.traced || torn) && joins(open.collected.found, found) {
+            if section || (!open.traced || torn) && joins(open.collected.found, found) {
                 self.append(i, p, place);
                 return;
             }

@@ -15,7 +15,7 @@ use crate::template::{self, Captures};
 
 /// Words that many headers share. One of them in every head of a group spares the search the group's own literal:
 /// the vectorised search is made for at most 64.
-const SHARED: &[&str] = &["BUG: ", "WARNING: ", "INFO: ", "Kernel panic"];
+const SHARED: &[&str] = &["BUG: ", "BUG ", "WARNING: ", "INFO: ", "Kernel panic", "0000 [#"];
 
 /// All literals a line must contain at least one of to matter outside a report.
 #[must_use]

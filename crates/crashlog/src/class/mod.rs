@@ -1,12 +1,10 @@
 //! What a class of problems is: its header, its title, and where its frame is found.
 //!
-//! The classes themselves are data in the `table*` files. Adding one is five lines there; nothing else has to change
+//! The classes themselves are data in the files of `table`. Adding one is five lines there; nothing else has to change
 //! (`docs/CRASHLOG.md` walks through it). Order matters only between classes whose headers overlap: the first that
 //! matches wins, so special ones stand before general ones.
 
 mod table;
-mod table_debug;
-mod table_stall;
 
 use crate::model::Kind;
 

@@ -1,6 +1,7 @@
 //! Stalls, hangs and lockups.
 
-use super::{Class, Group, Pick, Recipe, Source};
+use super::group;
+use crate::class::{Class, Group, Pick, Recipe, Source};
 use crate::model::Kind as K;
 
 const STALL: Recipe = Recipe { from: &[Source::Interrupted], pick: Pick::AboveEntry, skip: &["rcu"] };
@@ -25,10 +26,6 @@ const HUNG: Recipe = Recipe {
         "flush_work",
     ],
 };
-
-const fn group(literal: &'static str, ignore: &'static [&'static str], classes: &'static [Class]) -> Group {
-    Group { literal, covered: false, ignore, classes }
-}
 
 const RCU: &str = "INFO: rcu detected stall in {frame}";
 
@@ -79,6 +76,9 @@ pub const GROUPS: &[Group] = &[
                 .frames(&LOCKUP)
                 .detail(),
             Class::new(K::HardLockup, "CPU {:n} Hard LOCKUP", "BUG: hard lockup in {frame}")
+                .alts(&["stall in {frame}"])
+                .frames(&LOCKUP),
+            Class::new(K::HardLockup, "CPU {:n} detected hard LOCKUP on other CPUs", "BUG: hard lockup in {frame}")
                 .alts(&["stall in {frame}"])
                 .frames(&LOCKUP),
             Class::new(K::HardLockup, "self-detected hard LOCKUP", "BUG: hard lockup in {frame}")
