@@ -30,8 +30,11 @@ impl Backoff {
     }
 
     /// Waits for the next pause.
+    ///
+    /// The jitter must not come from getrandom(2): a capture kernel on a CPU without RDRAND may never have gathered
+    /// enough entropy for it to return.
     pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next(rand::random())).await;
+        tokio::time::sleep(self.next(fastrand::f64())).await;
     }
 }
 

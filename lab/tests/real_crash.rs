@@ -1,5 +1,6 @@
 //! The whole farm at its main job, as a person sees it: real kernels crash in an emulated machine, and a real browser
-//! watches. One test, because the four crashes are the expensive part and everything else looks at them.
+//! watches. One large test, because the four crashes are the expensive part and everything else looks at them; the
+//! small one beside it has what a browser adds nothing to.
 
 mod support;
 
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 #[tokio::test(flavor = "multi_thread")]
 async fn four_real_crashes_are_judged_as_predicted_while_a_browser_watches() {
     let data = tempfile::tempdir().expect("a temporary directory");
-    let mut demo = Demo::start(data.path());
+    let mut demo = Demo::start(data.path(), &[]);
     let browser = Browser::start(1280, 1500).await;
     let page = &browser.page;
 
@@ -70,6 +71,22 @@ async fn four_real_crashes_are_judged_as_predicted_while_a_browser_watches() {
     assert!(client.run(&runs.items[0].id).await.is_err(), "the server is gone with the demo");
     let left = leftovers(data.path());
     assert!(left.is_empty(), "processes left behind: {left:?}");
+}
+
+#[tokio::test]
+async fn a_dump_leaves_a_machine_without_network_on_a_disk() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let mut demo = Demo::start(data.path(), &["dump-to-disk"]);
+    demo.wait_for("1 of 1 as predicted");
+    let client = Client::new(&demo.url, None);
+    let runs: Page<Run> = client.get("/api/v1/runs").await.unwrap();
+    let jobs = client.run_jobs(&runs.items[0].id).await.unwrap();
+    all_stages_of_a_plain_crash_are_proven(&client, &jobs[0]).await;
+    let evidence: Vec<Evidence> =
+        client.get(&format!("/api/v1/attempts/{}/evidence", jobs[0].attempts[0])).await.unwrap();
+    let called = evidence.iter().any(|e| matches!(e.report, Report::CaptureStarted { .. }));
+    assert!(!called, "the capture agent had no way to call");
+    assert!(demo.interrupt().0.success());
 }
 
 async fn all_stages_of_a_plain_crash_are_proven(client: &Client, job: &Job) {

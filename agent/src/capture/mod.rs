@@ -23,7 +23,7 @@ use starts::Starts;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the server is looked for when the dump goes to the disk and the reports are only a courtesy.
+/// How long the last report may take when the dump is on the disk and the report is only a courtesy.
 const COURTESY: Duration = Duration::from_secs(20);
 
 /// Limit of makedumpfile's output in a report.
@@ -176,16 +176,19 @@ async fn stream(guest: &Guest, capture: &Capture, starts: &Starts, memory: &Path
 
 /// makedumpfile → disk. The network is only asked whether it happens to work.
 async fn over_disk(guest: &Guest, capture: &Capture, starts: &Starts, memory: &Path) -> anyhow::Result<()> {
-    let attempt = &guest.ticket.attempt;
-    let mut reporter = tokio::time::timeout(COURTESY, Reporter::resume(&guest.client, attempt, Role::Capture))
-        .await
-        .ok()
-        .and_then(Result::ok);
-    if reporter.is_none() {
-        eprintln!("crashyard: no server; the dump goes to the disk all the same");
-    }
-    courtesy(&mut reporter, started(starts, memory)?).await;
-    let written = to_disk(guest, capture, memory).await;
+    let started = started(starts, memory)?;
+    let greeting = async {
+        let mut reporter = Reporter::resume(&guest.client, &guest.ticket.attempt, Role::Capture).await.ok()?;
+        reporter.tell(started).await.ok()?;
+        Some(reporter)
+    };
+    let dump = to_disk(guest, capture, memory);
+    tokio::pin!(greeting, dump);
+    // The dump waits for nobody, and nobody is waited for after it.
+    let (reporter, written) = tokio::select! {
+        reporter = &mut greeting => (reporter, dump.await),
+        written = &mut dump => (None, written),
+    };
     let report = match written {
         Ok((bytes, blake3)) => {
             eprintln!("crashyard: dump of {bytes} bytes on the disk, blake3 {blake3}");
@@ -196,7 +199,10 @@ async fn over_disk(guest: &Guest, capture: &Capture, starts: &Starts, memory: &P
             Report::DumpFailed { cause, detail }
         }
     };
-    courtesy(&mut reporter, report).await;
+    if let Some(mut reporter) = reporter {
+        // Whether it arrives or not: the controller's reading of the disk is the evidence.
+        let _ = tokio::time::timeout(COURTESY, reporter.tell(report)).await;
+    }
     Ok(())
 }
 
@@ -208,12 +214,4 @@ async fn to_disk(guest: &Guest, capture: &Capture, memory: &Path) -> Result<(u64
     dump.finish().await.map_err(failed(DumpFailure::Makedumpfile))?;
     disk::seal(&device, &guest.ticket.attempt, bytes, &blake3).map_err(failed(DumpFailure::Disk))?;
     Ok((bytes, blake3))
-}
-
-async fn courtesy(reporter: &mut Option<Reporter>, report: Report) {
-    let Some(open) = reporter else { return };
-    if !matches!(tokio::time::timeout(COURTESY, open.tell(report)).await, Ok(Ok(_))) {
-        // A number may or may not be used up; the controller's reading of the disk is the evidence now.
-        *reporter = None;
-    }
 }

@@ -31,7 +31,7 @@ pub struct Options {
     /// Where the server listens.
     #[arg(long, default_value = "127.0.0.1:8480")]
     listen: SocketAddr,
-    /// Run only the scenarios with these names.
+    /// Run only the scenarios with these names. `dump-to-disk` runs only when it is named.
     #[arg(long = "scenario")]
     scenarios: Vec<String>,
 }

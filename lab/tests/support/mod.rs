@@ -73,12 +73,14 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts it, with its data in `data`, and waits until its dashboard is there.
-    pub fn start(data: &Path) -> Self {
+    /// Starts it with its data in `data`, telling the stories named or else its own choice, and waits until its
+    /// dashboard is there.
+    pub fn start(data: &Path, stories: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let mut child = Command::new(env!("CARGO_BIN_EXE_crashyard-lab"))
             .args(["demo", "--listen", &format!("127.0.0.1:{port}"), "--data"])
             .arg(data)
+            .args(stories.iter().flat_map(|story| ["--scenario", story]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
