@@ -12,6 +12,7 @@
 //! stamps, and is not taken for news.
 
 mod line;
+mod quiet;
 
 use crashyard_protocol::agent::DumpFailure;
 use crashyard_protocol::clock::Timestamp;
@@ -185,7 +186,16 @@ impl ConsoleReader {
             self.facts.bytes = offset;
             self.partial_offset = offset;
         }
-        while let Some((line, behind)) = line::first(rest) {
+        loop {
+            // The rest of a line that has begun, and lines in which an oops's function is looked for, are all read.
+            if self.partial.is_empty() && self.untitled.is_none() {
+                let (length, lines) = quiet::lines(rest);
+                rest = &rest[length..];
+                self.facts.lines += lines;
+                self.facts.bytes += length as u64;
+                self.partial_offset = self.facts.bytes;
+            }
+            let Some((line, behind)) = line::first(rest) else { break };
             rest = behind;
             let offset = self.partial_offset;
             let length = self.facts.bytes + line.len() as u64 - offset;
@@ -222,7 +232,7 @@ impl ConsoleReader {
     }
 
     fn read_line(&mut self, at: Timestamp, offset: u64, length: u64, raw: &[u8]) {
-        if self.untitled.is_none() && !line::may_matter(raw) {
+        if self.untitled.is_none() && quiet::notable(raw.strip_suffix(b"\r").unwrap_or(raw)).is_none() {
             return;
         }
         let text = line::clean(raw);

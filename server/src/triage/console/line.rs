@@ -2,18 +2,17 @@
 
 use super::{Mark, MarkKind};
 use crashyard_protocol::AttemptId;
-use std::io::BufRead;
 
-const PANIC: &str = "Kernel panic - not syncing: ";
-const MARKER: &str = "crashyard: trigger ";
-const DUMP_FAILED: &str = "crashyard: dump failed cause=";
+pub(super) const PANIC: &str = "Kernel panic - not syncing: ";
+pub(super) const MARKER: &str = "crashyard: trigger ";
+pub(super) const DUMP_FAILED: &str = "crashyard: dump failed cause=";
 
 /// A command line this long may have been cut by the kernel's log (1,024 bytes with its prefix), and its end is where
 /// `elfcorehdr=` stands.
 const COMMAND_LINE_SURE: u64 = 900;
 
 /// How the headers of oopses begin. Warnings are not among them: kernels survive them.
-const OOPSES: &[&str] = &[
+pub(super) const OOPSES: &[&str] = &[
     "BUG: ",
     "kernel BUG at ",
     "Oops: ",
@@ -28,37 +27,10 @@ const OOPSES: &[&str] = &[
     "PANIC: double fault",
 ];
 
-/// Four bytes of every phrase that matters.
-const KEYS: [[u8; 4]; 14] = [
-    *b"pani", *b"PANI", *b"yard", *b"d li", *b"x ve", *b"BUG:", *b"BUG ", *b"Oops", *b"faul", *b"vide", *b"opco",
-    *b"segm", *b"Unab", *b"rnal",
-];
-
 /// The first line without its line feed, and what follows it; `None` without a line feed.
 pub(super) fn first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut behind = bytes;
-    // The standard library's search for one byte; reading a slice cannot fail.
-    let length = behind.skip_until(b'\n').unwrap_or(0).checked_sub(1)?;
-    (bytes.get(length) == Some(&b'\n')).then(|| (&bytes[..length], behind))
-}
-
-/// Whether a line is worth a closer look. Almost none is, and consoles are long: this is the only thing most bytes
-/// are put through, so it is written without branches, for the compiler to vectorise.
-pub(super) fn may_matter(raw: &[u8]) -> bool {
-    let raw = raw.strip_suffix(b"\r").unwrap_or(raw);
-    let mut any = false;
-    for byte in raw {
-        any |= (*byte < 0x20) & (*byte != b'\t') | (*byte == 0x7f);
-    }
-    let Some(starts) = raw.len().checked_sub(3) else { return any };
-    // The same bytes from four neighbouring places on, so that many windows are compared at once.
-    let (first, second, third, fourth) = (&raw[..starts], &raw[1..=starts], &raw[2..starts + 2], &raw[3..]);
-    for (((first, second), third), fourth) in first.iter().zip(second).zip(third).zip(fourth) {
-        for key in KEYS {
-            any |= (*first == key[0]) & (*second == key[1]) & (*third == key[2]) & (*fourth == key[3]);
-        }
-    }
-    any
+    let length = memchr::memchr(b'\n', bytes)?;
+    Some((&bytes[..length], &bytes[length + 1..]))
 }
 
 /// The line as text: escape sequences, carriage returns and other control characters gone, bad UTF-8 replaced.
@@ -207,32 +179,4 @@ pub(super) fn kernel_function(text: &str) -> Option<&str> {
 
 fn after<'a>(text: &'a str, phrase: &str) -> Option<&'a str> {
     text.find(phrase).map(|start| &text[start + phrase.len()..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_quick_look_hides_no_line_that_matters() {
-        let attempt: AttemptId = "01JDB4Q1W5Z8N6K3X0V7T2R9MF".parse().expect("an id");
-        let mut lines: Vec<String> = OOPSES.iter().map(|start| format!("[    1.000000] {start}and more")).collect();
-        lines.extend([
-            format!("{PANIC}x"),
-            format!("{MARKER}job=x attempt={attempt} scenario=x"),
-            format!("{DUMP_FAILED}network"),
-            "Command line: x".into(),
-            "Kernel command line: x".into(),
-            "Linux version 6.1.0 (x)".into(),
-            "---[ end Kernel panic - not syncing: x".into(),
-            "Fixing recursive fault but reboot is needed!".into(),
-        ]);
-        for line in lines {
-            assert!(classify(&line, &attempt).is_some(), "{line:?} matters");
-            assert!(may_matter(line.as_bytes()), "{line:?} is looked at");
-            assert!(may_matter(format!("\x1b[1m{line}").as_bytes()));
-        }
-        assert!(!may_matter(b"[    0.070673] Kernel/User page tables isolation: disabled\r"));
-        assert!(!may_matter(b"pan") && !may_matter(b""));
-    }
 }
