@@ -17,6 +17,8 @@ use crate::{details, disasm, normal};
 pub struct Item {
     /// Range of the payload in [`Collected::text`].
     pub range: std::ops::Range<usize>,
+    /// The line is a stack-trace entry ([`trace::entry`]).
+    pub entry: bool,
 }
 
 /// The lines of a report.
@@ -252,15 +254,18 @@ fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
     let mut user = false;
     let mut since_label: Option<usize> = None;
     let mut seen = std::collections::BTreeSet::new();
-    for (n, text) in collected.lines().enumerate() {
+    for (n, item) in collected.items.iter().enumerate() {
+        let text = &collected.text[item.range.clone()];
         let t = text.trim_ascii_start();
-        if let Some(e) = trace::entry(text) {
+        if item.entry
+            && let Some(e) = trace::entry(text)
+        {
             since_label = None;
             if !open || stacks.is_empty() {
                 if stacks.len() == MAX_STACKS {
                     continue;
                 }
-                stacks.push(Raw { main: !over, wild, ..Raw::default() });
+                stacks.push(Raw { main: !over, wild, frames: Vec::with_capacity(24), ..Raw::default() });
                 open = true;
             }
             signs.mixed |= n > 0
@@ -488,9 +493,11 @@ fn choose(class: &Class, caps: &Captures<'_>, stacks: &[Raw], r: &mut Report) ->
     // Where an instruction pointer is asked for, a stack that has one comes first; for stalls, one that shows the
     // interrupt that noticed.
     if recipe.from.contains(&Source::Interrupted) {
-        candidates =
-            stacks.iter().filter(|s| frames::interrupted(&s.frames) || s.pointers.first() == Some(&0)).collect();
-        candidates.sort_by_key(|s| !frames::interrupted(&s.frames));
+        candidates = stacks
+            .iter()
+            .filter(|s| frames::interrupt(&s.frames).is_some() || s.pointers.first() == Some(&0))
+            .collect();
+        candidates.sort_by_key(|s| frames::interrupt(&s.frames).is_none());
     } else if recipe.from.contains(&Source::Pointer) {
         candidates.sort_by_key(|s| s.pointers.is_empty() && !s.wild);
     } else if under.is_none() {

@@ -4,607 +4,19 @@
 //! stand above it. Each class says where to look and what else is its own plumbing; the families below are plumbing
 //! for everybody. Every skipped function is remembered with the reason, because people must be able to disagree.
 
-use std::sync::LazyLock;
+mod families;
+mod places;
+
+use places::{WAITS, is_entry, is_interrupt};
 
 use crate::class::{Pick, Recipe, Source};
 use crate::model::Frame;
-use crate::names::{Matcher, like};
+use crate::names::like;
 use crate::normal;
 use crate::template::Captures;
 
-/// A family of functions that never name a bug. Patterns are substrings; `^` anchors at the start, `$` at the end.
-struct Family {
-    reason: &'static str,
-    patterns: &'static [&'static str],
-}
-
-const FAMILIES: &[Family] = &[
-    Family {
-        reason: "reports problems",
-        patterns: &[
-            "dump_stack",
-            "show_stack",
-            "dump_backtrace",
-            "arch_stack_walk",
-            "save_stack",
-            "unwind_",
-            "unwind_backtrace",
-            "show_regs",
-            "panic",
-            "warn_slowpath",
-            "__warn",
-            "warn_alloc",
-            "report_bug",
-            "fixup_bug",
-            "handle_bug",
-            "invalid_op",
-            "do_trap",
-            "error_trap",
-            "do_error",
-            "^die$",
-            "^oops_",
-            "^bug_handler",
-            "brk_handler",
-            "debug_exception",
-            "exc_invalid_op",
-            "exc_page_fault",
-            "program_check",
-            "print_address_description",
-            "print_report",
-            "dump_page",
-            "printk",
-            "^dev_info",
-            "^dev_notice",
-            "^dev_warn",
-            "^dev_err",
-            "^dev_alert",
-            "^dev_crit",
-            "^dev_emerg",
-            "netdev_warn",
-            "^_dev_",
-            "slab_err",
-            "object_err",
-            "print_trailer",
-            "rust_begin_unwind",
-            "core::panicking",
-            "^rust_panic",
-            "begin_unwind",
-            "nmi_cpu_backtrace",
-            "nmi_trigger",
-            "^bust_spinlocks",
-        ],
-    },
-    Family {
-        reason: "checks memory",
-        patterns: &[
-            "kasan",
-            "__asan",
-            "kmsan",
-            "__msan",
-            "kcsan",
-            "__tsan",
-            "__sanitizer",
-            "__hwasan",
-            "kfence",
-            "ubsan",
-            "check_memory_region",
-            "read_word_at_a_time",
-            "check_region_inline",
-            "instrument_",
-            "memory_is_poisoned",
-            "fault_in_kernel",
-            "__check_heap_object",
-        ],
-    },
-    Family {
-        reason: "checks locks and objects",
-        patterns: &[
-            "lockdep",
-            "lock_acquire",
-            "lock_release",
-            "lock_class",
-            "reacquire_held_locks",
-            "debug_object",
-            "timer_is_static_object",
-            "work_is_static_object",
-            "might_sleep",
-            "might_fault",
-            "__might_resched",
-            "perf_trace",
-            "^trace_",
-            "check_noncircular",
-            "validate_chain",
-            "check_prev",
-            "print_usage_bug",
-            "print_circular",
-            "print_bad_irq",
-            "print_irq",
-            "print_lock",
-            "mark_lock",
-            "print_deadlock",
-        ],
-    },
-    Family {
-        reason: "is a locking primitive",
-        patterns: &[
-            "spin_lock",
-            "spin_trylock",
-            "spin_unlock",
-            "raw_read_lock",
-            "raw_read_trylock",
-            "raw_write_lock",
-            "raw_write_trylock",
-            "raw_read_unlock",
-            "mutex_optimistic",
-            "mutex_spin",
-            "write_lock",
-            "_dec_and_lock",
-            "raw_write_unlock",
-            "^down",
-            "^up_read",
-            "^up_write",
-            "down_read",
-            "down_write",
-            "up_read",
-            "up_write",
-            "mutex_lock",
-            "mutex_trylock",
-            "mutex_unlock",
-            "mutex_remove_waiter",
-            "osq_lock",
-            "osq_unlock",
-            "__wake_up",
-            "seqcount",
-            "percpu_down",
-            "percpu_up",
-            "rwsem_",
-            "rt_mutex",
-            "rtlock_",
-        ],
-    },
-    Family {
-        reason: "is a reference count helper",
-        patterns: &[
-            "refcount_add",
-            "refcount_sub",
-            "refcount_inc",
-            "refcount_dec",
-            "refcount_set",
-            "refcount_read",
-            "refcount_warn",
-            "arch_atomic",
-            "^atomic_",
-            "atomic64_",
-            "atomic_long_",
-            "^kref_",
-        ],
-    },
-    Family {
-        reason: "is a memory or string helper",
-        patterns: &[
-            "memcpy",
-            "memcmp",
-            "memset",
-            "memchr",
-            "memmove",
-            "strcmp",
-            "strncmp",
-            "strcpy",
-            "strlcpy",
-            "strncpy",
-            "strscpy",
-            "strlen",
-            "strnstr",
-            "strnlen",
-            "strchr",
-            "strcat",
-            "copy_to_user",
-            "copy_from_user",
-            "put_user",
-            "get_user",
-            "^string",
-            "^pointer$",
-            "snprintf",
-            "scnprintf",
-            "kasprintf",
-            "kvasprintf",
-            "kobject_set_name",
-            "^hex_string",
-            "_string",
-            "^number$",
-            "memscan",
-            "_to_iter",
-            "_from_iter",
-            "iov_iter_zero",
-            "crc16",
-            "crc32",
-            "crc_itu",
-            "crc_t10",
-            "^crc",
-            "^aes",
-            "^crypto_",
-            "^xts_",
-            "^ecb_",
-            "^cbc_",
-            "^ctr_crypt",
-            "^skcipher_",
-            "^shash_",
-            "^ahash_",
-            "^va_format",
-            "^format_decode",
-            "^dev_vprintk",
-            "^dev_printk",
-            "^sha1_",
-            "^sha256_",
-            "^sha512_",
-            "^md5_",
-            "^blake2",
-            "^chacha",
-            "poly1305",
-            "^clear_user",
-            "^rep_movs",
-            "^rep_stos",
-            "_copy_from_iter",
-            "_copy_to_iter",
-            "fortify_panic",
-            "csum_partial_copy",
-            "^vprintk",
-            "bitmap_",
-        ],
-    },
-    Family {
-        reason: "is a list, tree or table helper",
-        patterns: &[
-            "rb_erase",
-            "rb_insert",
-            "rb_next",
-            "rb_first",
-            "rb_prev",
-            "^xa_",
-            "^xas_",
-            "^__xa_",
-            "^idr_",
-            "^ida_",
-            "radix_tree",
-            "rhashtable",
-            "rht_",
-            "hash_lookup",
-            "interval_tree_",
-            "^mas_",
-            "^mtree_",
-            "test_and_clear_bit",
-            "test_and_set_bit",
-            "^clear_bit",
-            "^set_bit",
-            "^test_bit",
-            "find_first_bit",
-            "find_next_bit",
-            "^assoc_array",
-            "kfifo",
-            "list_add",
-            "list_del",
-            "list_replace",
-            "list_move",
-            "list_splice",
-            "hlist_",
-            "^list_",
-            "__list_",
-            "llist_",
-            "_indirect_thunk_",
-            "__rb_insert_aug",
-        ],
-    },
-    Family {
-        reason: "waits for or tears down on behalf of its caller",
-        patterns: &[
-            "del_timer",
-            "timer_delete",
-            "timer_shutdown",
-            "flush_work",
-            "__cancel_work",
-            "cancel_work_sync",
-            "^insert_work",
-            "mod_delayed_work",
-            "try_to_grab_pending",
-            "work_grab_pending",
-            "flush_workqueue",
-            "drain_workqueue",
-            "destroy_workqueue",
-            "finish_wait",
-            "kthread_stop",
-            "kobject_del",
-            "kobject_put",
-            "kobject_uevent_env",
-            "add_uevent_var",
-            "get_device_parent",
-            "device_add",
-            "device_del",
-            "device_unregister",
-            "device_destroy",
-            "hwrng_unregister",
-            "i2c_del_adapter",
-            "__unregister_client",
-            "device_for_each_child",
-            "rollback_registered",
-            "unregister_netdev",
-            "sysfs_remove",
-            "device_remove_file",
-            "tty_unregister_device",
-            "usb_kill_urb",
-            "usb_kill_anchored_urbs",
-            "usb_control_msg",
-            "usb_hcd_submit_urb",
-            "usb_submit_urb",
-            "dummy_urb_enqueue",
-            "__flush_work",
-            "start_flush_work",
-            "put_device",
-            "debugfs_remove",
-            "simple_recursive_removal",
-        ],
-    },
-    Family {
-        reason: "manages memory for its caller",
-        patterns: &[
-            "kmalloc",
-            "kcalloc",
-            "kzalloc",
-            "krealloc",
-            "kmemdup",
-            "kmem_cache",
-            "slab_",
-            "^___slab",
-            "^__slab",
-            "kfree",
-            "vmalloc",
-            "vzalloc",
-            "kvmalloc",
-            "vfree",
-            "vunmap",
-            "alloc_pages",
-            "alloc_frozen_pages",
-            "alloc_page",
-            "^__filemap_get_folio",
-            "^filemap_get_",
-            "^filemap_add_",
-            "pagecache_get_page",
-            "find_lock_entries",
-            "find_get_",
-            "truncate_inode_pages",
-            "truncate_pagecache",
-            "get_free_pages",
-            "__free_page",
-            "free_pages",
-            "free_frozen_pages",
-            "free_large_kmalloc",
-            "page_owner",
-            "stack_depot",
-            "stack_trace_",
-            "depot_save",
-            "folio_unlock",
-            "folio_lock",
-            "unlock_page",
-            "lock_page",
-            "__get_free_page",
-            "prep_new_page",
-            "post_alloc_hook",
-            "should_fail",
-            "fail_dump",
-            "__phys_addr",
-            "mempool_",
-            "memdup_user",
-        ],
-    },
-    Family {
-        reason: "is an accessor that every caller shares",
-        patterns: &[
-            "skb_push",
-            "skb_put",
-            "skb_pull",
-            "skb_release",
-            "kfree_skb",
-            "__raw_read",
-            "__raw_write",
-            "logic_in",
-            "logic_out",
-            "^iput",
-            "drop_nlink",
-            "inc_nlink",
-            "clear_nlink",
-            "set_nlink",
-            "^complete$",
-            "^complete_all",
-            "swake_up",
-            "wait_for_completion",
-            "wait_for_common",
-            "queue_work_on",
-            "__queue_work",
-            "queue_delayed_work",
-            "ref_tracker_",
-            "cleanup_srcu_struct",
-            "devres_release",
-            "device_release",
-            "trace_hardirqs",
-            "^preempt_count",
-            "^irqentry_",
-            "write_comp_data",
-            "compat_ioctl",
-            "notifier_call_chain",
-            "call_netdevice_notifiers",
-            "rcu_read_lock",
-            "rcu_read_unlock",
-            "^rcu_lock",
-            "^__rcu",
-        ],
-    },
-    Family {
-        reason: "handles the fault",
-        patterns: &[
-            "do_kernel_fault",
-            "^do_bad_area",
-            "do_translation_fault",
-            "do_tag_check_fault",
-            "do_mem_abort",
-            "do_page_fault",
-            "do_alignment",
-            "^el1_",
-            "^el1h_",
-            "^el0_sync",
-            "^el0t_",
-            "^el1t_",
-            "do_sp_pc",
-            "do_undefinstr",
-            "__dabt_svc",
-            "__pabt_svc",
-            "do_DataAbort",
-            "do_PrefetchAbort",
-            "^no_context",
-            "bad_page_fault",
-            "fixup_exception",
-            "do_user_addr_fault",
-            "exc_general",
-            "asm_exc",
-            "kernelmode_fixup",
-            "page_fault_oops",
-            "exc_divide",
-            "machine_check",
-        ],
-    },
-    Family {
-        reason: "enters the kernel",
-        patterns: &[
-            "^asm_",
-            "^common_interrupt$",
-            "^error_entry",
-            "^page_fault$",
-            "^async_page_fault",
-            "^stack_segment$",
-        ],
-    },
-];
-
-/// Frames below which the thing that loops or hangs is to be found: dispatchers of work, system calls, interrupts.
-const ENTRIES: &[&str] = &[
-    "process_one_work",
-    "do_syscall_",
-    "do_fast_syscall_",
-    "do_int80_",
-    "sysenter_dispatch",
-    "tracesys_phase2",
-    "entry_SYSCALL",
-    "netif_receive_skb",
-    "el0_svc",
-    "invoke_syscall",
-    "ret_fast_syscall",
-    "system_call",
-    "do_softirq",
-    "handle_softirqs",
-    "call_timer_fn",
-    "expire_timers",
-    "_run_timers",
-    "run_timer_",
-    "run_ksoftirqd",
-    "smpboot_thread_fn",
-    "^kthread$",
-    "kthread_worker_fn",
-    "start_secondary",
-    "cpu_startup_entry",
-    "ret_from_fork",
-    "x64_sys_call",
-    "ia32_sys_call",
-    "vfs_write",
-    "vfs_read",
-    "vfs_iter_read",
-    "vfs_iter_write",
-    "do_iter_read",
-    "do_iter_write",
-    "new_sync_read",
-    "new_sync_write",
-    "__vfs_read",
-    "__vfs_write",
-    "vfs_ioctl",
-    "blkdev_driver_ioctl",
-    "blkdev_ioctl",
-    "blkdev_common_ioctl",
-    "^call_read_iter",
-    "^call_write_iter",
-    "do_iter_readv_writev",
-    "^call_mmap",
-    "mmap_region",
-    "do_mmap",
-    "do_dentry_open",
-    "vfs_open",
-    "path_openat",
-    "^sock_sendmsg",
-    "__sock_sendmsg",
-    "____sys_sendmsg",
-    "^sock_recvmsg",
-    "^sock_release",
-    "^__sock_release",
-    "__sys_setsockopt",
-    "kernel_setsockopt",
-    "sock_common_setsockopt",
-    "do_sock_setsockopt",
-    "__sys_listen",
-    "kernel_listen",
-    "sk_common_release",
-    "^sock_mmap",
-    "__sys_accept",
-    "kernel_accept",
-    "^sock_do_ioctl",
-    "^sock_ioctl",
-    "^compat_sock_ioctl",
-    "^nfnetlink_rcv_msg",
-    "^rtnetlink_rcv_msg",
-    "__hrtimer_run_queues",
-    "__run_hrtimer",
-    "sys_socketpair",
-    "sys_connect",
-    "sys_ioctl",
-    "SyS_ioctl",
-    "SYSC_ioctl",
-    "SyS_connect",
-    "SYSC_connect",
-    "SyS_socketpair",
-    "SYSC_socketpair",
-    "sys_fstat",
-    "do_vfs_ioctl",
-    "__do_fault",
-    "do_page_fault",
-    "^page_fault$",
-    "__fput",
-    "task_work_run",
-    "exit_to_usermode",
-    "exit_to_user_mode",
-    "smp_call_function",
-    "^call_function_single_interrupt",
-    "rcu_core",
-    "rcu_do_batch",
-    "^cleanup_net",
-];
-
-/// Interrupt entries: what runs below them is what was interrupted.
-const INTERRUPTS: &[&str] = &[
-    "apic_timer_interrupt",
-    "el1_interrupt",
-    "el1_irq",
-    "el1h_64_irq",
-    "asm_sysvec",
-    "common_interrupt",
-    "__irq_svc",
-    "ret_from_intr",
-    "el1h_irq",
-];
-
-/// Waits that many unrelated tasks end up in: filed under their own name, not under the victim's.
-const WAITS: &[(&str, Option<&str>)] = &[
-    ("rtnl_lock", None),
-    ("synchronize_rcu", Some("synchronize_rcu")),
-    ("synchronize_srcu", Some("synchronize_rcu")),
-    ("__synchronize_srcu", Some("synchronize_rcu")),
-    ("synchronize_net", Some("synchronize_rcu")),
-    ("synchronize_sched", Some("synchronize_rcu")),
-];
+pub use families::plumbing;
+pub use places::interrupt;
 
 /// The chosen frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -615,18 +27,6 @@ pub struct Choice {
     pub others: Vec<String>,
     /// Module of the frame.
     pub module: Option<String>,
-}
-
-/// Why a function is never the one to blame, `None` if it may be.
-pub fn plumbing(name: &str) -> Option<&'static str> {
-    static MATCHER: LazyLock<Matcher> = LazyLock::new(|| Matcher::new(FAMILIES.iter().map(|f| f.patterns)));
-    MATCHER.list(name).map(|i| FAMILIES[i].reason)
-}
-
-/// Whether a function dispatches work, so that what it called tells one stall from another.
-fn is_entry(name: &str) -> bool {
-    static MATCHER: LazyLock<Matcher> = LazyLock::new(|| Matcher::new(std::iter::once(ENTRIES)));
-    MATCHER.list(name).is_some()
 }
 
 /// A candidate: normalised name and module.
@@ -703,13 +103,7 @@ fn pointer_start(stack: Stack<'_>) -> usize {
 
 /// Below the interrupt that noticed; the top where the trace is that of the stuck CPU itself.
 fn interrupted_start(stack: Stack<'_>) -> usize {
-    let irq = stack.frames.iter().position(|f| INTERRUPTS.iter().any(|i| f.function.contains(i)));
-    irq.map_or(0, |i| i + 1)
-}
-
-/// Whether a trace shows the interrupt that noticed a stall.
-pub fn interrupted(frames: &[Frame]) -> bool {
-    frames.iter().any(|f| INTERRUPTS.iter().any(|i| f.function.contains(i)))
+    interrupt(stack.frames).map_or(0, |i| i + 1)
 }
 
 fn skip_reason(recipe: &Recipe, name: &str) -> Option<&'static str> {
@@ -736,7 +130,7 @@ fn first(recipe: &Recipe, candidates: &[Candidate<'_>], why: &mut Vec<String>) -
 fn above_entry(recipe: &Recipe, candidates: &[Candidate<'_>], why: &mut Vec<String>) -> Option<Choice> {
     let mut usable = candidates
         .iter()
-        .filter(|c| !INTERRUPTS.iter().any(|i| c.name.contains(i)))
+        .filter(|c| !is_interrupt(c.name))
         .filter(|c| skip_reason(recipe, c.name).is_none() || is_entry(c.name));
     let mut above = *usable.next()?;
     let mut current = above;
@@ -793,11 +187,21 @@ fn race(a: &str, b: &str) -> Option<Choice> {
 
 /// Three to six normalised names that identify the trace: from the chosen frame down, plumbing left out.
 pub fn fingerprint(stack: Stack<'_>, choice: Option<&Choice>) -> Vec<String> {
-    let trust = stack.frames.iter().any(|f| f.reliable && !f.inline);
-    let names =
-        stack.frames.iter().filter(|f| !f.inline && (f.reliable || !trust)).map(|f| normal::function(&f.function));
+    // Where the unwinder trusts nothing but the instruction pointer it lost its way at once, and what it doubts still tells
+    // more than a single function.
+    let trusted = |f: &&Frame| f.reliable && !f.inline;
+    let lost = stack.frames.iter().filter(trusted).count() <= 1;
+    let mut out = telling(stack.frames.iter().filter(|f| f.reliable || lost));
+    if out.is_empty() {
+        out.extend(choice.map(|c| c.name.clone()));
+    }
+    out
+}
+
+/// Up to six names that are not plumbing, down to an entry point.
+fn telling<'a>(frames: impl Iterator<Item = &'a Frame>) -> Vec<String> {
     let mut out: Vec<String> = Vec::with_capacity(6);
-    for name in names {
+    for name in frames.filter(|f| !f.inline).map(|f| normal::function(&f.function)) {
         if plumbing(name).is_some() || out.last().is_some_and(|l| l == name) {
             continue;
         }
@@ -809,9 +213,6 @@ pub fn fingerprint(stack: Stack<'_>, choice: Option<&Choice>) -> Vec<String> {
         if out.len() == 6 {
             break;
         }
-    }
-    if out.is_empty() {
-        out.extend(choice.map(|c| c.name.clone()));
     }
     out
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// Version of the classification rules. Stored next to every signature: a signature is only ever compared with
 /// signatures of the same version, so better rules never silently re-bucket what people have triaged.
-pub const RULE_VERSION: u32 = 1;
+pub const RULE_VERSION: u32 = 2;
 
 /// Everything that was found in one input.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -13,12 +13,12 @@ pub struct Matcher {
 }
 
 impl Matcher {
-    /// Compiles the lists; earlier lists win.
-    pub fn new<'p>(lists: impl Iterator<Item = &'p [&'static str]>) -> Self {
+    /// Compiles lists of patterns separated by blanks; earlier lists win.
+    pub fn new(lists: impl Iterator<Item = &'static str>) -> Self {
         let mut cores = Vec::new();
         let mut patterns = Vec::new();
         for (list, texts) in lists.enumerate() {
-            for text in texts {
+            for text in texts.split_ascii_whitespace() {
                 let core = text.strip_prefix('^').unwrap_or(text);
                 patterns.push((list, text.starts_with('^'), text.ends_with('$')));
                 cores.push(core.strip_suffix('$').unwrap_or(core));
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn anchors_hold_and_the_first_list_wins() {
-        let m = Matcher::new([&["^up_read", "^die$"][..], &["lock", "read"]].into_iter());
+        let m = Matcher::new(["^up_read ^die$", "lock read"].into_iter());
         assert_eq!(m.list("up_read_lock"), Some(0));
         assert_eq!(m.list("vfs_read"), Some(1));
         assert_eq!(m.list("die"), Some(0));

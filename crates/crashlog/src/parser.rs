@@ -261,7 +261,9 @@ impl Parser {
         self.boot.accounted |= !matches!(found.class().kind, Kind::Warning);
         let (mut text, mut items) = std::mem::take(&mut self.spare);
         text.clear();
+        text.reserve(16 * 1024);
         items.clear();
+        items.reserve(256);
         let mut open = Open {
             collected: Collected { found, text, items, cut: None },
             context: p.context,
@@ -275,7 +277,7 @@ impl Parser {
             ended: false,
             quiet: 0,
         };
-        push(&mut open.collected, p.text);
+        push(&mut open.collected, p.text, trace::entry(p.text).is_some());
         self.open.push(open);
     }
 
@@ -303,7 +305,7 @@ impl Parser {
         if p.text.trim_ascii_start().starts_with(b"---[ end ") {
             open.ended = true;
         }
-        push(&mut open.collected, p.text);
+        push(&mut open.collected, p.text, entry);
         if open.collected.items.len() >= MAX_ITEMS || open.collected.text.len() >= MAX_TEXT {
             self.close(i, Some("the report is longer than the limit"));
         }
@@ -471,10 +473,10 @@ fn joins(open: Found, new: Found) -> bool {
     }
 }
 
-fn push(c: &mut Collected, text: &[u8]) {
+fn push(c: &mut Collected, text: &[u8], entry: bool) {
     let from = c.text.len();
     c.text.extend_from_slice(text);
-    c.items.push(Item { range: from..c.text.len() });
+    c.items.push(Item { range: from..c.text.len(), entry });
 }
 
 /// Drops what takes the most memory, once there are very many reports.

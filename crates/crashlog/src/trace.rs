@@ -264,7 +264,8 @@ const POINTERS: [&[u8]; 15] = [
 /// Parses `RIP: 0010:f+0x1/0x2`, `IP: [<…>] f+0x1/0x2`, `pc : f+0x1/0x2`, `NIP [c000…] f+0x1/0x2` and the like.
 pub fn pointer(text: &[u8]) -> Option<Pointer<'_>> {
     let text = text.trim_ascii_start();
-    if !matches!(text.first()?, b'R' | b'E' | b'P' | b'N' | b'I' | b'p' | b'e' | b'K' | b'-') {
+    let first = *text.first()?;
+    if !matches!(first, b'R' | b'E' | b'P' | b'N' | b'I' | b'p' | b'e' | b'K' | b'-') {
         return None;
     }
     if let Some(psw) = text.strip_prefix(b"Krnl PSW : ") {
@@ -276,7 +277,7 @@ pub fn pointer(text: &[u8]) -> Option<Pointer<'_>> {
         let at = memmem::find(rest, b" at ")?;
         return entry(&rest[at + 4..]).map(Pointer::Kernel);
     }
-    let word = POINTERS.iter().find(|p| text.starts_with(p))?;
+    let word = POINTERS.iter().find(|p| p[0] == first && text.starts_with(p))?;
     let mut rest = &text[word.len() - usize::from(word.ends_with(b"["))..];
     rest = rest.trim_ascii_start();
     // Segment selectors: `0010:`, `0033:0x7f…`, `0060:[<…>]`.

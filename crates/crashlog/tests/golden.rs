@@ -1,8 +1,12 @@
 //! Golden logs: `tests/golden/NAME.log` and the outcome the engine owes for it, `NAME.json`.
 //!
 //! `UPDATE_EXPECT=1 cargo test -p crashyard-crashlog --test golden` rewrites the expectations; the difference is then
-//! read in review. The logs are made by the project's own machines, or written by hand where a machine cannot be
-//! made to fail that way. The scenario's expectation may stand in `NAME.expect`.
+//! read in review. The scenario's expectation may stand in `NAME.expect`. The logs are consoles of the project's own machines:
+//!
+//! - `lkdtm-*`, `sysrq-*`: the lab's kernel in QEMU, made again by `lab/golden`;
+//! - `farm-*`: attempts of the demo (`crashyard-lab demo`), Debian's kernel in QEMU, one of them healthy;
+//! - `vmx-*`: stories of the VMX module in Bochs (`CRASHYARD_KEEP=FOLDER vmx-module/test STORY`);
+//! - `crash-path-fault`: written by hand, after what a fault in the crash path looks like.
 
 use std::path::Path;
 

@@ -167,8 +167,8 @@ impl Class {
 pub struct Group {
     /// Literal that every head template of the group contains.
     pub literal: &'static str,
-    /// The prefilter need not look for the literal: the kernel prints `BUG: `, `WARNING: `, `INFO: ` or `Kernel panic`
-    /// in the same line, and it looks for those anyway.
+    /// The prefilter need not look for the literal: the kernel prints one of the words in the same line that it looks
+    /// for anyway (`BUG: `, `WARNING: `, `INFO: `, `0 [#`).
     pub covered: bool,
     /// Lines that contain one of these are none of ours.
     pub ignore: &'static [&'static str],

@@ -13,7 +13,7 @@ const NULL: &str = "BUG: unable to handle kernel NULL pointer dereference in {fr
 pub const GROUPS: &[Group] = &[
     // x86 page faults.
     group(
-        "nable to handle",
+        "to handle ",
         &["nable to handle kernel paging request for unknown", "echo "],
         &[
             Class::new(K::PageFault, "BUG: unable to handle kernel paging request", PAGING)
@@ -65,7 +65,7 @@ pub const GROUPS: &[Group] = &[
             .frames(&FAULT)],
     ),
     group(
-        "stack segment: ",
+        "k segment: ",
         &[],
         &[Class::new(K::GeneralProtection, "stack segment: ", "stack segment fault in {frame}")
             .alts(BAD_ACCESS)
@@ -97,7 +97,7 @@ pub const GROUPS: &[Group] = &[
         &[Class::new(K::Oops, "Alignment trap: ", "Alignment trap in {frame}").frames(&FAULT)],
     ),
     group(
-        "Internal error: ",
+        "al error: ",
         &[],
         &[
             Class::new(K::Bug, "Internal error: Oops - BUG", "kernel BUG in {frame}").frames(&FAULT).detail(),
@@ -132,7 +132,7 @@ pub const GROUPS: &[Group] = &[
         ],
     ),
     group(
-        "stack guard page was hit",
+        "guard page was hit",
         &[],
         &[
             Class::new(K::StackOverflow, "BUG: stack guard page was hit", "BUG: stack guard page was hit in {frame}")
@@ -165,7 +165,7 @@ pub const GROUPS: &[Group] = &[
         .frames(&OVERFLOW)],
     ),
     group(
-        "stack overflow",
+        "k overflow",
         &[],
         &[
             Class::new(K::StackOverflow, "^Kernel stack overflow", "kernel stack overflow in {frame}")
@@ -199,12 +199,12 @@ pub const GROUPS: &[Group] = &[
     ),
     // mips and loongarch count their oopses right behind the words.
     group(
-        "detected[#",
+        "ted[#",
         &[],
         &[Class::new(K::Bug, "^Kernel bug detected[#", "kernel BUG in {frame}").frames(&FAULT).detail()],
     ),
     group(
-        "kernel code[#",
+        "ode[#",
         &[],
         &[Class::new(K::Oops, "^{what} in kernel code[#", "{what} in {frame}").frames(&FAULT).detail()],
     ),

@@ -56,7 +56,7 @@ pub const GROUPS: &[Group] = &[
             .traceless()],
     ),
     group(
-        "PCIe Bus Error: severity=Uncorrect",
+        "severity=Uncorrect",
         &[],
         &[Class::new(
             K::HardwareError,

@@ -113,7 +113,7 @@ pub const GROUPS: &[Group] = &[
         ],
     ),
     group(
-        "slab error in ",
+        "lab error in ",
         &[],
         &[Class::new(K::SlabCorruption, "^slab error in {}: {what}", "BUG: {what} in {frame}")
             .alts(&["slab-corruption in {frame}"])
@@ -149,7 +149,7 @@ pub const GROUPS: &[Group] = &[
         &[Class::new(K::OutOfMemory, "^{comm:w} invoked oom-killer", "out of memory: oom-killer invoked").traceless()],
     ),
     group(
-        "age allocation failure",
+        "n failure",
         &[],
         &[Class::new(K::AllocationFailure, "page allocation failure", "page allocation failure in {frame}")
             .frames(&ALLOCATION)],

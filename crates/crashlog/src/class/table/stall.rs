@@ -31,7 +31,7 @@ const RCU: &str = "INFO: rcu detected stall in {frame}";
 
 pub const GROUPS: &[Group] = &[
     group(
-        "blocked for more than",
+        " more than",
         &[],
         &[
             Class::new(K::HungTask, "INFO: task {} blocked for more than {:n} seconds", "INFO: task hung in {frame}")
@@ -68,7 +68,7 @@ pub const GROUPS: &[Group] = &[
             .frames(&LOCKUP)],
     ),
     group(
-        "ard LOCKUP",
+        " LOCKUP",
         &["Kernel panic", "hard LOCKUP threshold"],
         &[
             Class::new(K::HardLockup, "Watchdog detected hard LOCKUP", "BUG: hard lockup in {frame}")

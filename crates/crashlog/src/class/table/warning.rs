@@ -167,14 +167,14 @@ pub const GROUPS: &[Group] = &[
     ),
     // Before 6.5 part of a warning, since then a line of its own.
     group(
-        "NETDEV WATCHDOG: ",
+        " WATCHDOG: ",
         &[],
         &[Class::new(K::NetworkDevice, "NETDEV WATCHDOG: ", "WARNING: transmit queue timed out in dev_watchdog")
             .detail()
             .traceless()],
     ),
     group(
-        "scheduling from the idle",
+        "duling from the idle",
         &[],
         &[Class::new(K::AtomicSleep, "^bad: scheduling from the idle thread", "bad: scheduling from the idle thread")],
     ),
