@@ -1,13 +1,172 @@
-//! What reading a dump costs: `CRASHYARD_VMCORES=DIR cargo bench -p crashyard-vmcore`, for every `*.vmcore` in DIR.
+//! What reading a dump costs, against the bars that were set for it: `cargo bench -p crashyard-vmcore`.
 //!
-//! Prints CPU seconds of one thread (mean of 50 runs, the better of two rounds, warm page cache) and the peak of resident memory. With `crash` or `drgn` and
-//! a matching vmlinux named in `CRASHYARD_VMLINUX`, runs those too and prints ratios. Without dumps there is nothing to
-//! measure, and it says so.
+//! Reads every `*.vmcore` in `CRASHYARD_VMCORES`; without it, the corpus beside the checkout, else the dumps that
+//! `crashyard-lab vmcores` made. Every figure is taken in a process of its own, which does nothing else: CPU seconds of one
+//! thread (the better of two rounds, warm page cache), and the peak of resident memory. Nothing is printed as passed
+//! that was not measured; where no dump is found, every line says so and the bench fails.
+//!
+//! With `crash` or `drgn` and a matching vmlinux named in `CRASHYARD_VMLINUX`, runs those too and prints ratios.
+
+#[path = "../examples/to_elf/sparse.rs"]
+mod sparse;
 
 use crashyard_vmcore::{Limits, Options, TableCache, capsule, dmesg_only, summarise};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
+
+/// Names the figure that a child process is to take.
+const STEP: &str = "CRASHYARD_BENCH_STEP";
+/// Gigabytes of memory that the sparse dump claims on top of its own.
+const SPARSE_GB: u64 = 100;
+/// How much slower and larger reading the sparse dump may be: the noise of two measurements.
+const SAME: f64 = 1.3;
+
+/// CPU seconds and MiB.
+#[derive(Clone, Copy)]
+struct Cost {
+    seconds: f64,
+    mib: f64,
+}
+
+/// Bars for kernels of one size: CPU seconds of a whole capsule.
+fn capsule_bar(release: &str) -> f64 {
+    // Work grows with the kernel's own tables, which doubled from 6.1 to 7.3.
+    if release.starts_with("6.1.") { 0.15 } else { 0.25 }
+}
+
+fn main() -> ExitCode {
+    if let Some(step) = std::env::var_os(STEP) {
+        let path = std::env::args_os().next_back().expect("the parent names a dump");
+        take(&step.to_string_lossy(), Path::new(&path));
+        return ExitCode::SUCCESS;
+    }
+    let dumps = dumps();
+    if dumps.is_empty() {
+        println!("MISSED   no dump to measure: set CRASHYARD_VMCORES, or let `crashyard-lab vmcores` make some");
+        return ExitCode::FAILURE;
+    }
+    if dumps.iter().fold(true, |all, path| measure(path) && all) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Dumps to measure, from the first place that has any.
+fn dumps() -> Vec<PathBuf> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = home("CRASHYARD_CACHE")
+        .or_else(|| Some(home("XDG_CACHE_HOME")?.join("crashyard")))
+        .or_else(|| Some(home("HOME")?.join(".cache/crashyard")));
+    let places = match home("CRASHYARD_VMCORES") {
+        Some(named) => vec![named],
+        None => vec![project.join("../shared/corpus/vmcore"), cache.unwrap_or_default().join("vmcores")],
+    };
+    let dumps_in = |dir: PathBuf| {
+        let mut found: Vec<PathBuf> =
+            std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+        found.retain(|path| path.extension().is_some_and(|extension| extension == "vmcore"));
+        found.sort();
+        found
+    };
+    places.into_iter().map(dumps_in).find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// Measures one dump and prints every figure beside its bar; `false` if one was missed.
+fn measure(path: &Path) -> bool {
+    let file = File::open(path).expect("the dump can be opened");
+    let first = match capsule(&file, &Options::default()) {
+        Ok(first) => first,
+        Err(error) => {
+            println!("MISSED   {}: {error}", path.display());
+            return false;
+        }
+    };
+    println!("{}: {}, {} threads, {} CPUs", path.display(), first.release, first.tasks.len(), first.cpus.len());
+    let mut all = true;
+    let mut figure = |what: &str, measured: f64, unit: &str, bar: f64| {
+        let reached = measured <= bar;
+        all &= reached;
+        let mark = if reached { "reached" } else { "MISSED " };
+        println!("{mark}  {what:<46} {:>16}   bar <= {bar} {unit}", format!("{measured:.4} {unit}"));
+    };
+    let whole = child("capsule", path);
+    figure("capsule", whole.seconds, "s CPU", capsule_bar(&first.release));
+    figure("capsule, resident memory", whole.mib, "MiB", 64.0);
+    figure("capsule, tables cached", child("cached", path).seconds, "s CPU", 0.05);
+    figure("summary, as the stage `verified` reads it", child("summary", path).seconds, "s CPU", 0.15);
+    figure("kernel log alone", child("dmesg", path).seconds, "s CPU", 0.01);
+    let json = serde_json::to_vec(&first).expect("a capsule is JSON").len();
+    figure("capsule as JSON", json as f64 / 1e6, "MB", 1.0);
+
+    // The same memory as ELF files, the second of which claims 100 GB more that is a hole on disk.
+    let dir = std::env::temp_dir().join(format!("crashyard-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory for the sparse dump");
+    let (small, large) = (dir.join("small.elf"), dir.join("large.elf"));
+    let written = sparse::write(path, &small, 0).and_then(|()| sparse::write(path, &large, SPARSE_GB));
+    match written {
+        Ok(()) => {
+            let (small, large) = (child("capsule", &small), child("capsule", &large));
+            let ratio = large.seconds / small.seconds;
+            figure(&format!("{SPARSE_GB} GB sparse ELF: time over the small one's"), ratio, "times", SAME);
+            figure(
+                &format!("{SPARSE_GB} GB sparse ELF: memory over the small one's"),
+                large.mib / small.mib,
+                "times",
+                SAME,
+            );
+        }
+        Err(error) => {
+            println!("MISSED   {SPARSE_GB} GB sparse ELF: {error}");
+            all = false;
+        }
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    if let Some(vmlinux) = std::env::var_os("CRASHYARD_VMLINUX").map(PathBuf::from) {
+        compare("crash", path, &vmlinux, whole.seconds, |c| c.arg("-s").arg(&vmlinux).arg(path));
+        compare("drgn", path, &vmlinux, whole.seconds, |c| c.arg("-c").arg(path).arg("-s").arg(&vmlinux));
+    }
+    all
+}
+
+/// Has a process of its own take one figure.
+fn child(step: &str, path: &Path) -> Cost {
+    let this = std::env::current_exe().expect("this program has a path");
+    let output = Command::new(this).env(STEP, step).arg(path).output().expect("this program starts again");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut words = text.split_whitespace().map(str::parse);
+    match (words.next(), words.next()) {
+        (Some(Ok(seconds)), Some(Ok(mib))) => Cost { seconds, mib },
+        // A figure that cannot be taken misses every bar.
+        _ => Cost { seconds: f64::INFINITY, mib: f64::INFINITY },
+    }
+}
+
+/// In the child: takes one figure and prints seconds and MiB.
+fn take(step: &str, path: &Path) {
+    let file = File::open(path).expect("the dump can be opened");
+    let seconds = match step {
+        "capsule" => best(|| capsule(&file, &Options::default()).map(drop)),
+        "cached" => {
+            let cache = TableCache::new(64 << 20);
+            let cached = Options { cache: Some(&cache), ..Options::default() };
+            capsule(&file, &cached).expect("the dump can be read");
+            best(|| capsule(&file, &cached).map(drop))
+        }
+        "summary" => best(|| summarise(&file, &Limits::default()).map(drop)),
+        _ => best(|| dmesg_only(&file, &Limits::default()).map(drop)),
+    };
+    println!("{seconds} {}", peak_mib());
+}
+
+/// CPU seconds of one run. The scheduler books time in ticks of some milliseconds, so many runs are counted together.
+fn best(work: impl Fn() -> Result<(), crashyard_vmcore::Error>) -> f64 {
+    const RUNS: u32 = 20;
+    let round = || {
+        let before = cpu_ns();
+        (0..RUNS).for_each(|_| work().expect("the dump can be read"));
+        (cpu_ns() - before) as f64 / f64::from(RUNS) / 1e9
+    };
+    round().min(round())
+}
 
 /// Nanoseconds this thread has run, as the scheduler counts them.
 fn cpu_ns() -> u64 {
@@ -15,41 +174,11 @@ fn cpu_ns() -> u64 {
     text.split_whitespace().next().and_then(|n| n.parse().ok()).expect("schedstat starts with the run time")
 }
 
-/// CPU seconds of one run. The scheduler books time in ticks of some milliseconds, so many runs are counted together.
-fn best(mut work: impl FnMut()) -> f64 {
-    const RUNS: u32 = 50;
-    let mut round = || {
-        let before = cpu_ns();
-        (0..RUNS).for_each(|_| work());
-        (cpu_ns() - before) as f64 / f64::from(RUNS) / 1e9
-    };
-    round().min(round())
-}
-
-/// Peak resident memory in MiB.
-fn peak() -> u64 {
+/// Peak resident memory.
+fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("procfs is mounted");
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
-
-fn measure(path: &Path) {
-    let file = File::open(path).expect("the dump can be opened");
-    let cache = TableCache::new(64 << 20);
-    let cached = Options { cache: Some(&cache), ..Options::default() };
-    let first = capsule(&file, &cached).expect("the dump can be read");
-    println!("{}: {}, {} threads, {} CPUs", path.display(), first.release, first.tasks.len(), first.cpus.len());
-    let ours = best(|| drop(capsule(&file, &Options::default())));
-    println!("  capsule                 {ours:.4} s CPU");
-    println!("  capsule, tables cached  {:.4} s CPU", best(|| drop(capsule(&file, &cached))));
-    println!("  summary                 {:.4} s CPU", best(|| drop(summarise(&file, &Limits::default()))));
-    println!("  kernel log              {:.4} s CPU", best(|| drop(dmesg_only(&file, &Limits::default()))));
-    println!("  capsule as JSON         {} bytes", serde_json::to_vec(&first).map_or(0, |json| json.len()));
-    println!("  peak resident memory    {} MiB", peak());
-    if let Some(vmlinux) = std::env::var_os("CRASHYARD_VMLINUX").map(PathBuf::from) {
-        compare("crash", path, &vmlinux, ours, |c| c.arg("-s").arg(&vmlinux).arg(path));
-        compare("drgn", path, &vmlinux, ours, |c| c.arg("-c").arg(path).arg("-s").arg(&vmlinux));
-    }
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::INFINITY) / 1024.0
 }
 
 /// Runs another reader on the same dump; it reads its commands from a pipe.
@@ -77,15 +206,4 @@ fn children_ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs is mounted");
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     fields.iter().skip(13).take(2).filter_map(|f| f.parse::<u64>().ok()).sum()
-}
-
-fn main() {
-    let Some(dir) = std::env::var_os("CRASHYARD_VMCORES") else {
-        return println!("nothing measured: set CRASHYARD_VMCORES to a directory with *.vmcore files");
-    };
-    let entries = std::fs::read_dir(dir).expect("CRASHYARD_VMCORES is a directory");
-    let mut dumps: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
-    dumps.retain(|p| p.extension().is_some_and(|e| e == "vmcore"));
-    dumps.sort();
-    dumps.iter().for_each(|path| measure(path));
 }
