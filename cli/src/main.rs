@@ -3,6 +3,7 @@
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
 mod triage;
+mod vmcore;
 
 use clap::{Parser, Subcommand};
 
@@ -19,10 +20,14 @@ enum Command {
     /// Read crash logs and vmcores offline, with nothing but the file
     #[command(subcommand)]
     Triage(triage::Triage),
+    /// Dumps that the server keeps: open one here, hold it, let go of it
+    #[command(subcommand)]
+    Vmcore(vmcore::Vmcore),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Triage(what) => what.run(),
+        Command::Vmcore(what) => what.run(),
     }
 }

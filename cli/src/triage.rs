@@ -1,7 +1,7 @@
 //! `crashyard triage`: crash logs and vmcores read offline.
 
 mod log;
-mod vmcore;
+pub mod vmcore;
 
 use clap::Subcommand;
 

@@ -10,11 +10,15 @@ use crate::metrics::Metrics;
 use crate::wake::Wake;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
+use crashyard_vmcore::TableCache;
 use rand::Rng;
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
+
+/// Tables of three or four kernels.
+const TABLES_BYTES: usize = 48 << 20;
 
 /// The parts of a running server. Nothing here would be missed after a `kill -9`.
 pub struct App {
@@ -35,6 +39,8 @@ pub struct App {
     /// Attempts with evidence that could not be judged when it came. Lost with the process and then not needed: a
     /// server that starts judges every live attempt.
     pub unjudged: Mutex<BTreeSet<AttemptId>>,
+    /// Decoded tables of kernels whose dumps were read: a cache, made again from the next dump.
+    pub tables: Arc<TableCache>,
     /// Groups evidence writes into commits.
     pub writer: LedgerWriter,
     /// What is counted.
@@ -76,6 +82,7 @@ impl AppState {
             config,
             consoles: Consoles::default(),
             unjudged: Mutex::default(),
+            tables: Arc::new(TableCache::new(TABLES_BYTES)),
             metrics: Metrics::new(),
             stop: CancellationToken::new(),
             instance,

@@ -34,6 +34,12 @@ pub struct Config {
     pub max_attempt_bytes: u64,
     /// Bytes one build may store in all.
     pub max_build_bytes: u64,
+    /// Full dumps kept of each signature, or of each scenario of a run where there is no signature; 0 keeps all.
+    pub keep_dumps_each: u32,
+    /// Days that full dumps are kept; 0 is for ever.
+    pub keep_dumps_days: u32,
+    /// Bytes that all full dumps may have together; 0 is no limit.
+    pub max_dumps_bytes: u64,
     /// `text` or `json`.
     pub log_format: LogFormat,
     /// Which log lines to write, e.g. `info,crashyard_server=debug`.
@@ -64,6 +70,9 @@ impl Default for Config {
             max_artifact_bytes: 8 << 30,
             max_attempt_bytes: 16 << 30,
             max_build_bytes: 8 << 30,
+            keep_dumps_each: 3,
+            keep_dumps_days: 90,
+            max_dumps_bytes: 200 << 30,
             log_format: LogFormat::Text,
             log_filter: "info".into(),
         }

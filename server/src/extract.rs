@@ -57,7 +57,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_value(value)
 }
 
-fn replace_nul(value: &mut serde_json::Value) {
+/// Puts a replacement character in the place of every NUL.
+pub fn replace_nul(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::String(text) => *text = text.replace('\0', "\u{fffd}"),
         serde_json::Value::Array(items) => items.iter_mut().for_each(replace_nul),

@@ -1,5 +1,5 @@
-//! What the readers find in an attempt's evidence once it is over: the crash reports of its consoles, and the capsule of
-//! its dump.
+//! What the readers find in an attempt's evidence once it is over: the crash reports of its consoles, the capsule of its
+//! dump, and the crash reports in the dump's own kernel log, to be compared with those of the console.
 //!
 //! Findings explain, they never judge: the verdict is [`crate::triage`]'s, from facts that were there in time. Each is
 //! kept as an artifact of the attempt whose name carries the version of the rules it was made with. A better reader
@@ -23,6 +23,10 @@ pub const PREFIX: &str = "found-";
 pub const REPORTS: &str = "found-crash-reports";
 /// How the names of capsules begin.
 pub const CAPSULE: &str = "found-capsule";
+/// How the names of the crash reports in a dump's log begin.
+pub const DUMP_REPORTS: &str = "found-dump-reports";
+/// Counts up when something else is made of what the readers find.
+const ROUND: i64 = 1;
 /// Bytes of a console read at a time.
 const PIECE: u64 = 4 << 20;
 
@@ -30,6 +34,12 @@ const PIECE: u64 = 4 << 20;
 #[must_use]
 pub fn reports_name() -> String {
     format!("{REPORTS}.v{RULE_VERSION}.json")
+}
+
+/// Name of the artifact with the crash reports in the dump's log, by the current rules.
+#[must_use]
+pub fn dump_reports_name() -> String {
+    format!("{DUMP_REPORTS}.v{RULE_VERSION}.json")
 }
 
 /// Name of the artifact with the capsule, by the current reader.
@@ -41,10 +51,10 @@ pub fn capsule_name() -> String {
 /// Grows whenever one of the readers does.
 #[must_use]
 pub fn version() -> i64 {
-    i64::from(RULE_VERSION) + 1000 * i64::from(CAPSULE_VERSION)
+    i64::from(RULE_VERSION) + 1000 * i64::from(CAPSULE_VERSION) + 1_000_000 * ROUND
 }
 
-/// The crash reports of one console, as stored.
+/// The crash reports of one console, or of the log in a dump, as stored.
 #[derive(Serialize)]
 struct ConsoleReports {
     source: String,
@@ -56,23 +66,34 @@ struct ConsoleReports {
 /// Reads everything of an attempt and stores what was found. Doing it again changes nothing.
 pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
     let full = attempt::full(&state.db, id).await?;
+    let intent = || Intent { marker: Some(format!("attempt={id}")), expect: full.scenario.expect.panic.clone() };
     let artifacts = artifact::list(&state.db, &Owner::Attempt(id.clone())).await?;
     let mut consoles = Vec::new();
     for console in &artifacts {
         if let Some(source) = console.console_source() {
-            let intent = Intent { marker: Some(format!("attempt={id}")), expect: full.scenario.expect.panic.clone() };
-            let outcome = reports(state, console, intent).await?;
+            let outcome = reports(state, console, intent()).await?;
             consoles.push(ConsoleReports { source: source.to_owned(), artifact: console.id.clone(), outcome });
         }
     }
     store(state, id, &reports_name(), &consoles).await?;
-    let dump = artifacts.iter().find(|file| file.name == DUMP && file.state == ArtifactState::Complete);
+    let dump = artifacts.iter().find(|file| file.name == DUMP && file.state != ArtifactState::Dropped);
     if let Some(dump) = dump
         && let Some(capsule) = capsule(state, dump).await?
     {
+        let log = log_text(&capsule);
+        let options = Options { intent: Some(intent()) };
+        let outcome = tokio::task::spawn_blocking(move || crashyard_crashlog::parse(log.as_bytes(), options)).await?;
+        let in_dump = [ConsoleReports { source: DUMP.to_owned(), artifact: dump.id.clone(), outcome }];
+        store(state, id, &dump_reports_name(), &in_dump).await?;
         store(state, id, &capsule_name(), &capsule).await?;
     }
     Ok(())
+}
+
+/// The kernel log in a capsule as a console would have shown it. Offsets in [`dump_reports_name`] count in this text.
+#[must_use]
+pub fn log_text(capsule: &Capsule) -> String {
+    capsule.dmesg.iter().fold(String::new(), |text, line| text + &line.stamped() + "\n")
 }
 
 async fn reports(state: &AppState, console: &ArtifactRow, intent: Intent) -> AppResult<Outcome> {
@@ -91,11 +112,21 @@ async fn reports(state: &AppState, console: &ArtifactRow, intent: Intent) -> App
     Ok(tokio::task::spawn_blocking(move || parser.finish()).await?)
 }
 
-/// The capsule; `None` of a dump that cannot be read at all, which the stage `verified` has said already.
+/// The capsule, of a dump that never became whole as far as it goes; `None` of one that cannot be read at all, which the
+/// stage `verified` has said already.
 async fn capsule(state: &AppState, dump: &ArtifactRow) -> AppResult<Option<Capsule>> {
-    let stored = Stored::open(state, &dump.id).await?;
+    let whole = dump.state == ArtifactState::Complete;
+    let stored =
+        if whole { Stored::open(state, &dump.id).await? } else { Stored::open_prefix(state, &dump.id).await? };
+    read_capsule(state, stored, !whole).await
+}
+
+/// Reads a capsule on a thread of its own, with the tables of kernels seen before.
+pub async fn read_capsule(state: &AppState, stored: Stored, partial: bool) -> AppResult<Option<Capsule>> {
+    let tables = state.tables.clone();
     let (capsule, failure) = tokio::task::spawn_blocking(move || {
-        let capsule = crashyard_vmcore::capsule(&stored, &crashyard_vmcore::Options::default());
+        let options = crashyard_vmcore::Options { cache: Some(&tables), partial, ..Default::default() };
+        let capsule = crashyard_vmcore::capsule(&stored, &options);
         (capsule, stored.failure())
     })
     .await?;

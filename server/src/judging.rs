@@ -188,6 +188,7 @@ pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
     state.wake.wake(&Topic::Attempt(id.clone()));
     state.wake.wake(&Topic::Run(ended.run_id.clone()));
     state.wake.wake(&Topic::Pass(Pass::Compact));
+    state.wake.wake(&Topic::Pass(Pass::Dumps));
     if settled == Settled::Queued {
         let job = db::run::job(&state.db, &ended.job_id).await?;
         crate::agent::claim::offer(state, &job.job.selector_id, 1).await?;

@@ -81,7 +81,7 @@ async fn piece_of(blobs: &Blobs, segment: &SegmentRow, at: u64, end: u64) -> Res
     blobs.read(segment, at - start..stop - start).await
 }
 
-/// A complete artifact as the engines read it: synchronous, at any offset, with the last pieces kept.
+/// An artifact as the engines read it: synchronous, at any offset, with the last pieces kept.
 ///
 /// For a thread of its own; the bytes themselves are fetched by the runtime.
 pub struct Stored {
@@ -98,14 +98,31 @@ const KEPT: usize = 64;
 impl Stored {
     /// A complete artifact's bytes.
     pub async fn open(state: &AppState, id: &ArtifactId) -> AppResult<Self> {
-        let segments = artifact::segments(&state.db, id).await?;
-        Ok(Self {
+        Ok(Self::over(state, artifact::segments(&state.db, id).await?))
+    }
+
+    /// The bytes of an artifact that is still arriving, from its start to the first that is missing.
+    pub async fn open_prefix(state: &AppState, id: &ArtifactId) -> AppResult<Self> {
+        let mut segments = artifact::segments(&state.db, id).await?;
+        let mut next = 0;
+        let there = segments.iter().take_while(|segment| {
+            let follows = unsigned(segment.start_at) == next;
+            next = segment.end();
+            follows
+        });
+        let count = there.count();
+        segments.truncate(count);
+        Ok(Self::over(state, segments))
+    }
+
+    fn over(state: &AppState, segments: Vec<SegmentRow>) -> Self {
+        Self {
             blobs: state.blobs.clone(),
             segments,
             runtime: Handle::current(),
             kept: Mutex::default(),
             failed: Mutex::default(),
-        })
+        }
     }
 
     /// The first failure of the store while reading. The engines take unreadable bytes for missing ones; after a

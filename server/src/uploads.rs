@@ -194,6 +194,7 @@ async fn register(state: &AppState, target: &Target, artifact: &ArtifactRow, seg
     state.metrics.add("crashyard_upload_bytes_total", Vec::new(), unsigned(segment.length));
     if let (true, Target::Attempt { attempt, .. }) = (told, target) {
         state.wake.wake(&Topic::Run(attempt.run_id.clone()));
+        state.wake.wake(&Topic::Pass(Pass::Glimpse));
     }
     Ok(())
 }

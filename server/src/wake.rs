@@ -40,6 +40,10 @@ pub enum Pass {
     Verify,
     /// An attempt ended: its consoles can be put together, its evidence read.
     Compact,
+    /// More of a dump has arrived.
+    Glimpse,
+    /// A dump may be dropped: its attempt was read or settled, or nobody holds it any more.
+    Dumps,
 }
 
 /// Who waits for what.

@@ -362,6 +362,8 @@ async fn complete(
         size: done.size,
         blake3: Some(done.blake3),
         created_at: Timestamp(0),
+        held: None,
+        dropped: None,
     }))
 }
 

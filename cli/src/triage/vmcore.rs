@@ -4,7 +4,7 @@
 //! goes over all of it before it reaches a terminal.
 
 mod json;
-mod text;
+pub mod text;
 
 use anyhow::{Context as _, bail};
 use crashyard_vmcore::{Capsule, Dump, Kernel, Limits, Object, Options};

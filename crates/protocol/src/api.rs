@@ -146,6 +146,36 @@ wire! {
         pub blake3: Option<String>,
         /// When its first byte came.
         pub created_at: Timestamp,
+        /// Who wants a dump to stay; the policy never drops a held one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub held: Option<Hold>,
+        /// Why the bytes of a dump are gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub dropped: Option<Dropped>,
+    }
+
+    /// A person's hold on a dump.
+    pub struct Hold {
+        /// Since when.
+        pub at: Timestamp,
+        /// Name of the token it was held with.
+        pub by: String,
+        /// Why.
+        pub reason: String,
+    }
+
+    /// Holds a dump.
+    pub struct NewHold {
+        /// Why; people read it later.
+        pub reason: String,
+    }
+
+    /// What the policy for dumps did. Name, size, hash and capsule of the dump stay.
+    pub struct Dropped {
+        /// When.
+        pub at: Timestamp,
+        /// By which rule.
+        pub reason: String,
     }
 
     /// A stored scenario.

@@ -8,7 +8,7 @@ use crate::agent::{
     RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload,
 };
 use crate::problem::{Problem, kind};
-use crate::{ArtifactId, AttemptId, BuildId, RunId, Scenario, api};
+use crate::{ArtifactId, AttemptId, BuildId, JobId, RunId, Scenario, api};
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -222,6 +222,22 @@ impl Client {
     /// Makes a token.
     pub async fn create_token(&self, token: &api::NewToken) -> Answer<api::TokenWithSecret> {
         self.post("/api/v1/tokens", token).await
+    }
+
+    /// One job, with its attempts.
+    pub async fn job(&self, id: &JobId) -> Answer<api::Job> {
+        self.get(&format!("/api/v1/jobs/{id}")).await
+    }
+
+    /// Holds a dump, so that no rule drops it.
+    pub async fn hold_dump(&self, id: &ArtifactId, hold: &api::NewHold) -> Answer<api::Artifact> {
+        self.put(&format!("/api/v1/artifacts/{id}/hold"), hold).await
+    }
+
+    /// Lets go of a held dump.
+    pub async fn release_dump(&self, id: &ArtifactId) -> Answer<api::Artifact> {
+        let request = self.request(Method::DELETE, &format!("/api/v1/artifacts/{id}/hold"));
+        Ok(self.send(request).await?.json().await?)
     }
 
     /// Opens a download, from a byte offset on.

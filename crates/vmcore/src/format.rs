@@ -61,11 +61,32 @@ pub struct Dump<'a> {
     format: Format,
     body: Body<'a>,
     notes: Vec<Note>,
+    /// Where a flattened stream ends too early: bytes there, bytes needed.
+    cut: Option<(u64, u64)>,
 }
 
 enum Body<'a> {
     Elf(elf::Elf<'a>),
     Kdump(Vec<kdump::Kdump<'a>>),
+}
+
+/// A flattened dump as the file that it stands for, for tools that cannot read streams; `None` for any other file.
+///
+/// Nothing is copied: the answer reads through an index. Stretches that nobody wrote read as zeros.
+///
+/// # Errors
+/// [`Error::Truncated`] of a stream without its end, and [`Error::Corrupt`] of a broken one.
+pub fn rearranged<'a>(src: &'a dyn ReadAt, limits: &Limits) -> Result<Option<impl ReadAt + 'a>, Error> {
+    let mut magic = [0u8; 16];
+    let got = read_full(src, 0, &mut magic)?;
+    if !magic[..got].starts_with(flat::MAGIC) {
+        return Ok(None);
+    }
+    let flat = flat::Flattened::open(Box::new(src), limits)?;
+    match flat.cut() {
+        Some((have, need)) => Err(Error::Truncated { have, need }),
+        None => Ok(Some(flat)),
+    }
 }
 
 impl<'a> Dump<'a> {
@@ -92,7 +113,12 @@ impl<'a> Dump<'a> {
         if magic.starts_with(flat::MAGIC) {
             let flat = flat::Flattened::open(Box::new(src), limits)?;
             let got = read_full(&flat, 0, &mut magic)?;
-            return Self::open_plain(Box::new(flat), &magic[..got], true, limits);
+            let cut = flat.cut();
+            // Without even a header in it, that the stream is cut says more than that it is no dump.
+            return match Self::open_plain(Box::new(flat), &magic[..got], true, limits) {
+                Ok(dump) => Ok(Self { cut, ..dump }),
+                Err(error) => Err(cut.map_or(error, |(have, need)| Error::Truncated { have, need })),
+            };
         }
         Self::open_plain(Box::new(src), &magic, false, limits)
     }
@@ -101,11 +127,11 @@ impl<'a> Dump<'a> {
         if magic.starts_with(b"\x7fELF") {
             let (elf, notes) = elf::Elf::open(src, limits)?;
             let format = if flat { Format::FlattenedElf } else { Format::Elf };
-            Ok(Self { format, body: Body::Elf(elf), notes })
+            Ok(Self { format, body: Body::Elf(elf), notes, cut: None })
         } else if magic.starts_with(kdump::MAGIC) {
             let (kdump, notes) = kdump::Kdump::open(src, limits)?;
             let format = if flat { Format::FlattenedKdump } else { Format::Kdump };
-            Ok(Self { format, body: Body::Kdump(vec![kdump]), notes })
+            Ok(Self { format, body: Body::Kdump(vec![kdump]), notes, cut: None })
         } else {
             Err(Error::NotADump)
         }
@@ -188,6 +214,9 @@ impl<'a> Dump<'a> {
     /// # Errors
     /// [`Error::Truncated`] or [`Error::Incomplete`].
     pub fn check_complete(&self) -> Result<(), Error> {
+        if let Some((have, need)) = self.cut {
+            return Err(Error::Truncated { have, need });
+        }
         match &self.body {
             Body::Elf(elf) => elf.check_complete(),
             Body::Kdump(parts) => parts.iter().try_for_each(kdump::Kdump::check_complete),

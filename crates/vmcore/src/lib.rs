@@ -38,7 +38,7 @@ pub use btf::{Btf, Kind, Member, TypeId};
 pub use capsule::*;
 pub use dmesg::{Caller, DmesgLine};
 pub use error::{Error, Fault, Limits};
-pub use format::{Dump, Format, Note, PAGE, PageCounts, PageState};
+pub use format::{Dump, Format, Note, PAGE, PageCounts, PageState, rearranged};
 pub use kallsyms::{Encoding, Kallsyms};
 pub use kernel::Kernel;
 pub use memory::Memory;

@@ -3,7 +3,9 @@
 #[expect(dead_code, reason = "each test binary uses a part of the shared fixture")]
 mod synthetic;
 
-use crashyard_vmcore::{Dump, Error, Fault, Format, Limits, PAGE, PageState, ReadAt, Summary, summarise};
+use crashyard_vmcore::{
+    Dump, Error, Fault, Format, Limits, Options, PAGE, PageState, ReadAt, Summary, Task, capsule, rearranged, summarise,
+};
 use synthetic::dump::{self, Contents, PACKINGS, Packing};
 use synthetic::{PLAIN, world};
 
@@ -95,6 +97,45 @@ fn a_dump_cut_anywhere_is_never_taken_for_a_whole_one() {
                 other => panic!("cut to {len} of {}: {other:?}", whole.len()),
             }
         }
+    }
+}
+
+#[test]
+fn a_flattened_dump_is_put_together_as_its_writer_meant_it() {
+    let kdump = dump::kdump(&contents(), Packing::Zlib, None);
+    let flat = dump::flatten(&kdump);
+    let plain = rearranged(&flat, &Limits::default()).unwrap().expect("it is flattened");
+    let mut bytes = vec![0; usize::try_from(plain.len()).unwrap()];
+    let mut at = 0;
+    while at < bytes.len() {
+        at += plain.read_at(at as u64, &mut bytes[at..]).unwrap();
+    }
+    assert!(bytes == kdump);
+    assert!(rearranged(&kdump, &Limits::default()).unwrap().is_none());
+    let cut = &flat[..flat.len() - 1];
+    assert!(matches!(rearranged(&cut, &Limits::default()), Err(Error::Truncated { .. })));
+}
+
+#[test]
+fn of_a_stream_that_is_still_arriving_what_is_read_is_true() {
+    let contents = contents();
+    let partial = Options { partial: true, ..Options::default() };
+    for whole in
+        [dump::stream(&dump::elf(&contents, false)), dump::stream(&dump::kdump(&contents, Packing::Zstd, None))]
+    {
+        let wanted = capsule(&whole, &Options::default()).unwrap();
+        let mut readable = 0;
+        for len in (0..200).map(|i| whole.len() * i / 200) {
+            let Ok(got) = capsule(&&whole[..len], &partial) else { continue };
+            readable += 1;
+            assert_eq!((&got.release, &got.build_id), (&wanted.release, &wanted.build_id));
+            assert!(!got.warnings.is_empty(), "cut to {len} of {}", whole.len());
+            assert!(got.dmesg.iter().all(|line| wanted.dmesg.contains(line)), "cut to {len} of {}", whole.len());
+            assert!(got.panic_message.is_none() || got.panic_message == wanted.panic_message);
+            let known = |task: &Task| wanted.tasks.iter().any(|t| (t.pid, &t.comm) == (task.pid, &task.comm));
+            assert!(got.tasks.iter().all(known), "cut to {len} of {}", whole.len());
+        }
+        assert!(readable > 20, "readable at {readable} of 200 lengths");
     }
 }
 

@@ -66,7 +66,12 @@ pub async fn get_artifact_content(
     let artifact = find(&state, caller, &id).await?;
     let console = artifact.console_source().is_some();
     match artifact.state {
-        ArtifactState::Dropped => return Err(AppError::NotFound("its content was dropped by policy".into())),
+        ArtifactState::Dropped => {
+            let why = artifact.dropped_reason.as_deref().unwrap_or("by policy");
+            return Err(AppError::NotFound(format!(
+                "its content was dropped: {why}. Name, size, hash and the capsule stay"
+            )));
+        }
         ArtifactState::Open if !console => {
             return Err(AppError::Conflict("the upload is not complete; there is nothing whole to read yet".into()));
         }

@@ -3,6 +3,7 @@
 pub mod artifacts;
 pub mod attempts;
 pub mod builds;
+pub mod dumps;
 pub mod machines;
 pub mod plans;
 pub mod runs;
@@ -88,6 +89,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(machines::set_machine_state))
         .routes(routes!(artifacts::get_artifact))
         .routes(routes!(artifacts::get_artifact_content))
+        .routes(routes!(dumps::hold_dump, dumps::release_dump))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::revoke_token));
     let chunked = OpenApiRouter::new()

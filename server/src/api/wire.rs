@@ -52,6 +52,12 @@ pub fn artifact(row: ArtifactRow) -> api::Artifact {
         size: unsigned(row.size),
         blake3: row.blake3,
         created_at: row.created_at,
+        held: row.held_at.map(|at| api::Hold {
+            at,
+            by: row.held_by.unwrap_or_default(),
+            reason: row.held_reason.unwrap_or_default(),
+        }),
+        dropped: row.dropped_at.map(|at| api::Dropped { at, reason: row.dropped_reason.unwrap_or_default() }),
     }
 }
 

@@ -62,6 +62,16 @@ pub struct ArtifactRow {
     pub mismatch_at: Option<Timestamp>,
     /// How its bytes differ from what was announced.
     pub mismatch: Option<String>,
+    /// Since when a person holds it.
+    pub held_at: Option<Timestamp>,
+    /// Name of the token it is held with.
+    pub held_by: Option<String>,
+    /// Why it is held.
+    pub held_reason: Option<String>,
+    /// When it was dropped.
+    pub dropped_at: Option<Timestamp>,
+    /// Why it was dropped.
+    pub dropped_reason: Option<String>,
 }
 
 impl ArtifactRow {

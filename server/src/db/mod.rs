@@ -14,6 +14,7 @@
 pub mod artifact;
 pub mod attempt;
 pub mod build;
+pub mod dump;
 pub mod event;
 pub mod judgement;
 pub mod lease;

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use view::attempt::{AttemptPage, Parts};
 use view::console::{ConsolePage, Pane};
 use view::error::ErrorPage;
-use view::findings::{ConsoleReports, FindingsPage};
+use view::findings::{ConsoleReports, FindingsPage, Found};
 use view::machines::MachinesPage;
 use view::run::RunPage;
 use view::runs::RunsPage;
@@ -140,7 +140,9 @@ async fn get_attempt(
         Some(console) => Some(Pane::tail(&attempt, console, &load::tail(&state, &index, console).await?)),
         None => None,
     };
-    let parts = Parts { attempt: &attempt, job: &job, run: &run, events: &events, evidence: &evidence };
+    let glimpse = load::glimpse(&state, &attempt).await?;
+    let glimpse = glimpse.as_ref().map(|(bytes, seen)| (*bytes, seen));
+    let parts = Parts { attempt: &attempt, job: &job, run: &run, events: &events, evidence: &evidence, glimpse };
     show(&AttemptPage::new(parts, pane, state.now()))
 }
 
@@ -164,11 +166,24 @@ async fn get_console(
     show(&ConsolePage::new(&attempt, console, start, &piece))
 }
 
-async fn get_findings(_: Reader, State(state): State<AppState>, Path(id): Path<AttemptId>) -> AppResult<Html<String>> {
+/// What to look for.
+#[derive(Debug, Deserialize)]
+struct SearchQuery {
+    q: Option<String>,
+}
+
+async fn get_findings(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<AttemptId>,
+    Query(query): Query<SearchQuery>,
+) -> AppResult<Html<String>> {
     let attempt = load::attempt_with_artifacts(&state, &id).await?;
     let consoles: Option<Vec<ConsoleReports>> = load::finding(&state, &attempt, findings::REPORTS).await?;
+    let in_dump: Option<Vec<ConsoleReports>> = load::finding(&state, &attempt, findings::DUMP_REPORTS).await?;
     let capsule: Option<Capsule> = load::finding(&state, &attempt, findings::CAPSULE).await?;
-    show(&FindingsPage::new(&attempt, consoles.as_deref(), capsule.as_ref(), state.now()))
+    let found = Found { consoles: consoles.as_deref(), in_dump: in_dump.as_deref(), capsule: capsule.as_ref() };
+    show(&FindingsPage::new(&attempt, found, query.q.as_deref(), state.now()))
 }
 
 async fn list_machines(

@@ -211,6 +211,8 @@ pub fn console_artifact(size: u64, state: ArtifactState) -> Artifact {
         size,
         blake3: None,
         created_at: ago(120),
+        held: None,
+        dropped: None,
     }
 }
 

@@ -5,14 +5,16 @@ use super::sample;
 use super::view::attempt::{AttemptPage, Parts};
 use super::view::console::{ConsolePage, PAGE_BYTES, Pane, Piece};
 use super::view::error::ErrorPage;
-use super::view::findings::{ConsoleReports, FindingsPage};
+use super::view::findings::{ConsoleReports, FindingsPage, Found};
 use super::view::machines::MachinesPage;
 use super::view::run::RunPage;
 use super::view::runs::RunsPage;
+use crate::passes::glimpse::Glimpse;
 use askama::Template;
 use crashyard_protocol::agent::{Report, Role};
-use crashyard_protocol::api::{Evidence, Page, Run};
+use crashyard_protocol::api::{Dropped, Evidence, Hold, Page, Run};
 use crashyard_protocol::{ArtifactState, AttemptState, Proof, RunState, StageName, StageState, Status};
+use crashyard_vmcore::Capsule;
 use scraper::{ElementRef, Html, Selector};
 use std::collections::HashSet;
 
@@ -30,8 +32,10 @@ fn pages() -> Vec<(&'static str, String)> {
     let (run, jobs, attempts) = (sample::run(), sample::jobs(), sample::attempts());
     let (events, evidence) = (sample::events(), sample::evidence());
     let (failed, running) = (sample::failed_attempt(), sample::running_attempt());
-    let parts = |attempt, job| Parts { attempt, job, run: &run, events: &events, evidence: &evidence };
+    let parts = |attempt, job| Parts { attempt, job, run: &run, events: &events, evidence: &evidence, glimpse: None };
     let empty = Page { items: Vec::<Run>::new(), next: None };
+    let (reports, dump) = (found("kernel panic: sysrq triggered crash"), capsule("vmx_shutdown"));
+    let both = Found { consoles: Some(&reports), in_dump: Some(&reports), capsule: Some(&dump) };
     let console = sample::console();
     let artifact = sample::console_artifact(PAGE_BYTES * 3, ArtifactState::Complete);
     let piece = Piece { from: PAGE_BYTES + 7, first_line: 1_234, bytes: console.clone() };
@@ -45,8 +49,9 @@ fn pages() -> Vec<(&'static str, String)> {
         ("running attempt", AttemptPage::new(parts(&running, &jobs[2]), Some(pane(&running, &console)), now).render()),
         ("attempt without console", AttemptPage::new(parts(&running, &jobs[2]), None, now).render()),
         ("console", ConsolePage::new(&failed, &artifact, PAGE_BYTES, &piece).render()),
-        ("findings", FindingsPage::new(&failed, Some(&found("kernel panic: sysrq triggered crash")), None, now).render()),
-        ("no findings", FindingsPage::new(&failed, None, None, now).render()),
+        ("findings", FindingsPage::new(&failed, both, None, now).render()),
+        ("search in findings", FindingsPage::new(&failed, both, Some("vmx"), now).render()),
+        ("no findings", FindingsPage::new(&failed, Found::default(), None, now).render()),
         ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
         ("no machines", MachinesPage::new(&[], true, None, now).render()),
         ("not found", ErrorPage::not_found().render()),
@@ -113,8 +118,22 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         machine.labels = [(bad(), bad())].into();
     }
     let log = format!("{HOSTILE}\n{HOSTILE}\r\n").repeat(20).into_bytes();
+    let (reports, dump) = (found(HOSTILE), capsule(HOSTILE));
+    let other = found("another");
+    let both = Found { consoles: Some(&reports), in_dump: Some(&other), capsule: Some(&dump) };
+    let glimpse = Glimpse {
+        release: bad(),
+        panic: Some(bad()),
+        cpu: Some(u32::MAX),
+        task: Some(bad()),
+        frames: vec![bad()],
+        log: vec![bad()],
+    };
+    let attempt = &mut attempts[1];
+    attempt.artifacts[0].held = Some(Hold { at: now, by: bad(), reason: bad() });
+    attempt.artifacts[0].dropped = Some(Dropped { at: now, reason: bad() });
     let attempt = &attempts[1];
-    let parts = Parts { attempt, job: &jobs[1], run: &run, events: &sample::events(), evidence: &evidence };
+    let parts = Parts { attempt, job: &jobs[1], run: &run, events: &sample::events(), evidence: &evidence, glimpse: Some((u64::MAX, &glimpse)) };
     let piece = Piece { from: 0, first_line: 1, bytes: log.clone() };
     let runs = Page { items: vec![run.clone()], next: Some(bad()) };
     [
@@ -122,7 +141,8 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("run", RunPage::new(&run, Some(&build), &jobs, &attempts, now).render()),
         ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
-        ("findings", FindingsPage::new(attempt, Some(&found(HOSTILE)), None, now).render()),
+        ("findings", FindingsPage::new(attempt, both, None, now).render()),
+        ("search in findings", FindingsPage::new(attempt, both, Some(HOSTILE), now).render()),
         ("machines", MachinesPage::new(&machines, true, Some(&bad()), now).render()),
     ]
     .into_iter()
@@ -139,6 +159,23 @@ fn found(text: &str) -> Vec<ConsoleReports> {
     });
     let console = serde_json::json!([{ "source": text, "reports": [report] }]);
     serde_json::from_value(console).expect("stored reports")
+}
+
+/// A capsule with `text` wherever a kernel could have put it.
+fn capsule(text: &str) -> Capsule {
+    let task = |pid: u32| serde_json::json!({ "pid": pid, "tgid": pid, "comm": text, "address": "0x10", "state": "S", "stack": 0,
+        "blocked_on": { "mutex": "0x20", "owner": { "pid": 7, "comm": text } } });
+    let line = |level: u8, text: &str| serde_json::json!({ "ts_ns": 1_500_000, "level": level, "text": text });
+    let value = serde_json::json!({
+        "capsule_version": 1, "release": text, "panic_message": text, "panic_cpu": 1, "format": "elf",
+        "panic_task": { "pid": 9, "comm": text }, "pages": { "present": 1, "excluded": 0 },
+        "cpus": [{ "cpu": 0, "idle": true }, { "cpu": 1, "pid": 9, "comm": text, "stack": 0 }],
+        "tasks": (10..40).map(task).collect::<Vec<_>>(),
+        "stacks": [{ "frames": [{ "pc": "0x1", "symbol": text, "module": text, "guess": true }], "end": "user" }],
+        "modules": [{ "name": text, "base": "0x0", "size": 1 }],
+        "dmesg": [line(6, "quiet line"), line(2, text)], "warnings": [text],
+    });
+    serde_json::from_value(value).expect("a stored capsule")
 }
 
 fn all<'a>(page: &'a Html, selector: &str) -> Vec<ElementRef<'a>> {
@@ -319,6 +356,65 @@ fn a_live_console_goes_on_at_the_start_of_its_unfinished_line() {
     assert_eq!((shown.resume_line, shown.resume_at), (number + 1, whole.len() as u64));
 }
 
+fn findings(found: Found<'_>, q: Option<&str>) -> Html {
+    let page = FindingsPage::new(&sample::failed_attempt(), found, q, sample::NOW).render().expect("renders");
+    Html::parse_document(&page)
+}
+
+#[test]
+fn a_search_keeps_what_it_finds_in_every_part_and_says_how_much() {
+    let (reports, dump) = (found("kernel panic: x"), capsule("kvm_reboot"));
+    let both = Found { consoles: Some(&reports), in_dump: Some(&reports), capsule: Some(&dump) };
+    let page = findings(both, Some(" KVM_Reboot "));
+    assert_eq!(all(&page, "[data-hits]")[0].value().attr("data-hits"), Some("4"), "a CPU, a group, a module, a line");
+    assert!(all(&page, "[data-report]").is_empty());
+    assert_eq!(all(&page, "details[open]").len(), 3);
+    assert_eq!(text(&all(&page, "#dmesg pre")[0]), "[ 0.001500] kvm_reboot");
+    assert_eq!(all(&page, "input[name=q]")[0].value().attr("value"), Some(" KVM_Reboot "));
+    assert_eq!(all(&findings(both, Some("quiet")), "[data-hits]")[0].value().attr("data-hits"), Some("1"));
+    assert_eq!(all(&findings(both, Some("no such thing")), "[data-hits]")[0].value().attr("data-hits"), Some("0"));
+    assert!(all(&findings(both, Some("  ")), "[data-hits]").is_empty(), "looking for nothing shows everything");
+}
+
+#[test]
+fn lines_of_crash_reports_are_marked_in_the_log() {
+    let dump = capsule("the crash");
+    let first = dump.dmesg[0].stamped().len() + 1;
+    let report = serde_json::json!({ "title": "BUG in f", "start": first, "end": first + 10 });
+    let reports: Vec<ConsoleReports> =
+        serde_json::from_value(serde_json::json!([{ "source": "vmcore", "reports": [report] }])).expect("reports");
+    let page = findings(Found { consoles: None, in_dump: Some(&reports), capsule: Some(&dump) }, None);
+    assert_eq!(all(&page, "#dmesg mark").iter().map(text).collect::<Vec<_>>(), ["BUG in f"]);
+    assert_eq!(all(&page, "#dmesg .crash").iter().map(text).collect::<Vec<_>>(), ["[ 0.001500] the crash"]);
+    assert!(all(&page, "[data-compared]").is_empty(), "without a console there is nothing to compare");
+}
+
+#[test]
+fn a_difference_between_console_and_dump_names_both() {
+    let (one, other, dump) = (found("BUG in f"), found("BUG in g"), capsule("x"));
+    let page = findings(Found { consoles: Some(&one), in_dump: Some(&other), capsule: Some(&dump) }, None);
+    assert_eq!(all(&page, "[data-compared]")[0].value().attr("data-compared"), Some("different"));
+    let told: Vec<_> = all(&page, ".head .facts div").iter().map(text).collect();
+    assert_eq!(told, ["On the console BUG in f", "In the dump BUG in g", "Only on the console BUG in f", "Only in the dump BUG in g"]);
+    let page = findings(Found { consoles: Some(&one), in_dump: Some(&one), capsule: Some(&dump) }, None);
+    assert_eq!(all(&page, "[data-compared]")[0].value().attr("data-compared"), Some("equal"));
+}
+
+#[test]
+fn a_dropped_dump_says_why_and_is_no_download() {
+    let mut attempt = sample::failed_attempt();
+    let last = attempt.artifacts.len() - 1;
+    attempt.artifacts[last].state = ArtifactState::Dropped;
+    attempt.artifacts[last].dropped = Some(Dropped { at: sample::NOW, reason: "it is older than 90 days".into() });
+    let (run, jobs) = (sample::run(), sample::jobs());
+    let parts = Parts { attempt: &attempt, job: &jobs[1], run: &run, events: &[], evidence: &[], glimpse: None };
+    let page = Html::parse_document(&AttemptPage::new(parts, None, sample::NOW).render().expect("renders"));
+    let row = &all(&page, "[data-artifact][data-state=dropped]")[0];
+    assert!(text(row).contains("it is older than 90 days"), "{}", text(row));
+    assert!(row.select(&Selector::parse("a[download]").expect("valid")).next().is_none());
+    assert!(row.select(&Selector::parse(".hash[title]").expect("valid")).next().is_some(), "the hash stays");
+}
+
 #[test]
 fn a_proof_outside_the_shown_lines_links_to_its_piece_of_the_log() {
     let attempt = sample::failed_attempt();
@@ -327,7 +423,7 @@ fn a_proof_outside_the_shown_lines_links_to_its_piece_of_the_log() {
     let mut artifact = attempt.artifacts[0].clone();
     artifact.size = 5_000_008;
     let pane = Pane::tail(&attempt, &artifact, &piece);
-    let parts = Parts { attempt: &attempt, job: &jobs[1], run: &run, events: &[], evidence: &[] };
+    let parts = Parts { attempt: &attempt, job: &jobs[1], run: &run, events: &[], evidence: &[], glimpse: None };
     let html = AttemptPage::new(parts, Some(pane), sample::NOW).render().expect("renders");
     let page = Html::parse_document(&html);
     let (line, offset) = sample::find_line(&sample::console(), "crashyard: trigger");

@@ -5,6 +5,7 @@ use crate::app::AppState;
 use crate::db::attempt;
 use crate::error::AppResult;
 use crate::findings;
+use crate::wake::{Pass, Topic};
 
 /// Attempts read in one tick; reading is slow, and others may have come meanwhile.
 const ATTEMPTS: i64 = 1;
@@ -18,5 +19,6 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     let mut tx = state.db.begin().await?;
     attempt::set_read_by(&mut tx, id, version).await?;
     tx.commit().await?;
+    state.wake.wake(&Topic::Pass(Pass::Dumps));
     Ok(Next::Now)
 }

@@ -6,7 +6,9 @@
 
 pub mod compact;
 pub mod deadlines;
+pub mod dumps;
 pub mod findings;
+pub mod glimpse;
 pub mod leases;
 pub mod presence;
 pub mod verify;
@@ -50,6 +52,8 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     set.spawn(run(state.clone(), "verify", Some(Pass::Verify), |state| async move { verify::tick(&state).await }));
     set.spawn(run(state.clone(), "compact", Some(Pass::Compact), |state| async move { compact::tick(&state).await }));
     set.spawn(run(state.clone(), "findings", Some(Pass::Compact), |state| async move { findings::tick(&state).await }));
+    set.spawn(run(state.clone(), "glimpse", Some(Pass::Glimpse), |state| async move { glimpse::tick(&state).await }));
+    set.spawn(run(state.clone(), "dumps", Some(Pass::Dumps), |state| async move { dumps::tick(&state).await }));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set
 }

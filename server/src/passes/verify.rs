@@ -5,6 +5,7 @@ use crate::app::AppState;
 use crate::db::artifact::{self, Owner};
 use crate::db::attempt;
 use crate::error::{AppError, AppResult};
+use crate::extract::replace_nul;
 use crate::judging::{self, DUMP};
 use crate::ranges::Stored;
 use crate::triage::{DumpReading, Intent, dump};
@@ -19,7 +20,9 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     let unread = attempt::unread_dumps(&state.db, DUMPS).await?;
     let Some(id) = unread.first() else { return Ok(Next::Woken) };
     let reading = read(state, id).await?;
-    let facts = serde_json::to_value(&reading).map_err(|error| AppError::Internal(error.into()))?;
+    let mut facts = serde_json::to_value(&reading).map_err(|error| AppError::Internal(error.into()))?;
+    // A kernel log may hold NULs, and PostgreSQL keeps none in texts.
+    replace_nul(&mut facts);
     let mut tx = state.db.begin().await?;
     attempt::set_dump_facts(&mut tx, id, &facts).await?;
     tx.commit().await?;

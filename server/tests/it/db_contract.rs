@@ -50,6 +50,9 @@ macro_rules! write {
     }};
 }
 
+// After the macro, which it uses.
+mod dumps;
+
 #[tokio::test]
 async fn the_ledger_keeps_its_contract_on_sqlite() {
     let dir = tempfile::tempdir().unwrap();
@@ -77,6 +80,7 @@ async fn every_check(db: &Db) {
     judgements(db).await;
     reports_and_events(db).await;
     uploads(db).await;
+    dumps::dumps(db).await;
     consoles(db).await;
     compaction(db).await;
     runs(db).await;

@@ -194,6 +194,10 @@ impl Server {
         }
     }
 
+    pub fn clock_now(&self) -> Timestamp {
+        self.state.now()
+    }
+
     pub fn advance(&self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
     }

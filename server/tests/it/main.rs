@@ -4,6 +4,7 @@ mod agent_api;
 mod auth;
 mod consoles;
 mod db_contract;
+mod dumps;
 mod events;
 mod faults;
 mod harness;
@@ -12,3 +13,8 @@ mod migrations;
 mod openapi;
 mod rest;
 mod uploads;
+
+/// A small kernel's memory, made by the reader's own tests.
+#[expect(dead_code, reason = "the fixture has more shapes than these tests need")]
+#[path = "../../../crates/vmcore/tests/synthetic/mod.rs"]
+mod synthetic;

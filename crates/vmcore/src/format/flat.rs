@@ -11,6 +11,8 @@ use std::io;
 
 pub(super) const MAGIC: &[u8] = b"makedumpfile\0";
 const HEADER: u64 = 4096;
+/// A hole of this size in a stream that has not ended may be data that is still to come.
+const HOLE: u64 = 4096;
 /// How much is read at a time to find record headers.
 const WINDOW: usize = 16 << 10;
 
@@ -27,9 +29,12 @@ pub(super) struct Flattened<'a> {
     starts: Vec<u64>,
     pieces: Vec<Piece>,
     len: u64,
+    /// The stream ends before its last record: bytes that are there, and those that are needed to go on.
+    cut: Option<(u64, u64)>,
 }
 
 impl<'a> Flattened<'a> {
+    /// Indexes a stream, as far as it goes; [`Self::cut`] says whether that is to its end.
     pub(super) fn open(src: Box<dyn ReadAt + 'a>, limits: &Limits) -> Result<Self, Error> {
         let have = src.len();
         let mut map: BTreeMap<u64, Piece> = BTreeMap::new();
@@ -37,6 +42,7 @@ impl<'a> Flattened<'a> {
         let (mut window_at, mut window_len) = (0u64, 0usize);
         let mut at = HEADER;
         let mut records = 0u64;
+        let mut cut = None;
         loop {
             if at < window_at || at + 16 > window_at + window_len as u64 {
                 window_at = at;
@@ -44,7 +50,8 @@ impl<'a> Flattened<'a> {
             }
             let offset_in = (at - window_at) as usize;
             let Some(head) = window[..window_len].get(offset_in..).and_then(|w| w.first_chunk::<16>()) else {
-                return Err(Error::Truncated { have, need: at.saturating_add(16) });
+                cut = Some((have, at.saturating_add(16)));
+                break;
             };
             let (start, size) = record(head);
             if start == -1 && size == -1 {
@@ -55,22 +62,30 @@ impl<'a> Flattened<'a> {
             }
             let (start, size, data) = (start as u64, size as u64, at + 16);
             let next = data.checked_add(size).ok_or(Error::Corrupt("a flattened record is out of range"))?;
-            if next > have {
-                return Err(Error::Truncated { have, need: next });
-            }
             records += 1;
             if records > limits.chunks {
                 return Err(Error::Limit { what: "records of a flattened dump", limit: limits.chunks });
             }
-            let end = start.checked_add(size).ok_or(Error::Corrupt("a flattened record is out of range"))?;
-            if size > 0 {
-                insert(&mut map, start, Piece { end, at: data });
+            start.checked_add(size).ok_or(Error::Corrupt("a flattened record is out of range"))?;
+            // Of the record in which a stream is cut, what is there counts.
+            let there = size.min(have.saturating_sub(data));
+            if there > 0 {
+                insert(&mut map, start, Piece { end: start + there, at: data });
+            }
+            if next > have {
+                cut = Some((have, next));
+                break;
             }
             at = next;
         }
         let len = map.last_key_value().map_or(0, |(_, p)| p.end);
         let (starts, pieces) = map.into_iter().unzip();
-        Ok(Self { src, starts, pieces, len })
+        Ok(Self { src, starts, pieces, len, cut })
+    }
+
+    /// Says where a stream ends that has no end mark.
+    pub(super) fn cut(&self) -> Option<(u64, u64)> {
+        self.cut
     }
 }
 
@@ -113,6 +128,11 @@ impl ReadAt for Flattened<'_> {
         }
         // A hole that nobody wrote: a seek over it leaves zeros in the rearranged file.
         let hole_end = self.starts.get(after).copied().unwrap_or(self.len);
+        let hole_start = after.checked_sub(1).map_or(0, |i| self.pieces[i].end);
+        if self.cut.is_some() && hole_end - hole_start >= HOLE {
+            // It may still be written. Small ones are the gaps that writers leave behind headers and bitmaps.
+            return Ok(0);
+        }
         let n = buf.len().min(usize::try_from(hole_end - offset).unwrap_or(usize::MAX));
         buf[..n].fill(0);
         Ok(n)

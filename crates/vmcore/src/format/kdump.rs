@@ -16,6 +16,8 @@ pub(super) const MAGIC: &[u8] = b"KDUMP   ";
 /// Offsets in `struct disk_dump_header`: after the signature, the version and `struct new_utsname` (6 × 65 bytes).
 const MACHINE_AT: usize = 12 + 4 * 65;
 const STATUS_AT: usize = 424;
+/// Bytes of `struct disk_dump_header`; the rest of its block need not be written.
+const HEAD: usize = 464;
 /// `DUMP_DH_COMPRESSED_INCOMPLETE`.
 const INCOMPLETE: u32 = 0x8;
 const DESC: u64 = 24;
@@ -51,9 +53,9 @@ struct State {
 impl<'a> Kdump<'a> {
     pub(super) fn open(src: Box<dyn ReadAt + 'a>, limits: &Limits) -> Result<(Self, Vec<Note>), Error> {
         let have = src.len();
-        let mut head = vec![0u8; PAGE];
+        let mut head = vec![0u8; HEAD];
         if read_full(&src, 0, &mut head)? < head.len() {
-            return Err(Error::Truncated { have, need: PAGE as u64 });
+            return Err(Error::Truncated { have, need: HEAD as u64 });
         }
         let version = u32_at(&head, 8);
         if !(6..=100).contains(&version) {
@@ -238,23 +240,24 @@ impl<'a> Kdump<'a> {
             let pos = at.checked_add(done as u64)?;
             let (number, inside) = (pos / PAGE as u64, (pos % PAGE as u64) as usize);
             let slot = (number % state.blocks.len() as u64) as usize;
+            let n = (buf.len() - done).min(PAGE - inside);
             let block = match &mut state.blocks[slot] {
                 Some((have, block)) if *have == number => block,
                 other => {
                     let mut block = Box::new([0u8; PAGE]);
-                    let start = number * PAGE as u64;
-                    let got = read_full(&self.src, start, &mut block[..]).ok()?;
-                    if start + got as u64 <= pos {
+                    let got = read_full(&self.src, number * PAGE as u64, &mut block[..]).ok()?;
+                    if got < inside + n {
                         return None;
                     }
-                    // The last block of a file that is still growing must not be remembered short.
-                    if got < PAGE && start + (got as u64) < at + buf.len() as u64 {
-                        return None;
+                    // A block of which only a part is there must not be remembered: its rest would read as zeros.
+                    if got < PAGE {
+                        buf[done..done + n].copy_from_slice(&block[inside..inside + n]);
+                        done += n;
+                        continue;
                     }
                     &mut other.insert((number, block)).1
                 }
             };
-            let n = (buf.len() - done).min(PAGE - inside);
             buf[done..done + n].copy_from_slice(&block[inside..inside + n]);
             done += n;
         }

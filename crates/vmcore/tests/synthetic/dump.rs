@@ -183,3 +183,17 @@ pub fn flatten(dump: &[u8]) -> Vec<u8> {
     out.extend([u64::MAX; 2].iter().flat_map(|v| v.to_be_bytes()));
     out
 }
+
+/// A flattened dump as `makedumpfile -F` sends it: from the start to the end.
+pub fn stream(dump: &[u8]) -> Vec<u8> {
+    let mut out = b"makedumpfile\0\0\0\0".to_vec();
+    out.extend([1u64, 1].iter().flat_map(|v| v.to_be_bytes()));
+    out.resize(PAGE, 0);
+    for (i, piece) in dump.chunks(10_007).enumerate() {
+        out.extend(((i * 10_007) as u64).to_be_bytes());
+        out.extend((piece.len() as u64).to_be_bytes());
+        out.extend(piece);
+    }
+    out.extend([u64::MAX; 2].iter().flat_map(|v| v.to_be_bytes()));
+    out
+}

@@ -5,6 +5,7 @@ use super::report::{self, Told};
 use super::{Shell, StageTimes, took};
 use crate::pages::format::{Chip, When, bytes, limit, span};
 use crate::pages::text::visible;
+use crate::passes::glimpse::Glimpse;
 use askama::Template;
 use crashyard_protocol::api::{Artifact, Attempt, Event, Evidence, Job, Run};
 use crashyard_protocol::clock::Timestamp;
@@ -43,6 +44,7 @@ pub struct AttemptPage {
     consoles: Vec<(String, String)>,
     /// Whether the readers have read it.
     findings: bool,
+    glimpse: Option<GlimpseView>,
     artifacts: Vec<ArtifactRow>,
     history: Vec<HistoryRow>,
     history_cut: usize,
@@ -90,6 +92,37 @@ struct ArtifactRow {
     state: ArtifactState,
     size: String,
     blake3: Option<String>,
+    /// Whether there are bytes to download.
+    there: bool,
+    /// Who holds it and why, or why it was dropped.
+    note: Option<String>,
+}
+
+/// What a dump that is still arriving says already.
+#[derive(Debug)]
+struct GlimpseView {
+    of: String,
+    facts: Vec<(&'static str, String)>,
+    frames: Vec<String>,
+    log: Vec<String>,
+}
+
+impl GlimpseView {
+    fn new(size: u64, seen: &Glimpse) -> Self {
+        let facts = [
+            ("Kernel", Some(seen.release.clone())),
+            ("Panic", seen.panic.clone()),
+            ("CPU", seen.cpu.map(|cpu| cpu.to_string())),
+            ("Task", seen.task.clone()),
+        ];
+        let safe = |lines: &[String]| lines.iter().map(|line| visible(line).into_owned()).collect();
+        Self {
+            of: bytes(size),
+            facts: facts.into_iter().filter_map(|(name, value)| Some((name, visible(&value?).into_owned()))).collect(),
+            frames: safe(&seen.frames),
+            log: safe(&seen.log),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -113,13 +146,15 @@ pub struct Parts<'a> {
     pub events: &'a [Event],
     /// What its agents reported.
     pub evidence: &'a [Evidence],
+    /// What was seen of its dump while it was not whole, and in how many bytes.
+    pub glimpse: Option<(u64, &'a Glimpse)>,
 }
 
 impl AttemptPage {
     /// The page; `pane` is the console shown beside the stages.
     #[must_use]
     pub fn new(parts: Parts<'_>, pane: Option<Pane>, now: Timestamp) -> Self {
-        let Parts { attempt, job, run, events, evidence } = parts;
+        let Parts { attempt, job, run, events, evidence, glimpse } = parts;
         let dump = attempt.artifacts.iter().find(|artifact| artifact.name == DUMP);
         let stages: Vec<StageRow> = attempt
             .stages
@@ -160,6 +195,7 @@ impl AttemptPage {
                 .map(|artifact| (visible(source_of(artifact)).into_owned(), path_part(source_of(artifact))))
                 .collect(),
             findings: attempt.artifacts.iter().any(|file| file.name.starts_with(crate::findings::REPORTS)),
+            glimpse: glimpse.map(|(bytes, seen)| GlimpseView::new(bytes, seen)),
             artifacts: attempt.artifacts.iter().map(ArtifactRow::new).collect(),
             pane,
             history,
@@ -258,6 +294,14 @@ impl ArtifactRow {
             state: artifact.state,
             size: bytes(artifact.size),
             blake3: artifact.blake3.as_deref().map(|hash| visible(hash).into_owned()),
+            there: artifact.state != ArtifactState::Dropped,
+            note: match (&artifact.dropped, &artifact.held) {
+                (Some(dropped), _) => {
+                    Some(visible(&format!("{}: {}", When(dropped.at).short(), dropped.reason)).into_owned())
+                }
+                (None, Some(held)) => Some(visible(&format!("held by {}: {}", held.by, held.reason)).into_owned()),
+                (None, None) => None,
+            },
         }
     }
 }

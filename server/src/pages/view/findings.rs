@@ -1,27 +1,30 @@
-//! What was found in an attempt's evidence: the crash reports of its consoles, then the machine as the dump shows it,
-//! panic first.
+//! What was found in an attempt's evidence: whether console and dump agree, the crash reports of its consoles, then the
+//! machine as the dump shows it, panic first. One search goes over all of it, with scripts off too.
 //!
-//! Both come from stored documents that an older reader may have written, so fields are taken one by one and what is
+//! Everything comes from stored documents that an older reader may have written, so fields are taken one by one and what is
 //! missing is left out. Everything in them was printed by a crashed kernel and is hostile text.
+
+mod compare;
+mod dump;
 
 use super::Shell;
 use super::console::path_part;
-use crate::pages::format::{When, count};
+use crate::pages::format::When;
 use crate::pages::text::visible;
 use askama::Template;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::api::Attempt;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_vmcore::{Capsule, Stack};
+use crashyard_vmcore::Capsule;
+use dump::DumpView;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
 /// Frames of a report that are shown at once; the rest folds.
 const FRAMES: usize = 40;
 /// Reports on the page; a machine that oopses for ever is cut.
 const REPORTS: usize = 100;
-/// Names of tasks in one group.
-const NAMES: usize = 12;
+/// Characters of a search that count.
+const SEARCH: usize = 200;
 
 /// The page at `/attempts/{id}/findings`.
 #[derive(Debug, Template)]
@@ -35,7 +38,44 @@ pub struct FindingsPage {
     reports: Vec<ReportRow>,
     reports_cut: usize,
     dump: Option<DumpView>,
-    agree: Option<bool>,
+    compared: Option<compare::Compared>,
+    /// What was searched for, as typed.
+    q: String,
+    /// How much was found, where anything was searched for.
+    hits: Option<usize>,
+}
+
+/// What the page shows; `None` for what has not been read, or cannot be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found<'a> {
+    /// Crash reports on the consoles.
+    pub consoles: Option<&'a [ConsoleReports]>,
+    /// Crash reports in the dump's kernel log.
+    pub in_dump: Option<&'a [ConsoleReports]>,
+    /// The dump.
+    pub capsule: Option<&'a Capsule>,
+}
+
+/// Text to look for, ignoring case; everything is found by an empty one.
+#[derive(Clone, Debug, Default)]
+struct Search(String);
+
+impl Search {
+    fn new(q: Option<&str>) -> Self {
+        Self(q.unwrap_or_default().trim().chars().take(SEARCH).collect::<String>().to_lowercase())
+    }
+
+    fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn finds(&self, text: &str) -> bool {
+        !self.any() || text.to_lowercase().contains(&self.0)
+    }
+
+    fn finds_frame(&self, frames: &[FrameRow]) -> bool {
+        frames.iter().any(|frame| self.finds(&frame.text))
+    }
 }
 
 /// One console's crash reports, as stored.
@@ -50,12 +90,16 @@ pub struct ConsoleReports {
 #[serde(default)]
 struct StoredReport {
     title: String,
+    alt_titles: Vec<String>,
     header: String,
     intended: Option<bool>,
     corrupted: bool,
     corrupted_reason: Option<String>,
     start: u64,
+    end: u64,
     line: u64,
+    time: Option<String>,
+    boot: u32,
     cpu: Option<u32>,
     pid: Option<u32>,
     comm: Option<String>,
@@ -93,63 +137,46 @@ struct FrameRow {
     doubt: bool,
 }
 
-#[derive(Debug)]
-struct DumpView {
-    facts: Vec<(&'static str, String)>,
-    panic: Option<CpuRow>,
-    cpus: Vec<CpuRow>,
-    groups: Vec<Group>,
-    modules: String,
-    log: Vec<(String, bool)>,
-    warnings: Vec<String>,
-}
-
-#[derive(Debug)]
-struct CpuRow {
-    name: String,
-    doing: String,
-    frames: Vec<FrameRow>,
-}
-
-#[derive(Debug)]
-struct Group {
-    count: usize,
-    names: String,
-    frames: Vec<FrameRow>,
-}
-
 impl FindingsPage {
-    /// The page; `None` for what has not been read, or cannot be.
+    /// The page, with only what contains `q` where that is given.
     #[must_use]
-    pub fn new(
-        attempt: &Attempt,
-        consoles: Option<&[ConsoleReports]>,
-        capsule: Option<&Capsule>,
-        now: Timestamp,
-    ) -> Self {
-        let all: Vec<(&str, &StoredReport)> = consoles
-            .unwrap_or_default()
+    pub fn new(attempt: &Attempt, found: Found<'_>, q: Option<&str>, now: Timestamp) -> Self {
+        let search = Search::new(q);
+        let all = told(found.consoles);
+        let reports: Vec<ReportRow> = all
             .iter()
-            .flat_map(|console| console.reports.iter().map(move |report| (console.source.as_str(), report)))
-            .filter(|(_, report)| report.duplicate_of.is_none())
+            .enumerate()
+            .map(|(i, (source, report))| ReportRow::new(i + 1, &attempt.id, source, report))
+            .filter(|row| search.finds(&row.title) || search.finds(&row.where_) || search.finds_frame(&row.frames))
             .collect();
-        let agree = capsule.and_then(|capsule| capsule.panic_message.as_deref()).map(|panic| {
-            let panic = panic.trim();
-            all.iter().any(|(_, report)| report.header.contains(panic))
-        });
-        let reports = all.iter().take(REPORTS).enumerate();
+        let in_dump = told(found.in_dump);
+        let dump = found.capsule.map(|capsule| DumpView::new(capsule, &in_dump, &search));
+        let hits = reports.len() + dump.as_ref().map_or(0, DumpView::hits);
+        let capsule = found.capsule.filter(|_| found.consoles.is_some() && found.in_dump.is_some());
         Self {
             shell: Shell { section: "runs", now: Some(When(now)) },
             attempt: attempt.id.clone(),
             number: attempt.number,
             machine: visible(&attempt.machine_name).into_owned(),
-            read: consoles.is_some(),
-            reports: reports.map(|(i, (source, report))| ReportRow::new(i + 1, &attempt.id, source, report)).collect(),
-            reports_cut: all.len().saturating_sub(REPORTS),
-            dump: capsule.map(DumpView::new),
-            agree: agree.filter(|_| !all.is_empty()),
+            read: found.consoles.is_some(),
+            reports_cut: reports.len().saturating_sub(REPORTS),
+            reports: reports.into_iter().take(REPORTS).collect(),
+            dump,
+            compared: capsule.map(|capsule| compare::compare(&all, &in_dump, capsule)),
+            q: visible(q.unwrap_or_default()).into_owned(),
+            hits: search.any().then_some(hits),
         }
     }
+}
+
+/// Every report that is not the same one printed again, with its source.
+fn told(sources: Option<&[ConsoleReports]>) -> Vec<(&str, &StoredReport)> {
+    sources
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|source| source.reports.iter().map(move |report| (source.source.as_str(), report)))
+        .filter(|(_, report)| report.duplicate_of.is_none())
+        .collect()
 }
 
 impl ReportRow {
@@ -186,85 +213,6 @@ impl ReportRow {
             why: report.why.iter().map(|why| visible(why).into_owned()).collect(),
         }
     }
-}
-
-impl DumpView {
-    fn new(capsule: &Capsule) -> Self {
-        let task = capsule.panic_task.as_ref();
-        let facts = [
-            ("Kernel", Some(capsule.release.clone())),
-            ("Panic", capsule.panic_message.clone()),
-            ("CPU", capsule.panic_cpu.map(|cpu| cpu.to_string())),
-            ("Task", task.map(|task| format!("{} ({})", task.comm, task.pid))),
-            ("Up for", capsule.uptime_ns.map(|ns| format!("{} s", ns / 1_000_000_000))),
-            ("Taint", capsule.taint.as_ref().map(|taint| taint.letters.clone()).filter(|letters| !letters.is_empty())),
-            ("Tasks", Some(capsule.tasks.len().to_string())),
-            ("Modules", Some(capsule.modules.len().to_string())),
-        ];
-        let facts = facts.into_iter().filter_map(|(name, value)| Some((name, visible(&value?).into_owned()))).collect();
-        let stack = |index: Option<u32>| index.and_then(|index| capsule.stacks.get(usize::try_from(index).ok()?));
-        let mut panic = None;
-        let mut cpus = Vec::new();
-        for cpu in &capsule.cpus {
-            let doing = match (cpu.idle, &cpu.comm, cpu.pid) {
-                (Some(true), _, _) => "idle".to_owned(),
-                (_, Some(comm), Some(pid)) => format!("{} ({pid})", visible(comm)),
-                _ => "unknown".to_owned(),
-            };
-            let row = CpuRow { name: format!("CPU {}", cpu.cpu), doing, frames: frames(stack(cpu.stack)) };
-            if capsule.panic_cpu == Some(cpu.cpu) { panic = Some(row) } else { cpus.push(row) }
-        }
-        Self {
-            facts,
-            panic,
-            cpus,
-            groups: groups(capsule),
-            modules: visible(&capsule.modules.iter().map(|module| module.name.as_str()).collect::<Vec<_>>().join(" "))
-                .into_owned(),
-            log: capsule.dmesg.iter().map(|line| (visible(&line.stamped()).into_owned(), line.level <= 3)).collect(),
-            warnings: capsule.warnings.iter().map(|warning| visible(warning).into_owned()).collect(),
-        }
-    }
-
-    fn log_text(&self) -> String {
-        count(self.log.len() as u64)
-    }
-}
-
-/// Tasks that stand at the same place, the largest crowd first.
-fn groups(capsule: &Capsule) -> Vec<Group> {
-    let mut by_stack: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-    for task in capsule.tasks.iter().filter(|task| !task.running) {
-        if let Some(stack) = task.stack {
-            by_stack.entry(stack).or_default().push(format!("{} ({})", task.comm, task.pid));
-        }
-    }
-    let mut groups: Vec<Group> = by_stack
-        .into_iter()
-        .map(|(stack, names)| {
-            let more = names.len().saturating_sub(NAMES);
-            let mut text = names[..names.len() - more].join(", ");
-            if more > 0 {
-                text = format!("{text} and {more} more");
-            }
-            let stack = usize::try_from(stack).ok().and_then(|index| capsule.stacks.get(index));
-            Group { count: names.len(), names: visible(&text).into_owned(), frames: frames(stack) }
-        })
-        .collect();
-    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
-    groups
-}
-
-fn frames(stack: Option<&Stack>) -> Vec<FrameRow> {
-    let Some(stack) = stack else { return Vec::new() };
-    let row = |frame: &crashyard_vmcore::Frame| FrameRow {
-        text: match &frame.symbol {
-            Some(symbol) => with_module(symbol, frame.module.as_deref()),
-            None => frame.pc.to_string(),
-        },
-        doubt: frame.guess,
-    };
-    stack.frames.iter().take(FRAMES).map(row).collect()
 }
 
 fn with_module(function: &str, module: Option<&str>) -> String {

@@ -1,0 +1,197 @@
+//! The machine in the dump: panic stack first, then the other CPUs, tasks by where they stand, modules, the kernel log
+//! with its crash reports marked.
+
+use super::{FRAMES, FrameRow, Search, StoredReport, with_module};
+use crate::pages::format::count;
+use crate::pages::text::visible;
+use crashyard_vmcore::{Capsule, Stack};
+use std::collections::BTreeMap;
+
+/// Names of tasks in one group.
+const NAMES: usize = 12;
+
+/// What the page shows of a capsule.
+#[derive(Debug)]
+pub struct DumpView {
+    /// Names and values.
+    pub facts: Vec<(&'static str, String)>,
+    /// The CPU that panicked.
+    pub panic: Option<CpuRow>,
+    /// The others.
+    pub cpus: Vec<CpuRow>,
+    /// Tasks that stand at the same place.
+    pub groups: Vec<Group>,
+    /// Modules, by name.
+    pub modules: Vec<String>,
+    /// The kernel log.
+    pub log: Vec<LogRow>,
+    /// What could not be read.
+    pub warnings: Vec<String>,
+}
+
+/// One CPU.
+#[derive(Debug)]
+pub struct CpuRow {
+    /// Its number.
+    pub name: String,
+    /// What ran.
+    pub doing: String,
+    /// Its stack.
+    pub frames: Vec<FrameRow>,
+}
+
+/// Tasks with equal stacks.
+#[derive(Debug)]
+pub struct Group {
+    /// How many.
+    pub count: usize,
+    /// Their names, as many as are shown.
+    pub names: String,
+    /// Where they stand.
+    pub frames: Vec<FrameRow>,
+}
+
+/// One line of the kernel log.
+#[derive(Debug)]
+pub struct LogRow {
+    /// Its number, from 1.
+    pub number: usize,
+    /// The line with its time.
+    pub text: String,
+    /// It was printed as an error or worse.
+    pub loud: bool,
+    /// It belongs to a crash report.
+    pub marked: bool,
+    /// The title of the crash report that begins here.
+    pub title: Option<String>,
+}
+
+impl DumpView {
+    /// What `search` finds of a capsule.
+    pub fn new(capsule: &Capsule, reports: &[(&str, &StoredReport)], search: &Search) -> Self {
+        let mut cpus = Vec::new();
+        let mut panic = None;
+        for cpu in &capsule.cpus {
+            let doing = match (cpu.idle, &cpu.comm, cpu.pid) {
+                (Some(true), _, _) => "idle".to_owned(),
+                (_, Some(comm), Some(pid)) => format!("{} ({pid})", visible(comm)),
+                _ => "unknown".to_owned(),
+            };
+            let row = CpuRow { name: format!("CPU {}", cpu.cpu), doing, frames: frames(capsule.stack(cpu.stack)) };
+            if !search.finds(&row.doing) && !search.finds(&row.name) && !search.finds_frame(&row.frames) {
+                continue;
+            }
+            if capsule.panic_cpu == Some(cpu.cpu) { panic = Some(row) } else { cpus.push(row) }
+        }
+        let names = capsule.modules.iter().map(|module| visible(&module.name).into_owned());
+        Self {
+            facts: facts(capsule),
+            panic,
+            cpus,
+            groups: groups(capsule, search),
+            modules: names.filter(|name| search.finds(name)).collect(),
+            log: log(capsule, reports, search),
+            warnings: capsule.warnings.iter().map(|warning| visible(warning).into_owned()).collect(),
+        }
+    }
+
+    /// How much is shown, counted for a search.
+    pub fn hits(&self) -> usize {
+        usize::from(self.panic.is_some()) + self.cpus.len() + self.groups.len() + self.modules.len() + self.log.len()
+    }
+
+    /// Lines of the log that are shown.
+    pub fn log_text(&self) -> String {
+        count(self.log.len() as u64)
+    }
+}
+
+fn facts(capsule: &Capsule) -> Vec<(&'static str, String)> {
+    let task = capsule.panic_task.as_ref();
+    let facts = [
+        ("Kernel", Some(capsule.release.clone())),
+        ("Panic", capsule.panic_message.clone()),
+        ("CPU", capsule.panic_cpu.map(|cpu| cpu.to_string())),
+        ("Task", task.map(|task| format!("{} ({})", task.comm, task.pid))),
+        ("Up for", capsule.uptime_ns.map(|ns| format!("{} s", ns / 1_000_000_000))),
+        ("Taint", capsule.taint.as_ref().map(|taint| taint.letters.clone()).filter(|letters| !letters.is_empty())),
+        ("Tasks", Some(capsule.tasks.len().to_string())),
+        ("Hung", Some(capsule.tasks.iter().filter(|task| task.hung).count()).filter(|n| *n > 0).map(|n| n.to_string())),
+        ("Modules", Some(capsule.modules.len().to_string())),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name, visible(&value?).into_owned()))).collect()
+}
+
+/// Tasks that stand at the same place, the largest crowd first. A group is found by the name of any of its tasks, shown or
+/// not, and by its frames.
+fn groups(capsule: &Capsule, search: &Search) -> Vec<Group> {
+    let mut by_stack: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for task in capsule.tasks.iter().filter(|task| !task.running) {
+        if let Some(stack) = task.stack {
+            let waits = task.blocked_on.as_ref().map(|lock| match &lock.owner {
+                Some(owner) => format!(", waits for a mutex of {} ({})", owner.comm, owner.pid),
+                None => ", waits for a mutex".to_owned(),
+            });
+            let name = format!("{} ({}{})", task.comm, task.pid, waits.unwrap_or_default());
+            by_stack.entry(stack).or_default().push(visible(&name).into_owned());
+        }
+    }
+    let mut groups: Vec<Group> = by_stack
+        .into_iter()
+        .filter_map(|(stack, names)| {
+            let frames = frames(capsule.stack(Some(stack)));
+            if !search.finds_frame(&frames) && !names.iter().any(|name| search.finds(name)) {
+                return None;
+            }
+            let count = names.len();
+            // Those that were searched for are shown first.
+            let (mut shown, others): (Vec<String>, Vec<String>) =
+                names.into_iter().partition(|name| search.any() && search.finds(name));
+            shown.extend(others);
+            let more = count.saturating_sub(NAMES);
+            shown.truncate(NAMES);
+            let mut names = shown.join(", ");
+            if more > 0 {
+                names = format!("{names} and {more} more");
+            }
+            Some(Group { count, names, frames })
+        })
+        .collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+    groups
+}
+
+/// The log's lines. Reports name stretches of [`crate::findings::log_text`], which is these lines and their ends.
+fn log(capsule: &Capsule, reports: &[(&str, &StoredReport)], search: &Search) -> Vec<LogRow> {
+    let mut at = 0;
+    let mut rows = Vec::new();
+    for (index, line) in capsule.dmesg.iter().enumerate() {
+        let text = line.stamped();
+        let end = at + text.len() as u64 + 1;
+        let begins = reports.iter().find(|(_, report)| (at..end).contains(&report.start));
+        let row = LogRow {
+            number: index + 1,
+            loud: line.level <= 3,
+            marked: reports.iter().any(|(_, report)| report.start < end && at < report.end),
+            title: begins.map(|(_, report)| visible(&report.title).into_owned()),
+            text: visible(&text).into_owned(),
+        };
+        if search.finds(&row.text) || row.title.as_ref().is_some_and(|title| search.any() && search.finds(title)) {
+            rows.push(row);
+        }
+        at = end;
+    }
+    rows
+}
+
+fn frames(stack: Option<&Stack>) -> Vec<FrameRow> {
+    let Some(stack) = stack else { return Vec::new() };
+    let row = |frame: &crashyard_vmcore::Frame| FrameRow {
+        text: match &frame.symbol {
+            Some(symbol) => with_module(symbol, frame.module.as_deref()),
+            None => frame.pc.to_string(),
+        },
+        doubt: frame.guess,
+    };
+    stack.frames.iter().take(FRAMES).map(row).collect()
+}

@@ -1,0 +1,106 @@
+//! Dumps: which is one too many, held, dropped, emptied, and seen while it arrives.
+
+use super::*;
+use crashyard_server::db::dump::{self, GlimpseRow};
+
+/// An attempt of a run of its own, its dump still arriving.
+async fn arriving(db: &Db, name: &str) -> (attempt::AttemptRow, ArtifactId) {
+    let farm = farm(db, name, 1).await;
+    submit(db, &farm, 1).await;
+    let attempt = lease(db, &farm, 0).await.unwrap().attempt;
+    write!(db, |tx| judgement::open_stages(tx, &attempt.id, &stages(0), Some(at(40))));
+    let dump = open(db, &Owner::Attempt(attempt.id.clone()), "vmcore").await;
+    write!(db, |tx| artifact::add_chunk(tx, &segment(&dump.id, 0, 100, "a")));
+    (attempt::get(db, &attempt.id).await.unwrap(), dump.id)
+}
+
+/// Completes the dump, gives a verdict (with its signature), ends and settles the attempt, and reads it.
+async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds: i64, status: Status) {
+    let id = &attempt.id;
+    write!(db, |tx| artifact::complete(tx, dump, "hash", at(seconds))).unwrap();
+    let before = attempt::get(db, id).await.unwrap();
+    write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(4, Some(status)), at(seconds)));
+    write!(db, |tx| lease::end(tx, id, &End::Released { epoch: 1, healthy: true, detail: "" }, at(seconds))).unwrap();
+    write!(db, |tx| attempt::set_read_by(tx, id, 7));
+    let capsule = open(db, &Owner::Attempt(id.clone()), "found-capsule.v1.json").await;
+    write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));
+}
+
+/// Ids of a query's answer.
+fn id(row: Option<artifact::ArtifactRow>) -> Option<ArtifactId> {
+    row.map(|row| row.id)
+}
+
+pub(super) async fn dumps(db: &Db) {
+    let kept = dump::kept_bytes(db).await.unwrap();
+    let (first, one) = arriving(db, "f-dump-1").await;
+    let (second, two) = arriving(db, "f-dump-2").await;
+    let (third, three) = arriving(db, "f-dump-3").await;
+
+    assert_eq!(id(dump::growing(db, 101).await.unwrap()), None);
+    assert_eq!(id(dump::growing(db, 100).await.unwrap()), Some(one.clone()));
+    let glimpse = |bytes, body: Option<&str>| GlimpseRow {
+        artifact_id: one.clone(),
+        bytes,
+        body: body.map(|text| Json(serde_json::json!({ "release": text }))),
+        settled: false,
+        read_at: at(1),
+    };
+    assert_eq!(dump::glimpse(db, &one).await.unwrap(), None);
+    write!(db, |tx| dump::set_glimpse(tx, &glimpse(70, None)));
+    assert_eq!(id(dump::growing(db, 100).await.unwrap()), Some(two.clone()), "100 is less than half more than 70");
+    write!(db, |tx| dump::set_glimpse(tx, &GlimpseRow { artifact_id: two.clone(), settled: true, ..glimpse(1, None) }));
+    assert_eq!(id(dump::growing(db, 100).await.unwrap()), Some(three.clone()), "all of it was seen");
+    assert_eq!(dump::glimpse(db, &one).await.unwrap().unwrap().body, None);
+    write!(db, |tx| dump::set_glimpse(tx, &glimpse(100, Some("6.1"))));
+    write!(db, |tx| dump::set_glimpse(tx, &glimpse(50, Some("older"))));
+    write!(db, |tx| dump::set_glimpse(tx, &glimpse(200, None)));
+    let seen = dump::glimpse(db, &one).await.unwrap().unwrap();
+    assert_eq!(
+        (seen.bytes, seen.body.unwrap().0["release"].as_str()),
+        (200, Some("6.1")),
+        "the last that was readable"
+    );
+
+    assert_eq!(id(dump::oldest(db, 7, at(9)).await.unwrap()), None, "none is complete");
+    over(db, &first, &one, 1, Status::Fail).await;
+    over(db, &second, &two, 2, Status::Fail).await;
+    over(db, &third, &three, 3, Status::Pass).await;
+    assert_eq!(dump::kept_bytes(db).await.unwrap(), kept + 300);
+    assert_eq!(id(dump::oldest(db, 8, at(9)).await.unwrap()), None, "not read by such a reader");
+    assert_eq!(id(dump::oldest(db, 7, at(0)).await.unwrap()), None);
+    assert_eq!(id(dump::oldest(db, 7, at(9)).await.unwrap()), Some(one.clone()));
+    assert_eq!(id(dump::least(db, 7).await.unwrap()), Some(three.clone()), "of a passed attempt");
+    // All three have the signature "BUG: x", in three runs.
+    assert_eq!(id(dump::surplus(db, 7, 3).await.unwrap()), None);
+    assert_eq!(id(dump::surplus(db, 7, 2).await.unwrap()), Some(three.clone()));
+    assert_eq!(id(dump::surplus(db, 7, 1).await.unwrap()), Some(two.clone()));
+
+    let token = token_row(Scope::Submit, None);
+    write!(db, |tx| token::create(tx, &token, "of the holder"));
+    let held = write!(db, |tx| dump::hold(tx, &two, &token.id, "mine", at(4))).unwrap();
+    assert_eq!((held.held_by.as_deref(), held.held_reason.as_deref()), (Some(token.name.as_str()), Some("mine")));
+    assert_eq!(id(dump::surplus(db, 7, 1).await.unwrap()), Some(three.clone()), "the held one counts and stays");
+    assert!(!write!(db, |tx| dump::drop_one(tx, &two, "why", at(5))));
+    assert_eq!(write!(db, |tx| dump::release(tx, &two)).held_at, None);
+
+    assert!(write!(db, |tx| dump::drop_one(tx, &two, "why", at(5))));
+    assert!(!write!(db, |tx| dump::drop_one(tx, &two, "again", at(6))));
+    assert!(write!(db, |tx| dump::hold(tx, &two, &token.id, "late", at(6))).is_none());
+    let dropped = artifact::get(db, &two).await.unwrap();
+    assert_eq!(
+        (dropped.state, dropped.dropped_reason.as_deref(), dropped.blake3.as_deref(), dropped.size),
+        (ArtifactState::Dropped, Some("why"), Some("hash"), 100)
+    );
+    assert!(dump::dropping(db, 10).await.unwrap().contains(&dropped));
+    assert_eq!(artifact::segments(db, &two).await.unwrap().len(), 1, "its bytes are found until they are gone");
+    write!(db, |tx| dump::set_emptied(tx, &three, at(7)));
+    assert_eq!(artifact::segments(db, &three).await.unwrap().len(), 1, "only dropped ones are emptied");
+    write!(db, |tx| dump::set_emptied(tx, &two, at(7)));
+    assert!(artifact::segments(db, &two).await.unwrap().is_empty());
+    assert!(!dump::dropping(db, 10).await.unwrap().iter().any(|row| row.id == two));
+    assert_eq!(dump::kept_bytes(db).await.unwrap(), kept + 200);
+    for rest in [one, three] {
+        assert!(write!(db, |tx| dump::drop_one(tx, &rest, "done", at(8))));
+    }
+}
