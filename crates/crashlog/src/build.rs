@@ -103,7 +103,9 @@ pub fn label(text: &[u8]) -> Option<Label> {
         b"read to 0x",
         b"write to 0x",
     ];
-    if side.iter().any(|s| t.starts_with(s)) {
+    let first = t.first();
+    let begins = |words: &[&[u8]]| words.iter().any(|w| w.first() == first && t.starts_with(w));
+    if begins(&side) {
         return Some(Label::Side);
     }
     let became =
@@ -122,7 +124,7 @@ pub fn label(text: &[u8]) -> Option<Label> {
         b"Stack trace:",
         b"Stack backtrace:",
     ];
-    main.iter().any(|m| t.starts_with(m)).then_some(Label::Main)
+    begins(&main).then_some(Label::Main)
 }
 
 /// A stack being collected.

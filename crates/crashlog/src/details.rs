@@ -6,10 +6,11 @@
 use memchr::memmem::find;
 
 use crate::model::{ErrorCode, Register, Report, TaintFlag};
+use crate::normal;
 use crate::template::{self, Captures};
 
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.trim_ascii()).into_owned()
+    normal::string(bytes.trim_ascii())
 }
 
 fn number(bytes: &[u8]) -> Option<u32> {

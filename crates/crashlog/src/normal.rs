@@ -3,11 +3,11 @@
 /// Function name without the compiler's suffixes (`.isra.0`, `.constprop.3`, `.cold`, `.llvm.123`). powerpc's leading
 /// dot goes as well. Rust paths stay whole.
 pub fn function(name: &str) -> &str {
-    if name.contains("::") || name.contains('<') {
+    if memchr::memchr2(b':', b'<', name.as_bytes()).is_some() {
         return name;
     }
     let name = name.strip_prefix('.').unwrap_or(name);
-    name.split('.').next().unwrap_or(name)
+    memchr::memchr(b'.', name.as_bytes()).map_or(name, |at| &name[..at])
 }
 
 /// What a system call's wrapper is called in titles, and its other names: `__x64_sys_futex` is `sys_futex`.
@@ -95,6 +95,12 @@ pub fn text(raw: &str) -> String {
     }
     truncate(&mut out, 160);
     out.trim().to_owned()
+}
+
+/// Text of a line; bytes that are no UTF-8 become the replacement character. Nearly all lines are ASCII, which is checked
+/// much faster than it is repaired.
+pub fn string(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), str::to_owned)
 }
 
 /// Cuts at a character boundary.

@@ -186,16 +186,21 @@ impl Parser {
             }
             let limit = data.len().min(at + MAX_LINE);
             let end = memchr2(b'\n', b'\r', &data[at..limit]).map_or(limit, |p| at + p);
-            if end > at {
+            if counted < at {
                 self.feeds += memchr_iter(b'\n', &data[counted..at]).count() as u64;
-                counted = at;
+            }
+            if end > at {
                 let place =
                     Place { start: self.offset + at as u64, end: self.offset + end as u64, line: self.feeds + 1 };
                 let hit = next.is_some_and(|n| n < end);
                 self.raw_line(&data[at..end], place, hit);
             }
             let terminated = end < data.len() && matches!(data[end], b'\n' | b'\r');
-            at = end + usize::from(terminated && end < at + MAX_LINE);
+            let taken = terminated && end < at + MAX_LINE;
+            at = end + usize::from(taken);
+            // Line by line nothing need be searched to count the feeds.
+            self.feeds += u64::from(taken && data[end] == b'\n');
+            counted = at;
         }
         self.feeds += memchr_iter(b'\n', &data[counted..]).count() as u64;
         self.offset += data.len() as u64;

@@ -7,6 +7,7 @@
 use memchr::memmem;
 
 use crate::model::Frame;
+use crate::normal;
 use crate::template::is_symbol;
 
 /// One entry, borrowed from its line.
@@ -25,7 +26,7 @@ pub struct Entry<'a> {
 impl Entry<'_> {
     /// The owned form. Rust symbols come out demangled.
     pub fn to_frame(self) -> Frame {
-        let s = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        let s = normal::string;
         Frame {
             function: readable(self.function),
             offset: self.offset,
@@ -41,14 +42,14 @@ impl Entry<'_> {
 
 /// A symbol as people read it.
 pub fn readable(symbol: &[u8]) -> String {
-    let text = String::from_utf8_lossy(symbol);
+    let text = normal::string(symbol);
     if text.starts_with("_R") || text.starts_with("_Z") {
         if let Some(name) = plain_cpp(&text) {
             return name.to_owned();
         }
         return format!("{:#}", rustc_demangle::demangle(&text));
     }
-    text.into_owned()
+    text
 }
 
 /// Name of a C++ function outside namespaces (`_Z8do_thingi`), which out-of-tree modules bring along.
