@@ -18,6 +18,7 @@
 //! assert_eq!(outcome.reports[0].cpu, Some(3));
 //! ```
 
+mod belonging;
 mod build;
 mod cause;
 mod class;
@@ -32,6 +33,7 @@ mod normal;
 mod options;
 mod parser;
 mod scan;
+mod stacks;
 mod template;
 mod trace;
 
