@@ -2,20 +2,24 @@
 //! dump, and the crash reports in the dump's own kernel log, to be compared with those of the console.
 //!
 //! Findings explain, they never judge: the verdict is [`crate::triage`]'s, from facts that were there in time. Each is
-//! kept as an artifact of the attempt whose name carries the version of the rules it was made with. A better reader
-//! adds a finding and leaves the old one as it is, so nothing that people have triaged is ever re-bucketed.
+//! kept as an artifact of the attempt whose name carries the version of the rules it was made with, and crashes that
+//! nobody asked for are recorded under their signatures, of that version too. A better reader adds findings and
+//! signatures and leaves the old ones as they are, so nothing that people have triaged is ever re-bucketed.
 
 use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow, Owner, SegmentRow};
+use crate::db::attempt::FullAttempt;
+use crate::db::signature::{self, NewPlace, NewSignature};
 use crate::db::{attempt, signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::judging::DUMP;
 use crate::ranges::{self, Stored};
 use bytes::Bytes;
-use crashyard_crashlog::{Intent, Options, Outcome, Parser, RULE_VERSION};
-use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId};
+use crashyard_crashlog::{Intent, Kind, Options, Outcome, Parser, RULE_VERSION, Report};
+use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, SignatureId};
 use crashyard_vmcore::{Capsule, VERSION as CAPSULE_VERSION};
 use serde::Serialize;
+use std::collections::HashMap;
 
 /// How the names of findings begin; agents cannot upload files of such names.
 pub const PREFIX: &str = "found-";
@@ -29,6 +33,8 @@ pub const DUMP_REPORTS: &str = "found-dump-reports";
 const ROUND: i64 = 1;
 /// Bytes of a console read at a time.
 const PIECE: u64 = 4 << 20;
+/// Signatures recorded of one console; a kernel that dies in this many ways at once is one problem.
+const SIGNATURES: usize = 200;
 
 /// Name of the artifact with the crash reports, by the current rules.
 #[must_use]
@@ -75,6 +81,7 @@ pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
             consoles.push(ConsoleReports { source: source.to_owned(), artifact: console.id.clone(), outcome });
         }
     }
+    record(state, &full, &consoles).await?;
     store(state, id, &reports_name(), &consoles).await?;
     let dump = artifacts.iter().find(|file| file.name == DUMP && file.state != ArtifactState::Dropped);
     if let Some(dump) = dump
@@ -134,6 +141,74 @@ pub async fn read_capsule(state: &AppState, stored: Stored, partial: bool) -> Ap
         return Err(AppError::Unavailable(anyhow::Error::new(failure).context("reading a dump")));
     }
     Ok(capsule.ok())
+}
+
+/// Records the signatures of what nobody asked for.
+async fn record(state: &AppState, full: &FullAttempt, consoles: &[ConsoleReports]) -> AppResult<()> {
+    let mut tx = state.db.begin().await?;
+    for console in consoles {
+        let all = &console.outcome.reports;
+        let mut seen: Vec<(&Report, i64)> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for report in all.iter().filter(|report| is_problem(report, all)) {
+            let place = *places.entry(fingerprint(report)).or_insert(seen.len());
+            match seen.get_mut(place) {
+                Some((_, count)) => *count += 1,
+                None => seen.push((report, 1)),
+            }
+        }
+        for (report, count) in seen.into_iter().take(SIGNATURES) {
+            let new = NewSignature {
+                id: SignatureId::from_ulid(state.ids.next()),
+                rule_version: i64::from(RULE_VERSION),
+                fingerprint: fingerprint(report),
+                title: report.title.clone(),
+                kind: word(report.kind),
+                frame: report.frame.clone(),
+                module: report.module.clone(),
+                frames: report.fingerprint.frames.clone(),
+            };
+            let place = NewPlace {
+                artifact_id: console.artifact.clone(),
+                attempt_id: full.attempt.id.clone(),
+                source: console.source.clone(),
+                start_at: signed(report.start),
+                line: signed(report.line),
+                reports: count,
+                seen_at: full.attempt.started_at,
+            };
+            signature::record(&mut tx, &new, &place).await?;
+        }
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Whether a report is a problem of its own: not what the scenario asked for, not printed before, and no panic that only ends
+/// a problem that is reported anyway.
+fn is_problem(report: &Report, all: &[Report]) -> bool {
+    let ends = |cause: usize| all.get(cause).is_some_and(|cause| cause.intended != Some(true));
+    let tail = report.kind == Kind::Panic && report.cause.is_some_and(ends);
+    report.intended != Some(true) && report.duplicate_of.is_none() && !tail
+}
+
+/// What makes two reports the same to one version of the rules: title and telling frames. The database stores these, so this
+/// must never change.
+fn fingerprint(report: &Report) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in std::iter::once(&report.title).chain(&report.fingerprint.frames) {
+        hasher.update(part.as_bytes());
+        hasher.update(b"\0");
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// The word that crash reports use for a class of problems.
+fn word(kind: Kind) -> String {
+    match serde_json::to_value(kind) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
 }
 
 async fn store(state: &AppState, id: &AttemptId, name: &str, finding: &impl Serialize) -> AppResult<()> {

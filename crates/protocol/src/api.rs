@@ -5,7 +5,8 @@
 use crate::clock::Timestamp;
 use crate::{
     ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId, CheckoutId, ControllerId, JobId, JobState, MachineId,
-    MachineState, PlanId, RunId, RunState, Scenario, ScenarioId, Scope, Stage, StageName, Status, TokenId, TreeId,
+    MachineState, PlanId, RunId, RunState, Scenario, ScenarioId, Scope, SignatureId, Stage, StageName, Status, TokenId,
+    TreeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -318,6 +319,58 @@ wire! {
         pub report: crate::agent::Report,
         /// When the server got it.
         pub received_at: Timestamp,
+    }
+
+    /// Crashes nobody asked for that look the same to one version of the crash-log rules.
+    pub struct Signature {
+        /// Id.
+        pub id: SignatureId,
+        /// What it is called, by the field's conventions.
+        pub title: String,
+        /// Class of the problem (`page_fault`, `kasan`, …).
+        pub kind: String,
+        /// The function it is filed under.
+        pub frame: Option<String>,
+        /// The module of that function, none for the kernel image.
+        pub module: Option<String>,
+        /// The functions that identify it, top first.
+        pub frames: Vec<String>,
+        /// Version of the rules; signatures of different versions are never compared.
+        pub rules: u32,
+        /// When the first attempt began that showed it.
+        pub first_seen_at: Timestamp,
+        /// When the last one began.
+        pub last_seen_at: Timestamp,
+        /// In how many attempts it was seen.
+        pub attempts: u64,
+        /// How many crash reports it has.
+        pub reports: u64,
+        /// Where it was seen, newest first; not all in a list.
+        pub seen: Vec<SignatureAttempt>,
+    }
+
+    /// A place where a signature was seen.
+    pub struct SignatureAttempt {
+        /// The attempt.
+        pub attempt: AttemptId,
+        /// Its run.
+        pub run: RunId,
+        /// Counts from 1 inside the job.
+        pub number: u32,
+        /// The machine's name.
+        pub machine_name: String,
+        /// What the attempt showed.
+        pub verdict: Status,
+        /// Which console.
+        pub source: String,
+        /// The first report's place there: byte offset.
+        pub start: u64,
+        /// The same place as a line, from 1.
+        pub line: u64,
+        /// How many reports of this signature are there.
+        pub reports: u64,
+        /// When the attempt began.
+        pub seen_at: Timestamp,
     }
 
     /// A system under test.

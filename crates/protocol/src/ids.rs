@@ -95,6 +95,8 @@ ids! {
     MachineId,
     /// A lab-side process that drives machines.
     ControllerId,
+    /// A signature: crashes that look the same to one version of the rules.
+    SignatureId,
     /// An API token (never its secret).
     TokenId,
     /// A machine selector that jobs share.

@@ -7,6 +7,7 @@ pub mod dumps;
 pub mod machines;
 pub mod plans;
 pub mod runs;
+pub mod signatures;
 pub mod tokens;
 pub mod trees;
 pub mod wire;
@@ -87,6 +88,8 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(machines::list_machines))
         .routes(routes!(machines::get_machine))
         .routes(routes!(machines::set_machine_state))
+        .routes(routes!(signatures::list_signatures))
+        .routes(routes!(signatures::get_signature))
         .routes(routes!(artifacts::get_artifact))
         .routes(routes!(artifacts::get_artifact_content))
         .routes(routes!(dumps::hold_dump, dumps::release_dump))

@@ -9,6 +9,7 @@ use crate::db::machine::NamedMachine;
 use crate::db::plan::{PlanBody, PlanRow, ScenarioRow};
 use crate::db::report::ReportRow;
 use crate::db::run::{CountRow, RunRow, SelectedJob};
+use crate::db::signature::{PlaceRow, SignatureRow};
 use crate::db::token::TokenRow;
 use crate::db::tree::{CheckoutRow, TreeRow};
 use crate::db::{self, unsigned};
@@ -37,6 +38,39 @@ pub fn checkout(row: CheckoutRow) -> api::Checkout {
         git_repository_branch: row.git_repository_branch,
         git_commit_name: row.git_commit_name,
         created_at: row.created_at,
+    }
+}
+
+/// A signature with places where it was seen.
+#[must_use]
+pub fn signature(row: SignatureRow, places: Vec<PlaceRow>) -> api::Signature {
+    api::Signature {
+        id: row.id,
+        title: row.title,
+        kind: row.kind,
+        frame: row.frame,
+        module: row.module,
+        frames: row.frames.0,
+        rules: count(row.rule_version),
+        first_seen_at: row.first_seen_at,
+        last_seen_at: row.last_seen_at,
+        attempts: unsigned(row.attempts),
+        reports: unsigned(row.reports),
+        seen: places
+            .into_iter()
+            .map(|place| api::SignatureAttempt {
+                attempt: place.attempt_id,
+                run: place.run_id,
+                number: count(place.number),
+                machine_name: place.machine_name,
+                verdict: place.verdict,
+                source: place.source,
+                start: unsigned(place.start_at),
+                line: unsigned(place.line),
+                reports: unsigned(place.reports),
+                seen_at: place.seen_at,
+            })
+            .collect(),
     }
 }
 

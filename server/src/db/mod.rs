@@ -23,6 +23,7 @@ pub mod plan;
 pub mod queue;
 pub mod report;
 pub mod run;
+pub mod signature;
 pub mod token;
 pub mod tree;
 

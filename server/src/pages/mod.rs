@@ -14,6 +14,7 @@ mod load;
 mod text;
 mod view;
 
+use crate::api::{PageQuery, signatures};
 use crate::app::AppState;
 use crate::auth::Reader;
 use crate::error::{AppError, AppResult, PendingProblem};
@@ -26,6 +27,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
+use crashyard_crashlog::RULE_VERSION;
 use crashyard_protocol::{AttemptId, RunId};
 use crashyard_vmcore::Capsule;
 use lines::LineIndex;
@@ -38,6 +40,7 @@ use view::findings::{ConsoleReports, FindingsPage, Found};
 use view::machines::MachinesPage;
 use view::run::RunPage;
 use view::runs::RunsPage;
+use view::signatures::SignaturesPage;
 
 /// What a page may load and do: our own style sheet, scripts, images and event streams, and nothing else.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
@@ -51,6 +54,7 @@ pub fn router() -> Router<AppState> {
         .route("/attempts/{attempt}", get(get_attempt))
         .route("/attempts/{attempt}/console/{source}", get(get_console))
         .route("/attempts/{attempt}/findings", get(get_findings))
+        .route("/signatures", get(list_signatures))
         .route("/machines", get(list_machines))
         .layer(from_fn(finish_page))
         .route("/static/{hash}/{name}", get(get_asset))
@@ -184,6 +188,26 @@ async fn get_findings(
     let capsule: Option<Capsule> = load::finding(&state, &attempt, findings::CAPSULE).await?;
     let found = Found { consoles: consoles.as_deref(), in_dump: in_dump.as_deref(), capsule: capsule.as_ref() };
     show(&FindingsPage::new(&attempt, found, query.q.as_deref(), state.now()))
+}
+
+/// Which part of the signatures.
+#[derive(Debug, Deserialize)]
+struct SignaturesQuery {
+    before: Option<String>,
+    rules: Option<u32>,
+}
+
+async fn list_signatures(
+    _: Reader,
+    State(state): State<AppState>,
+    Query(query): Query<SignaturesQuery>,
+) -> AppResult<Html<String>> {
+    let newest = query.before.is_none();
+    let part = PageQuery { before: query.before, limit: None };
+    let page = signatures::page(&state, &part, query.rules).await?;
+    let rules = query.rules.unwrap_or(RULE_VERSION);
+    let next = page.next.as_deref();
+    show(&SignaturesPage::new(&page.items, (rules, RULE_VERSION), newest, next, state.now()))
 }
 
 async fn list_machines(

@@ -1,7 +1,9 @@
 //! A small farm's worth of data for the tests of the pages: one run of the four demo scenarios, caught in the middle.
 
 use crashyard_protocol::agent::{Report, Role};
-use crashyard_protocol::api::{Artifact, Attempt, Build, Event, EventBody, Evidence, Job, Machine, Page, Run};
+use crashyard_protocol::api::{
+    Artifact, Attempt, Build, Event, EventBody, Evidence, Job, Machine, Page, Run, Signature, SignatureAttempt,
+};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
     ArtifactId, ArtifactState, AttemptId, AttemptState, Expect, JobState, MachineState, Proof, RunState, Scenario,
@@ -407,6 +409,52 @@ pub fn events() -> Vec<Event> {
     ));
     out.push(event(21, 98, EventBody::AttemptDone));
     out
+}
+
+/// A signature that is known well, and one of an older attempt that nothing is left of.
+pub fn signatures() -> Vec<Signature> {
+    let seen = SignatureAttempt {
+        attempt: id!(202),
+        run: id!(100),
+        number: 2,
+        machine_name: "vmx-crash-1".into(),
+        verdict: Status::Fail,
+        source: "serial".into(),
+        start: 50_123,
+        line: 412,
+        reports: 1,
+        seen_at: ago(900),
+    };
+    vec![
+        Signature {
+            id: id!(600),
+            title: "BUG: unable to handle kernel paging request in crash_vmclear_local_loaded_vmcss".into(),
+            kind: "page_fault".into(),
+            frame: Some("crash_vmclear_local_loaded_vmcss".into()),
+            module: Some("kvm_intel".into()),
+            frames: vec!["crash_vmclear_local_loaded_vmcss".into(), "native_machine_crash_shutdown".into()],
+            rules: 2,
+            first_seen_at: ago(90_000),
+            last_seen_at: ago(900),
+            attempts: 7,
+            reports: 9,
+            seen: vec![seen],
+        },
+        Signature {
+            id: id!(599),
+            title: "kernel panic: VFS: Unable to mount root fs on unknown-block(NUM,NUM)".into(),
+            kind: "panic".into(),
+            frame: None,
+            module: None,
+            frames: Vec::new(),
+            rules: 2,
+            first_seen_at: ago(400_000),
+            last_seen_at: ago(400_000),
+            attempts: 0,
+            reports: 0,
+            seen: Vec::new(),
+        },
+    ]
 }
 
 /// Machines in several states.

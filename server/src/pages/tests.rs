@@ -10,6 +10,7 @@ use super::view::machines::MachinesPage;
 use super::view::run::RunPage;
 use super::view::runs::RunsPage;
 use crate::passes::glimpse::Glimpse;
+use super::view::signatures::SignaturesPage;
 use askama::Template;
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{Dropped, Evidence, Hold, Page, Run};
@@ -52,6 +53,8 @@ fn pages() -> Vec<(&'static str, String)> {
         ("findings", FindingsPage::new(&failed, both, None, now).render()),
         ("search in findings", FindingsPage::new(&failed, both, Some("vmx"), now).render()),
         ("no findings", FindingsPage::new(&failed, Found::default(), None, now).render()),
+        ("signatures", SignaturesPage::new(&sample::signatures(), (2, 2), true, None, now).render()),
+        ("no signatures", SignaturesPage::new(&[], (1, 2), false, None, now).render()),
         ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
         ("no machines", MachinesPage::new(&[], true, None, now).render()),
         ("not found", ErrorPage::not_found().render()),
@@ -117,6 +120,15 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         machine.reason = Some(bad());
         machine.labels = [(bad(), bad())].into();
     }
+    let mut signatures = sample::signatures();
+    for signature in &mut signatures {
+        (signature.title, signature.kind) = (bad(), bad());
+        (signature.frame, signature.module) = (Some(bad()), Some(bad()));
+        signature.frames = vec![bad()];
+        for seen in &mut signature.seen {
+            (seen.machine_name, seen.source) = (bad(), bad());
+        }
+    }
     let log = format!("{HOSTILE}\n{HOSTILE}\r\n").repeat(20).into_bytes();
     let (reports, dump) = (found(HOSTILE), capsule(HOSTILE));
     let other = found("another");
@@ -143,6 +155,7 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
         ("findings", FindingsPage::new(attempt, both, None, now).render()),
         ("search in findings", FindingsPage::new(attempt, both, Some(HOSTILE), now).render()),
+        ("signatures", SignaturesPage::new(&signatures, (2, 2), true, Some(&bad()), now).render()),
         ("machines", MachinesPage::new(&machines, true, Some(&bad()), now).render()),
     ]
     .into_iter()
@@ -221,6 +234,7 @@ fn the_title_carries_the_state() {
         "FAIL: The kernel broke the contract at captured · capture-panics on vmx-crash-1 · Crashyard"
     );
     assert_eq!(title("running attempt"), "running: Waiting for dumped · capture-killed on vmx-crash-2 · Crashyard");
+    assert_eq!(title("signatures"), "2 · Signatures · Crashyard");
     assert_eq!(title("machines"), "1 available, 1 leased, 1 held, 1 reserved, 1 quarantined · Machines · Crashyard");
 }
 

@@ -17,6 +17,7 @@ use crashyard_server::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
 use crashyard_server::db::queue::{self, Leased, NewLease};
 use crashyard_server::db::report::{self, ReportRow};
 use crashyard_server::db::run::{self, JobChange, JobRow, RunRow};
+use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::db::token::{self, TokenRow};
 use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
 use crashyard_server::db::{Db, DbError, Tx, attempt};
@@ -86,6 +87,7 @@ async fn every_check(db: &Db) {
     runs(db).await;
     endings(db).await;
     presence(db).await;
+    signatures(db).await;
     rolled_back(db).await;
 }
 
@@ -796,6 +798,62 @@ async fn presence(db: &Db) {
     write!(db, |tx| lease::record_away(tx, at(5), at(9)));
     assert_eq!(lease::away_since(db, at(0)).await.unwrap(), [(at(5), at(9))]);
     assert!(lease::away_since(db, at(10)).await.unwrap().is_empty());
+}
+
+async fn signatures(db: &Db) {
+    let farm = farm(db, "signatures", 2).await;
+    submit(db, &farm, 2).await;
+    let one = lease(db, &farm, 0).await.unwrap();
+    let two = lease(db, &farm, 1).await.unwrap();
+    let new = |rules: i64, fingerprint: &str, frame: Option<&str>| NewSignature {
+        id: SignatureId::from_ulid(ulid()),
+        rule_version: rules,
+        fingerprint: fingerprint.into(),
+        title: format!("BUG in {fingerprint}"),
+        kind: "bug".into(),
+        frame: frame.map(str::to_owned),
+        module: None,
+        frames: frame.iter().map(|frame| (*frame).to_owned()).collect(),
+    };
+    let console = |attempt: &AttemptId| Owner::Attempt(attempt.clone());
+    let first = open(db, &console(&one.attempt.id), "console-first").await;
+    let second = open(db, &console(&one.attempt.id), "console-second").await;
+    let third = open(db, &console(&two.attempt.id), "console-first").await;
+    let place = |file: &artifact::ArtifactRow, attempt: &AttemptId, reports: i64, seen: Timestamp| NewPlace {
+        artifact_id: file.id.clone(),
+        attempt_id: attempt.clone(),
+        source: "first".into(),
+        start_at: 7,
+        line: 3,
+        reports,
+        seen_at: seen,
+    };
+    let (a, b) = (&one.attempt.id, &two.attempt.id);
+    let f = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&first, a, 2, at(50))));
+    let again = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&first, a, 99, at(50))));
+    let elsewhere = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&second, a, 1, at(50))));
+    let earlier = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&third, b, 1, at(10))));
+    assert_eq!((&again, &elsewhere, &earlier), (&f, &f, &f), "one signature for one fingerprint");
+    let g = write!(db, |tx| signature::record(tx, &new(2, "g", None), &place(&third, b, 1, at(10))));
+    let old = write!(db, |tx| signature::record(tx, &new(1, "f", Some("f")), &place(&first, a, 1, at(50))));
+    assert_ne!(old, f, "rules of another version make signatures of their own");
+
+    let page = signature::list(db, 2, None, 10).await.unwrap();
+    assert_eq!(page.iter().map(|row| &row.id).collect::<Vec<_>>(), [&g, &f], "newest first, of these rules only");
+    assert_eq!((page[0].frame.as_deref(), page[0].frames.0.len()), (None, 0), "a real NULL");
+    let row = signature::get(db, &f).await.unwrap();
+    assert_eq!((row.attempts, row.reports), (2, 4), "a place counts once");
+    assert_eq!((row.first_seen_at, row.last_seen_at), (at(10), at(50)));
+    assert_eq!((row.frames.0, page[1].title.as_str()), (vec!["f".to_owned()], "BUG in f"));
+    assert_eq!(signature::list(db, 2, Some(g.as_str()), 10).await.unwrap().len(), 1);
+    assert_eq!(signature::list(db, 1, None, 10).await.unwrap()[0].id, old);
+    let newest = signature::places(db, 2, None, 10, 1).await.unwrap();
+    let newest: Vec<_> = newest.iter().map(|place| (&place.signature_id, &place.attempt_id)).collect();
+    assert_eq!(newest, [(&g, b), (&f, a)], "the newest place of each");
+    let places = signature::places_of(db, &f, 10).await.unwrap();
+    assert_eq!(places.iter().map(|place| &place.attempt_id).collect::<Vec<_>>(), [a, a, b]);
+    assert_eq!((places[2].machine_name.as_str(), places[2].line), ("signatures-1", 3));
+    assert!(matches!(signature::get(db, &SignatureId::from_ulid(ulid())).await, Err(DbError::NotFound)));
 }
 
 async fn rolled_back(db: &Db) {

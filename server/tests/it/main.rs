@@ -12,6 +12,7 @@ mod leases;
 mod migrations;
 mod openapi;
 mod rest;
+mod signatures;
 mod uploads;
 
 /// A small kernel's memory, made by the reader's own tests.

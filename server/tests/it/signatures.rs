@@ -1,0 +1,85 @@
+//! Crashes that nobody asked for become signatures, once, whoever reads their consoles and how often.
+
+use crate::harness::{Call, Server};
+use crashyard_protocol::agent::{Claim, ReleaseRequest};
+use crashyard_protocol::api::{Page, Signature};
+use crashyard_protocol::problem::kind;
+use crashyard_server::findings;
+use crashyard_server::passes::findings::tick;
+
+const TITLE: &str = "BUG: unable to handle kernel paging request in own_vmclear";
+
+/// A console of this attempt: the crash it asked for, and one on the way that it did not.
+fn console(claim: &Claim) -> String {
+    let lines = [
+        format!("crashyard: trigger job=J attempt={} scenario=sysrq", claim.attempt),
+        "sysrq: Trigger a crash".into(),
+        "Kernel panic - not syncing: sysrq triggered crash".into(),
+        "CPU: 4 PID: 77 Comm: run.sh Not tainted 7.3.4-own #1".into(),
+        "Call Trace:".into(),
+        " dump_stack_lvl+0x5d/0x80".into(),
+        " panic+0x6b/0x70".into(),
+        " sysrq_handle_crash+0x16/0x20".into(),
+        " own_write+0x1/0x2".into(),
+        "BUG: unable to handle page fault for address: ffffffffffffffc8".into(),
+        "CPU: 4 PID: 77 Comm: run.sh Not tainted 7.3.4-own #1".into(),
+        "RIP: 0010:own_vmclear+0x57/0xd0 [own_vmx]".into(),
+        "Call Trace:".into(),
+        " own_crash_shutdown+0x45/0x190".into(),
+        " __crash_kexec+0x61/0x130".into(),
+        "---[ end trace 0000000000000000 ]---".into(),
+    ];
+    lines.iter().enumerate().map(|(i, line)| format!("[    1.{i:06}] {line}\n")).collect()
+}
+
+/// An attempt that is over, with that console.
+async fn crashed(server: &Server) -> Claim {
+    let claim = server.claimed().await;
+    server.put_console(&claim, 0, console(&claim)).await.ok::<serde_json::Value>();
+    let release = ReleaseRequest { healthy: true, detail: String::new() };
+    let release = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
+    server.call(release.by_controller(server, &claim)).await.no_content();
+    claim
+}
+
+async fn signatures(server: &Server, query: &str) -> Vec<Signature> {
+    server.get(format!("/api/v1/signatures{query}")).await.ok::<Page<Signature>>().items
+}
+
+#[tokio::test]
+async fn a_crash_nobody_asked_for_is_a_signature_with_its_console_line() {
+    let server = Server::new().await;
+    assert_eq!(signatures(&server, "").await, []);
+    let claim = crashed(&server).await;
+    tick(&server.state).await.unwrap();
+    let found = signatures(&server, "").await;
+    assert_eq!(found.iter().map(|s| s.title.as_str()).collect::<Vec<_>>(), [TITLE], "the intended one is none");
+    let signature = &found[0];
+    assert_eq!((signature.kind.as_str(), signature.module.as_deref()), ("page_fault", Some("own_vmx")));
+    assert_eq!(signature.frames, ["own_vmclear", "own_crash_shutdown", "__crash_kexec"]);
+    assert_eq!((signature.attempts, signature.reports, signature.seen.len()), (1, 1, 1));
+    let seen = &signature.seen[0];
+    assert_eq!((&seen.attempt, seen.source.as_str(), seen.line, seen.number), (&claim.attempt, "serial0", 10, 1));
+    let one: Signature = server.get(format!("/api/v1/signatures/{}", signature.id)).await.ok();
+    assert_eq!(one, *signature);
+    server.get("/api/v1/signatures/01JDB4Q1W5Z8N6K3X0V7T2R9MF").await.problem(404, kind::NOT_FOUND);
+
+    let page = server.get("/signatures").await;
+    let html = String::from_utf8(page.body.to_vec()).unwrap();
+    assert!(html.contains(TITLE), "{html}");
+    let href = format!("/attempts/{}/console/serial0?at={}#L10", claim.attempt, seen.start);
+    assert!(html.contains(&href), "{href} in {html}");
+}
+
+#[tokio::test]
+async fn reading_again_changes_no_signature_and_other_rules_have_their_own() {
+    let server = Server::new().await;
+    let claim = crashed(&server).await;
+    tick(&server.state).await.unwrap();
+    let before = signatures(&server, "").await;
+    findings::read(&server.state, &claim.attempt).await.unwrap();
+    assert_eq!(signatures(&server, "").await, before);
+    let other = before[0].rules + 1;
+    assert_eq!(signatures(&server, &format!("?rules={other}")).await, []);
+    assert_eq!(signatures(&server, &format!("?rules={}", before[0].rules)).await, before);
+}
