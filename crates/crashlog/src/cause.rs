@@ -3,6 +3,8 @@
 //! Judged over the finished list, because a later line may say more about an earlier one. Intent comes from the
 //! scenario only ([`crate::Intent`]); text alone never makes a crash intended.
 
+use std::collections::BTreeMap;
+
 use crate::model::{Event, EventKind, Kind, Report};
 use crate::normal;
 use crate::options::Intent;
@@ -32,13 +34,17 @@ const DYING: &[&str] =
 
 /// Settles duplicates, causes and intent of all reports.
 pub fn settle(reports: &mut [Report], events: &[Event], intent: Option<&Intent>) {
+    // Where user space of each boot began; it is looked up for every report.
+    let mut started: BTreeMap<u32, u64> = BTreeMap::new();
+    for e in events.iter().filter(|e| matches!(e.kind, EventKind::InitStarted)) {
+        started.entry(e.boot).or_insert(e.start);
+    }
     for i in 0..reports.len() {
         let (before, rest) = reports.split_at_mut(i);
         let r = &mut rest[0];
         // Only the recent past is looked at: a console full of reports must not cost the square of their number.
         let from = i.saturating_sub(64);
-        let user_space =
-            events.iter().any(|e| e.boot == r.boot && e.start < r.start && matches!(e.kind, EventKind::InitStarted));
+        let user_space = started.get(&r.boot).is_some_and(|start| *start < r.start);
         if let Some(first) = duplicate(&before[from..], r, user_space) {
             r.duplicate_of = Some(from + first);
             r.why.push(format!("printed before as report {}: same time stamp, header and task", from + first));

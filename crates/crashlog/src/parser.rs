@@ -37,7 +37,7 @@ const MAX_EVENTS: usize = 20_000;
 const MAX_WARNINGS: usize = 1_000;
 const MAX_TELLING: usize = 256;
 /// Bytes of report text after which reports are stored without stacks and registers.
-const FULL_TEXT: usize = 4 * 1024 * 1024;
+const FULL_TEXT: usize = 2 * 1024 * 1024;
 
 /// A report being collected.
 #[derive(Debug, Clone)]

@@ -11,6 +11,10 @@ const DOUBT: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
 const BOLD: Style = Style::new().bold();
 
+/// Further stacks of a report, and entries of each, that people are shown; machines get all.
+const STACKS: usize = 6;
+const FRAMES: usize = 16;
+
 /// Text of a log, made harmless: control characters (escape sequences, carriage returns, C1 codes) and characters that
 /// turn the direction of writing become visible placeholders, so that a log can neither drive the terminal nor lie
 /// about what it says.
@@ -59,6 +63,19 @@ fn report(out: &mut impl Write, index: usize, r: &Report) -> std::io::Result<()>
     for f in &r.trace {
         trace_line(out, r, f)?;
     }
+    for stack in r.stacks.iter().take(STACKS) {
+        writeln!(out, "   {DIM}{}{DIM:#}", safe(if stack.label.is_empty() { "another stack:" } else { &stack.label }))?;
+        for f in stack.frames.iter().take(FRAMES) {
+            trace_line(out, r, f)?;
+        }
+        let more = stack.frames.len().saturating_sub(FRAMES);
+        if more > 0 {
+            writeln!(out, "     {DIM}and {more} more{DIM:#}")?;
+        }
+    }
+    for lock in &r.locks {
+        writeln!(out, "   {DIM}lock {}{DIM:#}", safe(lock))?;
+    }
     if let Some(at) = r.code.as_ref().and_then(|c| c.instructions.iter().find(|i| i.offset == 0)) {
         writeln!(out, "   at   {}  {DIM}{}{DIM:#}", safe(&at.text), safe(&at.bytes))?;
     }
@@ -76,6 +93,7 @@ fn facts(out: &mut impl Write, r: &Report) -> std::io::Result<()> {
     add("kernel", r.kernel.clone());
     add("taint", r.taint.clone().filter(|t| !t.is_empty()));
     add("address", r.fault_address.clone());
+    add("access", r.error_code.as_ref().map(|c| c.meaning.join(" ")));
     add("oops", r.oops_number.map(|n| format!("[#{n}]")));
     if !facts.is_empty() {
         writeln!(out, "   {}", safe(&facts.join(", ")))?;
@@ -128,6 +146,19 @@ mod tests {
         let text = String::from_utf8(plain).unwrap();
         assert!(!text.chars().any(|c| c != '\n' && c.is_control() || is_deceptive(c)), "{text:?}");
         assert!(text.contains("boo"), "{text}");
+    }
+
+    #[test]
+    fn people_see_who_freed_the_memory_and_what_the_access_was() {
+        let log = "[    1.000000] BUG: KASAN: slab-use-after-free in my_read+0x1/0x2\n[    1.000001] Read of size 8 at addr ffff888012345678 by task my/42\n[    1.000002] Call Trace:\n[    1.000003]  my_read+0x1/0x2\n[    1.000004]  my_open+0x3/0x4\n[    1.000005] Freed by task 7:\n[    1.000006]  my_free+0x3/0x4\n[    1.000007]  my_close+0x3/0x4\n[    2.000000] BUG: unable to handle page fault for address: ffffffffffffffc8\n[    2.000001] #PF: error_code(0x0002) - not-present page\n[    2.000002] RIP: 0010:my_write+0x1/0x2\n[    2.000003] Call Trace:\n[    2.000004]  my_open+0x3/0x4\n";
+        let mut out = Vec::new();
+        print(&mut out, "x.log", &parse(log.as_bytes(), Options::default())).unwrap();
+        let mut plain = Vec::new();
+        std::io::Write::write_all(&mut anstream::StripStream::new(&mut plain), &out).unwrap();
+        let text = String::from_utf8(plain).unwrap();
+        for part in ["Freed by task 7:\n     my_free+0x3/0x4", "access page not present write in kernel mode"] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
     }
 
     #[test]
