@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
-use crashyard_crashlog::{Frame, Outcome, Report};
+use crashyard_crashlog::{EventKind, Frame, Outcome, Report};
 
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const MEANT: Style = AnsiColor::Green.on_default().bold();
@@ -34,10 +34,25 @@ pub fn print(out: &mut impl Write, file: &str, outcome: &Outcome) -> std::io::Re
         writeln!(out)?;
         report(out, i, r)?;
     }
+    for (event, said) in outcome.events.iter().filter_map(|e| Some((e, absence(&e.kind)?))) {
+        writeln!(out, "\n{DOUBT}line {}: {said}{DOUBT:#}", event.line)?;
+    }
     for w in &outcome.warnings {
         writeln!(out, "{DOUBT}warning at byte {}: {}{DOUBT:#}", w.offset, safe(&w.text))?;
     }
     Ok(())
+}
+
+/// What did not happen; a triple fault leaves no line of its own.
+fn absence(kind: &EventKind) -> Option<&'static str> {
+    match kind {
+        EventKind::UnexplainedReset => {
+            Some("a reset that the kernel before it did not announce (triple fault, power, or from outside)")
+        }
+        EventKind::NoPanicAfterTrigger => Some("a crash was triggered, and the log ends without a panic"),
+        EventKind::NothingAfterPanic => Some("the log ends after the panic: no capture kernel started"),
+        _ => None,
+    }
 }
 
 fn report(out: &mut impl Write, index: usize, r: &Report) -> std::io::Result<()> {
@@ -146,6 +161,14 @@ mod tests {
         let text = String::from_utf8(plain).unwrap();
         assert!(!text.chars().any(|c| c != '\n' && c.is_control() || is_deceptive(c)), "{text:?}");
         assert!(text.contains("boo"), "{text}");
+    }
+
+    #[test]
+    fn people_are_told_what_did_not_happen() {
+        let log = "[    1.000000] Kernel panic - not syncing: sysrq triggered crash\n";
+        let mut out = Vec::new();
+        print(&mut out, "x.log", &parse(log.as_bytes(), Options::default())).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("no capture kernel started"));
     }
 
     #[test]
