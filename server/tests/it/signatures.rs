@@ -1,9 +1,12 @@
 //! Crashes that nobody asked for become signatures, once, whoever reads their consoles and how often.
 
 use crate::harness::{Call, Server};
+use crashyard_crashlog::RULE_VERSION;
+use crashyard_protocol::SignatureId;
 use crashyard_protocol::agent::{Claim, ReleaseRequest};
-use crashyard_protocol::api::{Page, Signature};
+use crashyard_protocol::api::{Attempt, Page, Signature};
 use crashyard_protocol::problem::kind;
+use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::findings;
 use crashyard_server::passes::findings::tick;
 
@@ -82,4 +85,40 @@ async fn reading_again_changes_no_signature_and_other_rules_have_their_own() {
     let other = before[0].rules + 1;
     assert_eq!(signatures(&server, &format!("?rules={other}")).await, []);
     assert_eq!(signatures(&server, &format!("?rules={}", before[0].rules)).await, before);
+}
+
+#[tokio::test]
+async fn better_rules_leave_what_older_ones_have_filed_where_it_is() {
+    let server = Server::new().await;
+    let claim = crashed(&server).await;
+    let attempt: Attempt = server.get(format!("/api/v1/attempts/{}", claim.attempt)).await.ok();
+    let console = attempt.artifacts.iter().find(|file| file.name == "console-serial0").unwrap();
+    let old = NewSignature {
+        id: SignatureId::from_ulid(server.state.ids.next()),
+        rule_version: i64::from(RULE_VERSION) - 1,
+        fingerprint: "as it was".into(),
+        title: "an older title of the same crash".into(),
+        kind: "page_fault".into(),
+        frame: None,
+        module: None,
+        frames: vec!["own_vmclear".into()],
+    };
+    let place = NewPlace {
+        artifact_id: console.id.clone(),
+        attempt_id: claim.attempt.clone(),
+        source: "serial0".into(),
+        start_at: 1,
+        line: 2,
+        reports: 3,
+        seen_at: attempt.started_at,
+    };
+    let mut tx = server.state.db.begin().await.unwrap();
+    signature::record(&mut tx, &old, &place).await.unwrap();
+    tx.commit().await.unwrap();
+    let query = format!("?rules={}", RULE_VERSION - 1);
+    let before = signatures(&server, &query).await;
+    assert_eq!((before.len(), before[0].title.as_str()), (1, "an older title of the same crash"));
+    tick(&server.state).await.unwrap();
+    assert_eq!(signatures(&server, &query).await, before);
+    assert_eq!(signatures(&server, "").await[0].title, TITLE);
 }
