@@ -88,13 +88,16 @@ fn build_agent(cache: &Cache, source: &Path) -> anyhow::Result<PathBuf> {
     Ok(target_dir.join(TARGET).join("guest/crashyard-agent"))
 }
 
-struct File {
-    permissions: u32,
-    content: Vec<u8>,
+/// A file of an image.
+pub struct File {
+    /// Its permission bits.
+    pub permissions: u32,
+    /// Its bytes.
+    pub content: Vec<u8>,
 }
 
 impl File {
-    fn read(path: &Path, permissions: u32) -> anyhow::Result<Self> {
+    pub fn read(path: &Path, permissions: u32) -> anyhow::Result<Self> {
         let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         Ok(Self { permissions, content })
     }
@@ -114,14 +117,14 @@ fn collect(kernel: &Kernel, agent: &Path) -> anyhow::Result<BTreeMap<String, Fil
         }
         files.insert(format!("sbin/{program}"), File::read(&path, 0o755)?);
     }
-    let modules = modules(kernel)?;
+    let modules = modules(kernel, &MODULES)?;
     let order: String = modules.iter().map(|(path, _)| format!("/{path}\n")).collect();
     files.insert("lib/modules/order".into(), File { permissions: 0o644, content: order.into_bytes() });
     files.extend(modules.into_iter().map(|(path, content)| (path, File { permissions: 0o644, content })));
     Ok(files)
 }
 
-fn static_file(program: &str) -> anyhow::Result<File> {
+pub fn static_file(program: &str) -> anyhow::Result<File> {
     let path = find(program)?;
     if !libraries(&path)?.is_empty() {
         bail!("{} is not statically linked; install the Debian package {program}-static", path.display());
@@ -130,7 +133,7 @@ fn static_file(program: &str) -> anyhow::Result<File> {
 }
 
 /// The shared libraries of a program, its loader included; none for a static one.
-fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     // ldd fails for a static program, with a text that says so.
     let text = match output("ldd", [program]) {
         Ok(text) => text,
@@ -156,10 +159,10 @@ fn parse_ldd(text: &str) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Modules in the order in which they must be loaded, decompressed.
-fn modules(kernel: &Kernel) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+pub fn modules(kernel: &Kernel, names: &[&str]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut seen = BTreeSet::new();
     let mut modules = Vec::new();
-    for module in MODULES {
+    for module in names {
         let root = kernel.root.as_os_str();
         let arguments =
             ["-d".as_ref(), root, "-S".as_ref(), kernel.release.as_ref(), "--show-depends".as_ref(), module.as_ref()];
@@ -190,7 +193,7 @@ fn decompressed(module: &Path) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-fn archive(files: &BTreeMap<String, File>) -> Vec<u8> {
+pub fn archive(files: &BTreeMap<String, File>) -> Vec<u8> {
     let mut archive = Archive::new();
     let mut made = BTreeSet::new();
     let mut parents = |archive: &mut Archive, path: &str| {

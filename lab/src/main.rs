@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod image;
 mod kernel;
+mod vmcores;
 
 use cache::Cache;
 use clap::{Parser, Subcommand};
@@ -29,6 +30,8 @@ enum Command {
     Image,
     /// Take a farm up on this machine and crash a real kernel, again and again.
     Demo(demo::Options),
+    /// Crash many kernels in many ways and compare each dump with what the kernel said of itself before.
+    Vmcores(vmcores::Options),
 }
 
 /// The directory this program was built from.
@@ -46,5 +49,6 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
             Ok(std::process::ExitCode::SUCCESS)
         }
         Command::Demo(options) => demo::run(options, source).await,
+        Command::Vmcores(options) => tokio::task::spawn_blocking(move || vmcores::run(&options, &source)).await?,
     }
 }

@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("crashyard-agent", &["crashyard-protocol"]),
     ("crashyard-cli", &["crashyard-protocol", "crashyard-crashlog", "crashyard-vmcore"]),
     ("crashyard-swarm", &["crashyard-protocol"]),
-    ("crashyard-lab", &["crashyard-protocol", "crashyard-agent"]),
+    ("crashyard-lab", &["crashyard-protocol", "crashyard-agent", "crashyard-vmcore"]),
 ];
 
 #[test]

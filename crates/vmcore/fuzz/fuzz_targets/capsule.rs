@@ -4,12 +4,29 @@
 
 #![no_main]
 
-use crashyard_vmcore::{Limits, Options, capsule, dmesg_only, summarise};
+use crashyard_vmcore::{Dump, Kernel, Limits, Options, ReadAt, capsule, dmesg_only, rearranged, summarise};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let options = Options { partial: true, ..Options::default() };
-    let _ = capsule(&data, &options);
-    let _ = summarise(&data, &Limits::default());
-    let _ = dmesg_only(&data, &Limits::default());
+    let limits = Limits::default();
+    let _ = capsule(&data, &Options { partial: true, ..Options::default() });
+    let _ = summarise(&data, &limits);
+    let _ = dmesg_only(&data, &limits);
+    // A dump in two parts, which need not belong together.
+    let (first, second) = data.split_at(data.len() / 2);
+    let _ = Dump::open_split(&[&first, &second], &limits);
+    // What `--type` does.
+    if let Ok(dump) = Dump::open_partial(&data, &limits)
+        && let Ok(kernel) = Kernel::open(dump, &limits, None)
+        && let Some(task) = kernel.symbol("init_task").and_then(|at| kernel.object("task_struct", at))
+    {
+        let _ = task.render(3);
+    }
+    // What `vmcore open` does with a flattened dump; holes make it as large as it likes, so only a part is read.
+    if let Ok(Some(flat)) = rearranged(&data, &limits) {
+        let mut buffer = [0u8; 4096];
+        for at in [0, flat.len() / 2, flat.len().saturating_sub(1), u64::MAX] {
+            assert!(flat.read_at(at, &mut buffer).is_ok_and(|count| count <= buffer.len()));
+        }
+    }
 });

@@ -1,0 +1,231 @@
+//! What the kernel said of itself before it crashed, and whether the dump says the same.
+//!
+//! `/proc/PID/stack` prints a sleeping task's frames but those of the scheduler, which are the innermost ones. A task that has
+//! not run since then must stand at exactly these frames in the dump; whether it has run, the dump itself knows
+//! (`off_cpu_ns`). Tasks that have are not compared, and too few compared ones are a difference of their own: a comparison
+//! that compares nothing proves nothing.
+
+use super::{Crash, How, Panic};
+use crashyard_vmcore::{Capsule, Stack};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+
+/// How the guest's lines begin.
+const SAID: &str = "crashyard-vmcores: ";
+/// Tasks that have surely not run since the truth was told: kernel threads alone are more.
+const FEWEST: usize = 15;
+/// Seconds between the kernel's two clocks, and between a task's line and its stack.
+const SLACK: f64 = 0.5;
+/// Differences that are printed.
+const MOST: usize = 20;
+
+/// What the kernel said.
+#[derive(Debug, Default)]
+pub struct Truth {
+    release: String,
+    /// Seconds it was up when it began to tell.
+    up: f64,
+    /// Frames (`symbol+0xoffset`) by thread id.
+    stacks: BTreeMap<u32, Vec<String>>,
+    /// Addresses by name.
+    modules: BTreeMap<String, u64>,
+    /// Lines of the kernel log that came on the console after the truth was told.
+    log: Vec<String>,
+}
+
+/// What came out.
+#[derive(Debug, Default, Serialize)]
+pub struct Compared {
+    /// Tasks whose stacks were compared.
+    pub tasks: usize,
+    /// Modules whose addresses were compared.
+    pub modules: usize,
+    /// Lines of the log that were looked for.
+    pub lines: usize,
+    /// Everything that is not as it was told.
+    pub differences: Vec<String>,
+}
+
+impl Truth {
+    /// Reads the console of a machine.
+    pub fn read(console: &str) -> Self {
+        let mut truth = Self::default();
+        let mut task = None;
+        let mut told = false;
+        for line in console.lines().map(|line| line.trim_end_matches('\r')) {
+            if let Some((_, said)) = line.split_once(SAID) {
+                let (what, rest) = said.split_once(' ').unwrap_or((said, ""));
+                match what {
+                    "release" => rest.clone_into(&mut truth.release),
+                    "up" => truth.up = rest.parse().unwrap_or(0.0),
+                    "task" => task = rest.split(' ').next().and_then(|pid| pid.parse().ok()),
+                    "stack" => {
+                        if let Some(pid) = task.take() {
+                            truth.stacks.insert(pid, frames(rest));
+                        }
+                    }
+                    "module" => {
+                        let mut words = rest.split(' ');
+                        if let (Some(name), Some(address)) = (words.next(), words.next()) {
+                            let address = u64::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
+                            truth.modules.insert(name.to_owned(), address);
+                        }
+                    }
+                    _ => told |= said == "truth told",
+                }
+            } else if told && is_kernel_line(line) {
+                if line.contains("Linux version") || line.contains("end Kernel panic") {
+                    // The capture kernel, or the kernel's last word, which is printed after a capture would have begun.
+                    break;
+                }
+                truth.log.push(line.to_owned());
+            }
+        }
+        truth
+    }
+}
+
+/// `[    1.234567] text`
+fn is_kernel_line(line: &str) -> bool {
+    let stamp = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    stamp.is_some_and(|(stamp, _)| stamp.contains('.') && stamp.trim().bytes().all(|b| b.is_ascii_digit() || b == b'.'))
+}
+
+/// `[<0>] do_wait+0x1f/0x30 [<0>] …`, as `symbol+0xoffset`.
+fn frames(text: &str) -> Vec<String> {
+    text.split("[<0>] ")
+        .filter_map(|frame| Some(frame.trim().split('/').next()?.to_owned()))
+        .filter(|frame| !frame.is_empty())
+        .collect()
+}
+
+/// Compares a dump with what its kernel said.
+pub fn compare(truth: &Truth, capsule: &Capsule, crash: Crash) -> Compared {
+    let mut compared = Compared::default();
+    let mut differ = |text: String| compared.differences.push(text);
+    if capsule.release != truth.release {
+        differ(format!("release {}, told was {}", capsule.release, truth.release));
+    }
+    panic(capsule, crash).into_iter().for_each(&mut differ);
+    cpus(capsule, crash).into_iter().for_each(&mut differ);
+    for (name, address) in &truth.modules {
+        match capsule.modules.iter().find(|module| module.name == *name) {
+            Some(module) if module.base.0 == *address => {}
+            Some(module) => differ(format!("module {name} at {}, told was {address:#x}", module.base)),
+            None => differ(format!("module {name} is not in the dump")),
+        }
+    }
+    if capsule.modules.len() != truth.modules.len() || truth.modules.is_empty() {
+        differ(format!("{} modules, told were {}", capsule.modules.len(), truth.modules.len()));
+    }
+    let log: HashSet<String> = capsule.dmesg.iter().map(crashyard_vmcore::DmesgLine::stamped).collect();
+    truth.log.iter().filter(|line| !log.contains(*line)).for_each(|line| differ(format!("not in the log: {line}")));
+    // What is printed in an NMI reaches the console later, and by kdump there is no later.
+    if truth.log.is_empty() && (crash.panic, crash.how) != (Panic::Nmi, How::Kdump) {
+        differ("no line of the crash came on the console".into());
+    }
+    let since = capsule.uptime_ns.unwrap_or(0) as f64 / 1e9 - truth.up + SLACK;
+    let mut tasks = 0;
+    for task in capsule.tasks.iter().filter(|task| !task.running) {
+        let slept = task.off_cpu_ns.is_some_and(|ns| ns as f64 / 1e9 > since);
+        let Some(told) = truth.stacks.get(&task.pid).filter(|told| slept && !told.is_empty()) else { continue };
+        tasks += 1;
+        let found = capsule.stack(task.stack).map(named).unwrap_or_default();
+        if !agree(&found, told) {
+            differ(format!("{} ({}): {}; told was {}", task.comm, task.pid, found.join(" "), told.join(" ")));
+        }
+    }
+    if tasks < FEWEST {
+        differ(format!("only {tasks} tasks could be compared, of {} told", truth.stacks.len()));
+    }
+    (compared.tasks, compared.modules, compared.lines) = (tasks, truth.modules.len(), truth.log.len());
+    compared.differences.truncate(MOST);
+    compared
+}
+
+fn named(stack: &Stack) -> Vec<String> {
+    stack.frames.iter().map(|frame| frame.symbol.clone().unwrap_or_else(|| frame.pc.to_string())).collect()
+}
+
+/// Whether what the dump shows is what was told, with the scheduler's frames before it.
+fn agree(found: &[String], told: &[String]) -> bool {
+    let Some(before) = found.len().checked_sub(told.len()) else { return false };
+    let scheduler = found.first().is_some_and(|innermost| innermost.starts_with("__schedule+")) && before > 0;
+    scheduler && found[before..].iter().zip(told).all(|(found, told)| found == told || is_entry(found, told))
+}
+
+/// The entry from user mode: the kernel prints the label inside it, debuggers and the capsule the routine's name.
+fn is_entry(found: &str, told: &str) -> bool {
+    let (found, told) = (found.split('+').next(), told.split('+').next());
+    matches!((found, told), (Some(found), Some(told)) if found.starts_with("entry_") && told.starts_with(found))
+}
+
+fn panic(capsule: &Capsule, crash: Crash) -> Vec<String> {
+    let (message, function) = match crash.panic {
+        Panic::Sysrq => ("sysrq triggered crash", "sysrq_handle_crash"),
+        Panic::Nmi => ("NMI: Not continuing", "unknown_nmi_error"),
+        Panic::Init => ("Attempted to kill init!", "do_exit"),
+    };
+    let mut differences = Vec::new();
+    let said = capsule.panic_message.as_deref().unwrap_or("nothing");
+    if !said.starts_with(message) {
+        differences.push(format!("the panic says {said:?}, not {message:?}"));
+    }
+    let cpu = capsule.panic_cpu.and_then(|number| capsule.cpus.iter().find(|cpu| cpu.cpu == number));
+    let stack = cpu.and_then(|cpu| capsule.stack(cpu.stack)).map(named).unwrap_or_default();
+    if !stack.iter().any(|frame| frame.starts_with(function)) {
+        differences.push(format!("no {function} on the panic's stack: {}", stack.join(" ")));
+    }
+    differences
+}
+
+fn cpus(capsule: &Capsule, crash: Crash) -> Vec<String> {
+    let mut differences = Vec::new();
+    if capsule.cpus.len() != crash.cpus as usize {
+        differences.push(format!("{} CPUs, the machine has {}", capsule.cpus.len(), crash.cpus));
+    }
+    for cpu in &capsule.cpus {
+        if cpu.registers.is_none() {
+            differences.push(format!("CPU {} has no registers", cpu.cpu));
+        }
+        // The registers of a CPU that was in user mode are those of its program: there is no kernel stack to them.
+        let empty = capsule.stack(cpu.stack).is_none_or(|stack| stack.frames.is_empty());
+        if empty && cpu.user != Some(true) {
+            differences.push(format!("CPU {} has no stack", cpu.cpu));
+        }
+    }
+    differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_console_is_read_with_what_stands_around_it() {
+        let console = "[    1.0] early\r\n[    1.5] crashyard-vmcores: x\r\ncrashyard-vmcores: release 6.1\r\n\
+            crashyard-vmcores: up 12.50\r\ncrashyard-vmcores: task 7 S\r\n\
+            crashyard-vmcores: stack [<0>] do_wait+0x1f/0x30 [<0>] f+0x2/0x9 [btrfs] \r\n\
+            crashyard-vmcores: module btrfs 0xffffffffc0000000 \r\ncrashyard-vmcores: truth told\r\n\
+            [   20.000001] sysrq: Trigger a crash\r\nnoise\r\n[   21.0] Linux version 6.1\r\n[ 1.0] after\r\n";
+        let truth = Truth::read(console);
+        assert_eq!((truth.release.as_str(), truth.up), ("6.1", 12.5));
+        assert_eq!(truth.stacks[&7], ["do_wait+0x1f", "f+0x2"]);
+        assert_eq!(truth.modules["btrfs"], 0xffff_ffff_c000_0000);
+        assert_eq!(truth.log, ["[   20.000001] sysrq: Trigger a crash"]);
+    }
+
+    #[test]
+    fn only_the_schedulers_own_frames_may_stand_before_the_told_ones() {
+        let told = words("do_wait+0x1 entry_SYSCALL_64_after_hwframe+0x6e");
+        assert!(agree(&words("__schedule+0x1 schedule+0x5 do_wait+0x1 entry_SYSCALL_64+0x7"), &told));
+        assert!(!agree(&words("do_wait+0x1 entry_SYSCALL_64+0x7"), &told), "no scheduler");
+        assert!(!agree(&words("__schedule+0x1 do_wait+0x2 entry_SYSCALL_64+0x7"), &told), "another place");
+        assert!(!agree(&words("__schedule+0x1 do_wait+0x1"), &told), "too short");
+        assert!(!agree(&words("__schedule+0x1 do_wait+0x1 entry_SYSCALL_64+0x7 more+0x1"), &told), "more behind");
+    }
+}
