@@ -57,6 +57,7 @@ async fn four_real_crashes_are_judged_as_predicted_while_a_browser_watches() {
     page.find(Locator::Css("a[data-findings]")).await.expect("a link to the findings").click().await.unwrap();
     let report = page.find(Locator::Css("[data-report='1']")).await.expect("a crash report").text().await.unwrap();
     assert!(report.contains("sysrq triggered crash") && report.contains("what the scenario asked for"), "{report}");
+    page.find(Locator::Css("[data-compared=equal]")).await.expect("console and dump tell of the same crash");
     let dump = page.find(Locator::Css("#dump")).await.expect("the machine in the dump").text().await.unwrap();
     assert!(
         dump.contains("panicked") && dump.contains("sysrq_handle_crash"),
