@@ -4,7 +4,7 @@
 # make demo [ARGS=--exit]: one real crash after another, and the dashboard at http://127.0.0.1:8480
 demo: packages
 	cargo build --release -p crashyard-server -p crashyard-agent -p crashyard-lab
-	target/release/crashyard-lab demo $(ARGS)
+	cargo run --quiet --release -p crashyard-lab -- demo $(ARGS)
 
 # make test: everything that must hold, on this machine, with nothing skipped
 test: packages

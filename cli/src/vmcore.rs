@@ -10,16 +10,13 @@ mod tools;
 use crate::triage::vmcore::text;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use crashyard_protocol::api::{Artifact, Attempt, NewHold};
+use crashyard_protocol::api::{Artifact, Attempt, CAPSULE, NewHold};
 use crashyard_protocol::client::{Client, ClientError};
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{ArtifactState, AttemptId, JobId};
 use crashyard_vmcore::Capsule;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-
-/// Name of an attempt's dump.
-const DUMP: &str = "vmcore";
 
 /// What to do with a dump.
 #[derive(Subcommand)]
@@ -169,7 +166,7 @@ impl Which {
 }
 
 fn with_dump(attempt: Attempt) -> (Attempt, Option<Artifact>) {
-    let dump = attempt.artifacts.iter().find(|file| file.name == DUMP).cloned();
+    let dump = attempt.dump().cloned();
     (attempt, dump)
 }
 
@@ -205,12 +202,7 @@ async fn show_dropped(client: &Client, attempt: &Attempt, dump: &Artifact) -> an
     let why = dump.dropped.as_ref().map_or_else(String::new, |dropped| text::safe(&dropped.reason));
     let hash = text::safe(dump.blake3.as_deref().unwrap_or("unknown"));
     eprintln!("The server dropped this dump ({} bytes, BLAKE3 {hash}): {why}.", dump.size);
-    let newest = attempt
-        .artifacts
-        .iter()
-        .filter(|file| file.name.starts_with("found-capsule") && file.state == ArtifactState::Complete)
-        .max_by(|a, b| a.id.cmp(&b.id));
-    let Some(capsule) = newest else { bail!("no capsule was made of it, so nothing else is left") };
+    let Some(capsule) = attempt.newest(CAPSULE) else { bail!("no capsule was made of it, so nothing else is left") };
     eprintln!("This is its capsule.\n");
     let bytes = client.download(&capsule.id, 0).await.map_err(|error| said(&error))?.bytes().await?;
     let capsule: Capsule = serde_json::from_slice(&bytes).context("the stored capsule cannot be read")?;

@@ -50,10 +50,7 @@ pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
     let files = collect(&kernel, &agent)?;
     let mut key = blake3::Hasher::new();
     key.update(format!("{RECIPE} {}", kernel.package).as_bytes());
-    for (path, file) in &files {
-        key.update(format!("{path} {:o} {}\n", file.permissions, file.content.len()).as_bytes());
-        key.update(&file.content);
-    }
+    name(&mut key, &files);
     let key = key.finalize().to_hex();
     let directory = cache.directory(&format!("images/{}", &key[..32]), |into| {
         std::fs::copy(&kernel.image, into.join("kernel"))?;
@@ -71,7 +68,10 @@ pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
 /// Builds the agent for the guest: static, small, in a target directory of its own.
 fn build_agent(cache: &Cache, source: &Path) -> anyhow::Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let target_dir = cache.path("guest-target");
+    // A directory for each checkout: cargo tells fresh from stale by time stamps, which mean nothing between two of them.
+    let checkout = source.canonicalize().with_context(|| format!("find {}", source.display()))?;
+    let checkout = blake3::hash(checkout.as_os_str().as_encoded_bytes()).to_hex();
+    let target_dir = cache.path(&format!("guest-target-{}", &checkout[..16]));
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let status = std::process::Command::new(cargo)
         .args(["build", "--quiet", "--locked", "--profile", "guest", "-p", "crashyard-agent", "--target", TARGET])
@@ -105,10 +105,24 @@ impl File {
 
 /// Everything that goes in, by its path in the guest.
 fn collect(kernel: &Kernel, agent: &Path) -> anyhow::Result<BTreeMap<String, File>> {
-    let mut files = BTreeMap::new();
-    files.insert("init".into(), File { permissions: 0o755, content: INIT.as_bytes().to_vec() });
-    files.insert("bin/busybox".into(), static_file("busybox")?);
+    let mut files = userland(INIT, kernel, &MODULES)?;
     files.insert("bin/crashyard-agent".into(), File::read(agent, 0o755)?);
+    Ok(files)
+}
+
+/// Makes everything that goes in part of an image's name.
+pub fn name(key: &mut blake3::Hasher, files: &BTreeMap<String, File>) {
+    for (path, file) in files {
+        key.update(format!("{path} {:o} {}\n", file.permissions, file.content.len()).as_bytes());
+        key.update(&file.content);
+    }
+}
+
+/// What every guest has: its init, busybox, the programs of kdump, and modules with the order in which to load them.
+pub fn userland(init: &str, kernel: &Kernel, names: &[&str]) -> anyhow::Result<BTreeMap<String, File>> {
+    let mut files = BTreeMap::new();
+    files.insert("init".into(), File { permissions: 0o755, content: init.as_bytes().to_vec() });
+    files.insert("bin/busybox".into(), static_file("busybox")?);
     for program in PROGRAMS {
         let path = find(program)?;
         for library in libraries(&path)? {
@@ -117,14 +131,14 @@ fn collect(kernel: &Kernel, agent: &Path) -> anyhow::Result<BTreeMap<String, Fil
         }
         files.insert(format!("sbin/{program}"), File::read(&path, 0o755)?);
     }
-    let modules = modules(kernel, &MODULES)?;
+    let modules = modules(kernel, names)?;
     let order: String = modules.iter().map(|(path, _)| format!("/{path}\n")).collect();
     files.insert("lib/modules/order".into(), File { permissions: 0o644, content: order.into_bytes() });
     files.extend(modules.into_iter().map(|(path, content)| (path, File { permissions: 0o644, content })));
     Ok(files)
 }
 
-pub fn static_file(program: &str) -> anyhow::Result<File> {
+fn static_file(program: &str) -> anyhow::Result<File> {
     let path = find(program)?;
     if !libraries(&path)?.is_empty() {
         bail!("{} is not statically linked; install the Debian package {program}-static", path.display());
@@ -133,7 +147,7 @@ pub fn static_file(program: &str) -> anyhow::Result<File> {
 }
 
 /// The shared libraries of a program, its loader included; none for a static one.
-pub fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     // ldd fails for a static program, with a text that says so.
     let text = match output("ldd", [program]) {
         Ok(text) => text,
@@ -159,7 +173,7 @@ fn parse_ldd(text: &str) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Modules in the order in which they must be loaded, decompressed.
-pub fn modules(kernel: &Kernel, names: &[&str]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+fn modules(kernel: &Kernel, names: &[&str]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut seen = BTreeSet::new();
     let mut modules = Vec::new();
     for module in names {

@@ -12,10 +12,10 @@ use crate::db::attempt::FullAttempt;
 use crate::db::signature::{self, NewPlace, NewSignature};
 use crate::db::{attempt, signed, unsigned};
 use crate::error::{AppError, AppResult};
-use crate::judging::DUMP;
 use crate::ranges::{self, Stored};
 use bytes::Bytes;
 use crashyard_crashlog::{Intent, Kind, Options, Outcome, Parser, RULE_VERSION, Report};
+use crashyard_protocol::api::{CAPSULE, DUMP};
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, SignatureId};
 use crashyard_vmcore::{Capsule, VERSION as CAPSULE_VERSION};
 use serde::Serialize;
@@ -25,8 +25,6 @@ use std::collections::HashMap;
 pub const PREFIX: &str = "found-";
 /// How the names of crash reports begin.
 pub const REPORTS: &str = "found-crash-reports";
-/// How the names of capsules begin.
-pub const CAPSULE: &str = "found-capsule";
 /// How the names of the crash reports in a dump's log begin.
 pub const DUMP_REPORTS: &str = "found-dump-reports";
 /// Counts up when something else is made of what the readers find.

@@ -15,13 +15,10 @@ use crate::error::{AppError, AppResult};
 use crate::triage::away::Span;
 use crate::triage::{BuildFacts, ConsoleEvidence, DumpEvidence, EvidenceView, Intent, Judgement, Lease, judge};
 use crate::wake::{Pass, Topic};
-use crashyard_protocol::api::Evidence;
+use crashyard_protocol::api::{DUMP, Evidence};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, Stage};
 use std::sync::PoisonError;
-
-/// The name under which an attempt's dump is kept.
-pub const DUMP: &str = "vmcore";
 
 /// How often a judgement is made again because another came between, before the server says that it is overloaded.
 const TRIES: usize = 16;

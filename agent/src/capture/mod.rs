@@ -13,6 +13,7 @@ use crate::guest::{Guest, Reporter, tail};
 use crate::upload::{self, Destination, UploadError};
 use anyhow::Context as _;
 use crashyard_protocol::agent::{Directive, DumpFailure, Report, Role};
+use crashyard_protocol::api::DUMP;
 use crashyard_protocol::client::ClientError;
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{Capture, Transport};
@@ -28,9 +29,6 @@ const COURTESY: Duration = Duration::from_secs(20);
 
 /// Limit of makedumpfile's output in a report.
 const OUTPUT_LIMIT: usize = 2048;
-
-/// Name of the dump among the attempt's evidence.
-pub const VMCORE: &str = "vmcore";
 
 /// What went wrong, and whose fault it is.
 struct Failure {
@@ -129,7 +127,7 @@ async fn stream(guest: &Guest, capture: &Capture, starts: &Starts, memory: &Path
         Ok(dump) => dump,
         Err(error) => return Outcome::Failed(Failure::new(DumpFailure::Makedumpfile, format!("{error:#}"))),
     };
-    let destination = Destination::Evidence(guest.ticket.attempt.clone(), VMCORE.to_owned());
+    let destination = Destination::Evidence(guest.ticket.attempt.clone(), DUMP.to_owned());
     let sent = upload::send(&guest.client, &destination, dump.output(), |sent| {
         if let Some(limit) = capture.die_after_bytes
             && sent >= limit

@@ -14,7 +14,6 @@ use super::consoles::{self, ForwardError};
 use super::machine::{Attached, BootPlan, Driver, PowerStatus};
 use super::record::{Action, Ending, Entry, Progress, Record};
 use super::reports::Ledger;
-use crate::capture::VMCORE;
 use crate::disk;
 use crate::http::LONG_POLL;
 use crate::journal::Journal;
@@ -22,6 +21,7 @@ use crate::retry::{Backoff, persist};
 use crate::upload::{self, Destination, UploadError};
 use anyhow::Context as _;
 use crashyard_protocol::agent::{Claim, Directive, ReleaseRequest, RenewRequest, Report, Ticket};
+use crashyard_protocol::api::DUMP;
 use crashyard_protocol::client::{Client, ClientError};
 use crashyard_protocol::{Scenario, Transport, Trigger};
 use std::path::{Path, PathBuf};
@@ -336,7 +336,7 @@ impl Attempt {
             Ok(None) => Ok(()),
             Ok(Some((header, file))) => {
                 let file = tokio::fs::File::from_std(file).take(header.bytes);
-                self.send_file(VMCORE, file).await
+                self.send_file(DUMP, file).await
             }
             Err(error) => self.ledger.report(Report::Note { text: format!("dump disk: {error:#}") }),
         }

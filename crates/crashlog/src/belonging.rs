@@ -10,12 +10,12 @@ pub fn joins(open: Found, new: Found) -> bool {
     let stall = matches!(open, Kind::RcuStall | Kind::SoftLockup | Kind::HardLockup | Kind::HungTask);
     match new.join {
         Join::Detail | Join::Consequence => true,
-        // A stall is announced once for the CPU itself and once for the others; a warning in the middle of a stall's
-        // header comes from the code that prints the stall.
         // Without caller ids, memory shortage elsewhere would tear a panic's report apart.
         Join::Own if matches!(new.kind, Kind::OutOfMemory | Kind::AllocationFailure) => {
             matches!(open, Kind::Panic | Kind::Sysrq | Kind::StackOverflow)
         }
+        // A stall is announced once for the CPU itself and once for the others; a warning in the middle of a stall's
+        // header comes from the code that prints the stall.
         Join::Own => open == Kind::RcuStall && new.kind == open || stall && new.kind == Kind::Warning,
     }
 }

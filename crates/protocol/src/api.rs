@@ -11,6 +11,27 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Name of an attempt's dump among its artifacts.
+pub const DUMP: &str = "vmcore";
+
+/// How the names of the capsules of an attempt's dump begin; the rest is the version of the reader that made it.
+pub const CAPSULE: &str = "found-capsule";
+
+impl Attempt {
+    /// Its dump, in whatever state that is.
+    #[must_use]
+    pub fn dump(&self) -> Option<&Artifact> {
+        self.artifacts.iter().find(|file| file.name == DUMP)
+    }
+
+    /// The newest complete artifact whose name begins so: versions have few digits, but ids grow with time.
+    #[must_use]
+    pub fn newest(&self, prefix: &str) -> Option<&Artifact> {
+        let complete = |file: &&Artifact| file.name.starts_with(prefix) && file.state == ArtifactState::Complete;
+        self.artifacts.iter().filter(complete).max_by(|a, b| a.id.cmp(&b.id))
+    }
+}
+
 macro_rules! wire {
     ($($(#[$meta:meta])* pub struct $name:ident { $($body:tt)* })*) => {$(
         $(#[$meta])*

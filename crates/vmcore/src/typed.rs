@@ -1,9 +1,15 @@
 //! Typed access to kernel memory: an address and a type, and members by name.
 //!
-//! ```ignore
-//! let task = kernel.object("task_struct", address)?;
-//! let name = task.text("comm")?;
-//! let parent = task.follow("real_parent")?.number("pid")?;
+//! ```
+//! # use crashyard_vmcore::{Fault, Kernel};
+//! # fn name_and_parent(kernel: &Kernel<'_>, address: u64) -> Result<(), Fault> {
+//! if let Some(task) = kernel.object("task_struct", address) {
+//!     let name = task.text("comm")?;
+//!     let parent = task.follow("real_parent")?.map(|parent| parent.number("pid")).transpose()?;
+//!     println!("{name}, child of {parent:?}");
+//! }
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Readers written on top of this are a few lines each and follow the layout of whatever kernel they meet.

@@ -3,14 +3,15 @@
 use super::guest::Guest;
 use super::{Crash, Format, How, Panic};
 use anyhow::{Context as _, bail};
+use crashyard_agent::controller::Qmp;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 
 /// Memory of a machine.
 const MEMORY_MIB: u64 = 768;
@@ -117,7 +118,7 @@ pub fn crash(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<String>
     let mut machine = start(guest, crash, work)?;
     if crash.panic == Panic::Nmi {
         machine.wait("waiting for an NMI")?;
-        Monitor::open(&work.monitor())?.execute("inject-nmi", &serde_json::json!({}))?;
+        command(work, "inject-nmi", serde_json::json!({}))?;
     }
     match crash.how {
         How::Qemu => {
@@ -128,7 +129,7 @@ pub fn crash(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<String>
             if crash.format == Format::KdumpZlib {
                 how["format"] = "kdump-zlib".into();
             }
-            Monitor::open(&work.monitor())?.execute("dump-guest-memory", &how)?;
+            command(work, "dump-guest-memory", how)?;
         }
         How::Kdump => {
             let said = machine.wait("written with status ")?;
@@ -208,41 +209,9 @@ fn end_of_stream(disk: &Path) -> anyhow::Result<u64> {
     }
 }
 
-/// QEMU's monitor.
-struct Monitor {
-    socket: BufReader<UnixStream>,
-}
-
-impl Monitor {
-    fn open(path: &Path) -> anyhow::Result<Self> {
-        let socket = UnixStream::connect(path).context("QEMU's monitor")?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        let mut this = Self { socket: BufReader::new(socket) };
-        this.line()?;
-        this.execute("qmp_capabilities", &serde_json::json!({}))?;
-        Ok(this)
-    }
-
-    fn line(&mut self) -> anyhow::Result<serde_json::Value> {
-        let mut line = String::new();
-        if self.socket.read_line(&mut line)? == 0 {
-            bail!("QEMU ended");
-        }
-        Ok(serde_json::from_str(&line)?)
-    }
-
-    /// Gives a command and waits until it is done; events between are passed over.
-    fn execute(&mut self, command: &str, arguments: &serde_json::Value) -> anyhow::Result<()> {
-        let text = serde_json::json!({ "execute": command, "arguments": arguments }).to_string();
-        self.socket.get_mut().write_all(text.as_bytes())?;
-        loop {
-            let answer = self.line()?;
-            if answer.get("return").is_some() {
-                return Ok(());
-            }
-            if let Some(error) = answer.get("error") {
-                bail!("QEMU refused {command}: {error}");
-            }
-        }
-    }
+/// Gives QEMU a command and waits until it is carried out.
+fn command(work: &Work, command: &str, arguments: serde_json::Value) -> anyhow::Result<()> {
+    let told = async { Qmp::connect(&work.monitor()).await?.execute(command, arguments).await };
+    let told = Handle::current().block_on(async { tokio::time::timeout(PATIENCE, told).await });
+    told.with_context(|| format!("QEMU did not answer to {command}"))?.map(drop)
 }

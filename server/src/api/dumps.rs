@@ -6,11 +6,10 @@ use crate::auth::Submitter;
 use crate::db::{artifact, dump};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, check_name};
-use crate::judging::DUMP;
 use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use crashyard_protocol::ArtifactId;
-use crashyard_protocol::api::{Artifact, NewHold};
+use crashyard_protocol::api::{Artifact, DUMP, NewHold};
 
 /// Refuses what is no dump: nothing else is ever dropped.
 async fn check(state: &AppState, id: &ArtifactId) -> AppResult<()> {

@@ -3,7 +3,7 @@
 use super::{PageQuery, wire};
 use crate::app::AppState;
 use crate::auth::Reader;
-use crate::db::signature;
+use crate::db::signature::{self, PlaceRow};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query};
 use axum::extract::State;
@@ -11,6 +11,7 @@ use crashyard_crashlog::RULE_VERSION;
 use crashyard_protocol::SignatureId;
 use crashyard_protocol::api::{Page, Signature};
 use serde::Deserialize;
+use std::collections::HashMap;
 
 /// Places of one signature in a list, and on its own.
 const PLACES_IN_LIST: i64 = 5;
@@ -40,11 +41,13 @@ pub async fn page(state: &AppState, query: &PageQuery, rules: Option<u32>) -> Ap
     let (before, limit) = query.checked()?;
     let rules = i64::from(rules.unwrap_or(RULE_VERSION));
     let rows = signature::list(&state.db, rules, before, limit).await?;
-    let mut places = signature::places(&state.db, rules, before, limit, PLACES_IN_LIST).await?;
+    let mut places: HashMap<SignatureId, Vec<PlaceRow>> = HashMap::new();
+    for place in signature::places(&state.db, rules, before, limit, PLACES_IN_LIST).await? {
+        places.entry(place.signature_id.clone()).or_default().push(place);
+    }
     let signatures = rows.into_iter().map(|row| {
-        let (mine, others) = std::mem::take(&mut places).into_iter().partition(|place| place.signature_id == row.id);
-        places = others;
-        wire::signature(row, mine)
+        let seen = places.remove(&row.id).unwrap_or_default();
+        wire::signature(row, seen)
     });
     Ok(query.page(signatures.collect(), |signature: &Signature| signature.id.to_string()))
 }

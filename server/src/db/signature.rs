@@ -145,7 +145,7 @@ pub async fn record(tx: &mut Tx, signature: &NewSignature, place: &NewPlace) -> 
     Ok(id)
 }
 
-/// One page of the signatures of a version of the rules, the one that was met last first.
+/// One page of the signatures of a version of the rules, the newest first.
 pub async fn list(db: &Db, rule_version: i64, before: Option<&str>, limit: i64) -> DbResult<Vec<SignatureRow>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(

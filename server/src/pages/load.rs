@@ -7,7 +7,6 @@ use crate::app::AppState;
 use crate::db;
 use crate::db::attempt::AttemptRow;
 use crate::error::{AppError, AppResult};
-use crate::judging::DUMP;
 use crate::passes::glimpse::Glimpse;
 use crate::ranges;
 use crashyard_protocol::api::{Artifact, Attempt, Build, Event, Evidence, Job, Machine, Page, Run};
@@ -82,21 +81,14 @@ pub async fn finding<T: serde::de::DeserializeOwned>(
     attempt: &Attempt,
     kind: &str,
 ) -> AppResult<Option<T>> {
-    // Versions have few digits and ids grow with time: the last one made is the newest.
-    let newest = attempt
-        .artifacts
-        .iter()
-        .filter(|file| file.name.starts_with(kind) && file.state == ArtifactState::Complete)
-        .max_by(|a, b| a.id.cmp(&b.id));
-    let Some(file) = newest.filter(|file| file.size <= FINDING_BYTES) else { return Ok(None) };
+    let Some(file) = attempt.newest(kind).filter(|file| file.size <= FINDING_BYTES) else { return Ok(None) };
     let bytes = ranges::read(state, &file.id, 0..file.size).await?;
     Ok(serde_json::from_slice(&bytes).ok())
 }
 
 /// What was seen of a dump that is not whole.
 pub async fn glimpse(state: &AppState, attempt: &Attempt) -> AppResult<Option<(u64, Glimpse)>> {
-    let arriving = |file: &&Artifact| file.name == DUMP && file.state == ArtifactState::Open;
-    let Some(dump) = attempt.artifacts.iter().find(arriving) else { return Ok(None) };
+    let Some(dump) = attempt.dump().filter(|dump| dump.state == ArtifactState::Open) else { return Ok(None) };
     let Some(row) = db::dump::glimpse(&state.db, &dump.id).await? else { return Ok(None) };
     let seen = row.body.and_then(|body| serde_json::from_value(body.0).ok());
     Ok(seen.map(|seen| (db::unsigned(row.bytes), seen)))

@@ -28,6 +28,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use crashyard_crashlog::RULE_VERSION;
+use crashyard_protocol::api::CAPSULE;
 use crashyard_protocol::{AttemptId, RunId};
 use crashyard_vmcore::Capsule;
 use lines::LineIndex;
@@ -185,7 +186,7 @@ async fn get_findings(
     let attempt = load::attempt_with_artifacts(&state, &id).await?;
     let consoles: Option<Vec<ConsoleReports>> = load::finding(&state, &attempt, findings::REPORTS).await?;
     let in_dump: Option<Vec<ConsoleReports>> = load::finding(&state, &attempt, findings::DUMP_REPORTS).await?;
-    let capsule: Option<Capsule> = load::finding(&state, &attempt, findings::CAPSULE).await?;
+    let capsule: Option<Capsule> = load::finding(&state, &attempt, CAPSULE).await?;
     let found = Found { consoles: consoles.as_deref(), in_dump: in_dump.as_deref(), capsule: capsule.as_ref() };
     show(&FindingsPage::new(&attempt, found, query.q.as_deref(), state.now()))
 }

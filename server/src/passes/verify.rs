@@ -6,10 +6,11 @@ use crate::db::artifact::{self, Owner};
 use crate::db::attempt;
 use crate::error::{AppError, AppResult};
 use crate::extract::replace_nul;
-use crate::judging::{self, DUMP};
+use crate::judging;
 use crate::ranges::Stored;
 use crate::triage::{DumpReading, Intent, dump};
 use crashyard_protocol::AttemptId;
+use crashyard_protocol::api::DUMP;
 use crashyard_vmcore::Limits;
 
 /// Dumps read in one tick; reading is slow, and others may have come meanwhile.

@@ -8,6 +8,7 @@ mod launch;
 mod qmp;
 
 pub use launch::QemuConfig;
+pub use qmp::Qmp;
 
 use super::filelog::FileLog;
 use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
@@ -17,7 +18,7 @@ use async_trait::async_trait;
 use launch::{Route, ShortPath, launch, names};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use qmp::{Qmp, RunState};
+use qmp::RunState;
 use serde_json::json;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

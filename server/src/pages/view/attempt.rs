@@ -15,8 +15,6 @@ use crashyard_protocol::{
 
 /// Rows of the history that are shown; an agent that says more than this is cut, newest rows first kept.
 const HISTORY_ROWS: usize = 500;
-/// Name of the dump among the artifacts.
-const DUMP: &str = "vmcore";
 
 /// The page at `/attempts/{id}`.
 #[derive(Debug, Template)]
@@ -155,7 +153,7 @@ impl AttemptPage {
     #[must_use]
     pub fn new(parts: Parts<'_>, pane: Option<Pane>, now: Timestamp) -> Self {
         let Parts { attempt, job, run, events, evidence, glimpse } = parts;
-        let dump = attempt.artifacts.iter().find(|artifact| artifact.name == DUMP);
+        let dump = attempt.dump();
         let stages: Vec<StageRow> = attempt
             .stages
             .iter()
