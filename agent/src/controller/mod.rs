@@ -16,7 +16,7 @@ mod reports;
 mod watch;
 
 pub use config::{Config, MachineConfig};
-pub use qemu::{QemuConfig, Qmp};
+pub use qemu::{ACCEL, QemuConfig, Qmp};
 
 use crate::http::LONG_POLL;
 use crate::retry::{Backoff, persist};

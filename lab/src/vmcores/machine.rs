@@ -3,7 +3,7 @@
 use super::guest::Guest;
 use super::{Crash, Format, How, Panic};
 use anyhow::{Context as _, bail};
-use crashyard_agent::controller::Qmp;
+use crashyard_agent::controller::{ACCEL, Qmp};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -163,7 +163,7 @@ fn start(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<Machine> {
     let five_levels = if guest.release.starts_with("6.") { "max,la57=off" } else { "max" };
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-accel", "tcg,thread=multi", "-nodefaults", "-display", "none", "-no-reboot", "-device", "vmcoreinfo"])
+        .args(["-accel", ACCEL, "-nodefaults", "-display", "none", "-no-reboot", "-device", "vmcoreinfo"])
         .args(["-cpu", five_levels, "-m", &MEMORY_MIB.to_string(), "-smp", &crash.cpus.to_string()])
         .arg("-kernel")
         .arg(&guest.kernel)

@@ -7,7 +7,7 @@
 mod launch;
 mod qmp;
 
-pub use launch::QemuConfig;
+pub use launch::{ACCEL, QemuConfig};
 pub use qmp::Qmp;
 
 use super::filelog::FileLog;
