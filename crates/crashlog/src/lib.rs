@@ -25,6 +25,7 @@ mod class;
 mod details;
 mod disasm;
 mod events;
+mod finder;
 mod frames;
 mod line;
 mod model;
@@ -37,6 +38,7 @@ mod stacks;
 mod template;
 mod trace;
 
+pub use finder::Finder;
 pub use model::{
     Code, ErrorCode, Event, EventKind, Fingerprint, Frame, Instruction, Kind, Outcome, RULE_VERSION, Register, Report,
     Stack, TaintFlag, Warning,

@@ -6,11 +6,11 @@
 
 use std::sync::LazyLock;
 
-use aho_corasick::packed::{Config, MatchKind, Searcher};
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
 use crate::class::{Class, Found, Group, TABLES};
 use crate::events;
+use crate::finder::Finder;
 use crate::template::{self, Captures};
 
 /// Words that many headers share. One of them in every head of a group spares the search the group's own literal:
@@ -31,30 +31,11 @@ pub fn literals() -> Vec<&'static str> {
     all.iter().copied().filter(|l| !implied(l)).collect()
 }
 
-enum Engine {
-    Packed(Searcher),
-    /// Machines without vector instructions, or more literals than the vectorised search takes.
-    Automaton(AhoCorasick),
-}
-
-static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    let all = literals();
-    let packed = Config::new().match_kind(MatchKind::LeftmostFirst).builder().extend(all.iter()).build();
-    packed.map_or_else(
-        || {
-            let automaton = AhoCorasick::builder().kind(Some(AhoCorasickKind::ContiguousNFA)).build(&all);
-            Engine::Automaton(automaton.expect("a few dozen short literals are far below every limit"))
-        },
-        Engine::Packed,
-    )
-});
+static FINDER: LazyLock<Finder> = LazyLock::new(|| Finder::new(&literals()));
 
 /// Position of the first literal in `bytes` at or after `from`.
 pub fn next(bytes: &[u8], from: usize) -> Option<usize> {
-    match &*ENGINE {
-        Engine::Packed(s) => s.find_in(bytes, aho_corasick::Span { start: from, end: bytes.len() }).map(|m| m.start()),
-        Engine::Automaton(a) => a.find(aho_corasick::Input::new(bytes).span(from..bytes.len())).map(|m| m.start()),
-    }
+    FINDER.next(bytes, from)
 }
 
 /// All groups in the order in which they are tried, with their place in [`TABLES`].
@@ -132,7 +113,7 @@ mod tests {
     fn the_vectorised_search_takes_all_literals() {
         assert!(GROUPS.len() <= 128);
         assert!(literals().len() <= 64, "{}", literals().len());
-        assert!(matches!(&*ENGINE, Engine::Packed(_)) || !cfg!(target_arch = "x86_64"));
+        assert!(FINDER.is_vectorised() || !cfg!(target_arch = "x86_64"));
     }
 
     #[test]

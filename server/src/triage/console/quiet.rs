@@ -5,7 +5,7 @@
 //! stand in the middle of a phrase). It may stop at a line that turns out to say nothing; it must never pass over one
 //! that says something.
 
-use aho_corasick::AhoCorasick;
+use crashyard_crashlog::Finder;
 use std::sync::LazyLock;
 
 /// Four bytes of every phrase that matters.
@@ -18,8 +18,7 @@ const BLOCK: usize = 4096;
 /// Bytes of a key that may stand before a block.
 const OVERLAP: usize = 3;
 
-static FINDER: LazyLock<AhoCorasick> =
-    LazyLock::new(|| AhoCorasick::new(KEYS).expect("a dozen short keys are far below every limit"));
+static FINDER: LazyLock<Finder> = LazyLock::new(|| Finder::new(&KEYS));
 
 /// The whole lines at the beginning of `bytes` that say nothing: their length with line feeds, and how many they are.
 pub(super) fn lines(bytes: &[u8]) -> (usize, u64) {
@@ -35,7 +34,7 @@ pub(super) fn notable(bytes: &[u8]) -> Option<usize> {
         let end = bytes.len().min(start + BLOCK);
         let control = control(bytes, start, end);
         let from = start.saturating_sub(OVERLAP);
-        let key = FINDER.find(&bytes[from..control.unwrap_or(end)]).map(|found| from + found.start());
+        let key = FINDER.next(&bytes[..control.unwrap_or(end)], from);
         if let Some(at) = key.or(control) {
             return Some(at);
         }
@@ -86,6 +85,11 @@ mod tests {
         }
         assert_eq!(notable(b"[    0.070673] Kernel/User page tables isolation: disabled\r"), None);
         assert!(notable(b"pan").is_none() && notable(b"").is_none());
+    }
+
+    #[test]
+    fn the_search_is_vectorised() {
+        assert!(FINDER.is_vectorised() || !cfg!(target_arch = "x86_64"));
     }
 
     #[test]
