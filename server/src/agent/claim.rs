@@ -37,21 +37,20 @@ pub async fn claim(
     State(state): State<AppState>,
     Json(request): Json<ClaimRequest>,
 ) -> AppResult<Response> {
-    check_machines(&state, &request).await?;
+    // Everything but waiting is boxed: thousands of claims wait at once, and a future is as large as its largest part.
+    Box::pin(check_machines(&state, &request)).await?;
     // Listen first, look second: what is submitted in between wakes this claim.
     let mut waiters: Vec<_> =
         request.machines.iter().map(|id| state.wake.subscribe(Topic::Machine(id.clone()))).collect();
-    let mut tx = state.db.begin().await?;
-    machine::seen_idle(&mut tx, &request.controller, &request.machines, state.now()).await?;
-    tx.commit().await?;
-    if let Some(claim) = hand_out_again(&state, &request).await? {
+    Box::pin(seen_idle(&state, &request)).await?;
+    if let Some(claim) = Box::pin(hand_out_again(&state, &request)).await? {
         return Ok(Json(claim).into_response());
     }
     let end = Instant::now() + Duration::from_secs(u64::from(request.wait_seconds.min(WAIT_MAX)));
     loop {
         for id in &request.machines {
-            if let Some(claim) = try_machine(&state, &request, id).await? {
-                pass_on(&state, id).await?;
+            if let Some(claim) = Box::pin(try_machine(&state, &request, id)).await? {
+                Box::pin(pass_on(&state, id)).await?;
                 return Ok(Json(claim).into_response());
             }
         }
@@ -75,6 +74,12 @@ async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<(
         Some(id) => Err(AppError::NotFound(format!("machine {id} is not enrolled by this controller; enrol first"))),
         None => Ok(()),
     }
+}
+
+async fn seen_idle(state: &AppState, request: &ClaimRequest) -> AppResult<()> {
+    let mut tx = state.db.begin().await?;
+    machine::seen_idle(&mut tx, &request.controller, &request.machines, state.now()).await?;
+    Ok(tx.commit().await?)
 }
 
 async fn hand_out_again(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Claim>> {
