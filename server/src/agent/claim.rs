@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest};
 use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scope, SelectorId, TokenId};
 use futures::future::select_all;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -38,17 +39,20 @@ pub async fn claim(
     Json(request): Json<ClaimRequest>,
 ) -> AppResult<Response> {
     // Everything but waiting is boxed: thousands of claims wait at once, and a future is as large as its largest part.
-    Box::pin(check_machines(&state, &request)).await?;
+    let busy = Box::pin(check_machines(&state, &request)).await?;
     // Listen first, look second: what is submitted in between wakes this claim.
     let mut waiters: Vec<_> =
         request.machines.iter().map(|id| state.wake.subscribe(Topic::Machine(id.clone()))).collect();
     Box::pin(seen_idle(&state, &request)).await?;
-    if let Some(claim) = Box::pin(hand_out_again(&state, &request)).await? {
+    if let Some(claim) = Box::pin(hand_out_again(&state, &request, &busy)).await? {
         return Ok(Json(claim).into_response());
     }
     let end = Instant::now() + Duration::from_secs(u64::from(request.wait_seconds.min(WAIT_MAX)));
     loop {
-        for id in &request.machines {
+        // Reading first: with a thousand idle machines, only those with work ask for the write lock.
+        let work = Box::pin(queue::with_work(&state.db, &request.controller)).await?;
+        let work: HashSet<MachineId> = work.into_iter().collect();
+        for id in request.machines.iter().filter(|id| work.contains(id)) {
             if let Some(claim) = Box::pin(try_machine(&state, &request, id)).await? {
                 Box::pin(pass_on(&state, id)).await?;
                 return Ok(Json(claim).into_response());
@@ -65,15 +69,25 @@ pub async fn claim(
     }
 }
 
-async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<()> {
+/// Refuses machines that are not the controller's; returns those that have an attempt.
+async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<Vec<MachineId>> {
     if !machine::controller_exists(&state.db, &request.controller).await? {
         return Err(AppError::NotFound("this controller is not enrolled; enrol first".into()));
     }
     let own = machine::of_controller(&state.db, &request.controller).await?;
-    match request.machines.iter().find(|id| !own.iter().any(|machine| machine.id == **id && machine.announced)) {
-        Some(id) => Err(AppError::NotFound(format!("machine {id} is not enrolled by this controller; enrol first"))),
-        None => Ok(()),
+    let own: HashMap<_, _> = own.iter().filter(|own| own.announced).map(|own| (&own.id, &own.attempt_id)).collect();
+    let mut busy = Vec::new();
+    for id in &request.machines {
+        match own.get(id) {
+            Some(Some(_)) => busy.push(id.clone()),
+            Some(None) => {}
+            None => {
+                let text = format!("machine {id} is not enrolled by this controller; enrol first");
+                return Err(AppError::NotFound(text));
+            }
+        }
     }
+    Ok(busy)
 }
 
 async fn seen_idle(state: &AppState, request: &ClaimRequest) -> AppResult<()> {
@@ -82,8 +96,8 @@ async fn seen_idle(state: &AppState, request: &ClaimRequest) -> AppResult<()> {
     Ok(tx.commit().await?)
 }
 
-async fn hand_out_again(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Claim>> {
-    for id in &request.machines {
+async fn hand_out_again(state: &AppState, request: &ClaimRequest, busy: &[MachineId]) -> AppResult<Option<Claim>> {
+    for id in busy {
         let mut tx = state.db.begin().await?;
         let expires_at = state.now().plus(state.config.lease());
         let Some(attempt) = lease::hand_out_again(&mut tx, id, &request.controller, expires_at).await? else {
@@ -98,10 +112,6 @@ async fn hand_out_again(state: &AppState, request: &ClaimRequest) -> AppResult<O
 }
 
 async fn try_machine(state: &AppState, request: &ClaimRequest, id: &MachineId) -> AppResult<Option<Claim>> {
-    // Reading first: with a thousand idle machines, only those with work ask for the write lock.
-    if !queue::has_work(&state.db, id).await? {
-        return Ok(None);
-    }
     let now = state.now();
     let lease = NewLease {
         attempt: AttemptId::from_ulid(state.ids.next()),

@@ -37,16 +37,16 @@ pub struct Leased {
     pub machine: MachineRow,
 }
 
-/// Whether any job waits that one of these machines could take. Reads only.
-pub async fn has_work(db: &Db, machine: &MachineId) -> DbResult<bool> {
-    let found: Option<i64> = on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT CAST(1 AS BIGINT) FROM machine_selector ms WHERE ms.machine_id = $1 AND EXISTS \
-         (SELECT 1 FROM job q WHERE q.selector_id = ms.selector_id AND q.state = 'queued') LIMIT 1",
+/// Free machines of a controller for which any job waits. Reads only.
+pub async fn with_work(db: &Db, controller: &ControllerId) -> DbResult<Vec<MachineId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT m.id FROM machine m WHERE m.controller_id = $1 AND m.announced \
+         AND m.state IN ('enrolled', 'available') AND EXISTS (SELECT 1 FROM machine_selector ms \
+         JOIN job q ON q.selector_id = ms.selector_id AND q.state = 'queued' WHERE ms.machine_id = m.id)",
     )
-    .bind(machine)
-    .fetch_optional(c)
-    .await)?;
-    Ok(found.is_some())
+    .bind(controller)
+    .fetch_all(c)
+    .await)?)
 }
 
 /// Machines that could take a job of this selector now.

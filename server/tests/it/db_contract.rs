@@ -395,10 +395,10 @@ async fn lease(db: &Db, farm: &Farm, machine: usize) -> Option<Leased> {
 async fn queue_and_leases(db: &Db) {
     let farm = farm(db, "f-queue", 2).await;
     let machine = &farm.machines[0].id;
-    assert!(!queue::has_work(db, machine).await.unwrap());
+    assert!(!queue::with_work(db, &farm.controller).await.unwrap().contains(machine));
     assert!(lease(db, &farm, 0).await.is_none());
     let (run, jobs) = submit(db, &farm, 3).await;
-    assert!(queue::has_work(db, machine).await.unwrap());
+    assert!(queue::with_work(db, &farm.controller).await.unwrap().contains(machine));
     assert_eq!(queue::waiting_for(db, machine).await.unwrap(), [(farm.selector.clone(), 3)]);
     let first = lease(db, &farm, 0).await.unwrap();
     assert_eq!((first.job.id.clone(), first.attempt.number, first.attempt.epoch), (jobs[0].id.clone(), 1, 1));
