@@ -1,7 +1,8 @@
-//! The direction of dependencies, held by `cargo metadata`: who may know whom.
+//! What the layout promises: who may know whom (by `cargo metadata`), and who may know the time.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Our crates that each of our crates may depend on, outside of its tests.
@@ -39,6 +40,33 @@ fn our_crates_depend_only_on_whom_the_layout_allows() {
             if dependency["kind"] != "dev" && on.starts_with("crashyard-") {
                 assert!(may.contains(on), "{name} must not depend on {on}");
             }
+        }
+    }
+}
+
+/// The clock of a machine that has just crashed is nobody's to believe, and a controller's may jump as well. Both are
+/// harmless as long as no agent asks what time it is and no message of one has room for an answer.
+#[test]
+fn an_agents_clock_may_jump_because_no_agent_asks_it_and_no_message_carries_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut files = vec![root.join("crates/protocol/src/agent.rs")];
+    collect(&root.join("agent/src"), &mut files);
+    assert!(files.len() > 20, "the agent's sources are where they were: {files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a source file");
+        for word in ["SystemTime", "SystemClock", "Timestamp", "jiff::", "chrono::"] {
+            assert!(!text.contains(word), "{} knows {word}", file.display());
+        }
+    }
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
         }
     }
 }
