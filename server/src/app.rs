@@ -7,6 +7,7 @@ use crate::db::Db;
 use crate::ids::Ids;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
+use crate::placer::Placer;
 use crate::wake::Wake;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
@@ -43,6 +44,8 @@ pub struct App {
     pub tables: Arc<TableCache>,
     /// Groups evidence writes into commits.
     pub writer: LedgerWriter,
+    /// Groups claims into commits.
+    pub placer: Placer,
     /// What is counted.
     pub metrics: Metrics,
     /// Cancelled when the server is to stop.
@@ -66,13 +69,14 @@ impl Deref for AppState {
 }
 
 impl AppState {
-    /// Puts a server together. Nothing runs yet but the writer, which ends with the last handle.
+    /// Puts a server together. Nothing runs yet but writer and placer, which end with the last handle.
     #[must_use]
     pub fn new(db: Db, blobs: Blobs, clock: Arc<dyn Clock>, random: Box<dyn Rng + Send>, config: Config) -> Self {
         let ids = Ids::new(clock.clone(), random);
         let instance = ids.next().to_string();
         Self(Arc::new(App {
             writer: LedgerWriter::start(db.clone()),
+            placer: Placer::start(db.clone()),
             db,
             blobs,
             started_at: clock.now(),

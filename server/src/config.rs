@@ -28,6 +28,8 @@ pub struct Config {
     pub lease_seconds: u32,
     /// How many attempts a job gets when the lab does not deliver.
     pub max_attempts: u32,
+    /// Minutes after which a waiting job counts as one priority higher.
+    pub promote_after_minutes: u32,
     /// Largest single artifact, in bytes.
     pub max_artifact_bytes: u64,
     /// Bytes one attempt may store in all.
@@ -67,6 +69,7 @@ impl Default for Config {
             admin_token_file: "admin.token".into(),
             lease_seconds: 60,
             max_attempts: 2,
+            promote_after_minutes: 360,
             max_artifact_bytes: 8 << 30,
             max_attempt_bytes: 16 << 30,
             max_build_bytes: 8 << 30,
@@ -115,8 +118,15 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.lease_seconds >= 3, "lease_seconds must be at least 3");
         anyhow::ensure!(self.max_attempts >= 1, "max_attempts must be at least 1");
+        anyhow::ensure!(self.promote_after_minutes >= 1, "promote_after_minutes must be at least 1");
         anyhow::ensure!(self.database_connections >= 2, "database_connections must be at least 2");
         Ok(())
+    }
+
+    /// How long a job waits until it counts as one priority higher.
+    #[must_use]
+    pub fn promote_after(&self) -> Duration {
+        Duration::from_secs(u64::from(self.promote_after_minutes) * 60)
     }
 
     /// How long a lease lasts without being renewed.

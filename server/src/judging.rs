@@ -186,6 +186,7 @@ pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
     state.wake.wake(&Topic::Run(ended.run_id.clone()));
     state.wake.wake(&Topic::Pass(Pass::Compact));
     state.wake.wake(&Topic::Pass(Pass::Dumps));
+    crate::agent::claim::offer_room(state, id).await?;
     if settled == Settled::Queued {
         let job = db::run::job(&state.db, &ended.job_id).await?;
         crate::agent::claim::offer(state, &job.job.selector_id, 1).await?;

@@ -34,6 +34,8 @@ pub enum Topic {
 pub enum Pass {
     /// A stage has a new deadline.
     Deadlines,
+    /// A job with a deadline waits.
+    Queue,
     /// A lease was given or renewed, or an attempt ended.
     Leases,
     /// A dump is complete.

@@ -154,11 +154,11 @@ async fn submit(wire: &mut Wire, admin: &str) -> RunId {
         assert!(answer.status.is_success(), "{answer:?}");
     }
     let selector = BTreeMap::from([("driver".to_owned(), "fake".to_owned())]);
-    let plan = NewPlan { name: "all".into(), scenarios: names, selector, repetitions: 1 };
+    let plan = NewPlan { name: "all".into(), scenarios: names, selector, requires: Vec::new(), repetitions: 1 };
     let body = serde_json::to_vec(&plan).unwrap();
     let answer = wire.call(axum::http::Method::PUT, "/api/v1/plans/all", admin, None, body.into()).await.unwrap();
     assert!(answer.status.is_success(), "{answer:?}");
-    let run = NewRun { build: build.id, plan: "all".into(), key: Some("once".into()) };
+    let run = NewRun { key: Some("once".into()), ..NewRun::new(build.id, "all") };
     let first: Run = wire.post("/api/v1/runs", admin, None, &run).await.unwrap().json();
     let again: Run = wire.post("/api/v1/runs", admin, None, &run).await.unwrap().json();
     assert_eq!(first.id, again.id, "a repeated submission is the same run");

@@ -37,7 +37,9 @@ pub async fn prepare(admin: &Client, scenarios: usize) -> anyhow::Result<BuildId
         admin.put_scenario(&scenario(name)).await?;
     }
     let selector = BTreeMap::from([("driver".to_owned(), "simulated".to_owned())]);
-    admin.put_plan(&NewPlan { name: PLAN.into(), scenarios: names, selector, repetitions: 1 }).await?;
+    admin
+        .put_plan(&NewPlan { name: PLAN.into(), scenarios: names, selector, requires: Vec::new(), repetitions: 1 })
+        .await?;
     Ok(build.id)
 }
 
@@ -57,7 +59,7 @@ fn scenario(name: &str) -> Scenario {
 
 /// Submits one run of the plan.
 pub async fn submit(admin: &Client, build: &BuildId) -> anyhow::Result<Run> {
-    Ok(admin.create_run(&NewRun { build: build.clone(), plan: PLAN.into(), key: None }).await?)
+    Ok(admin.create_run(&NewRun::new(build.clone(), PLAN)).await?)
 }
 
 /// Enrols a lab with `machines` machines.

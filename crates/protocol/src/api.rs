@@ -5,8 +5,8 @@
 use crate::clock::Timestamp;
 use crate::{
     ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId, CheckoutId, ControllerId, JobId, JobState, MachineId,
-    MachineState, PlanId, RunId, RunState, Scenario, ScenarioId, Scope, SignatureId, Stage, StageName, Status, TokenId,
-    TreeId,
+    MachineState, PlanId, Priority, RunId, RunState, Scenario, ScenarioId, Scope, SignatureId, Stage, StageName,
+    Status, SubmitterId, TokenId, TreeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,6 +29,14 @@ impl Attempt {
     pub fn newest(&self, prefix: &str) -> Option<&Artifact> {
         let complete = |file: &&Artifact| file.name.starts_with(prefix) && file.state == ArtifactState::Complete;
         self.artifacts.iter().filter(complete).max_by(|a, b| a.id.cmp(&b.id))
+    }
+}
+
+impl NewRun {
+    /// A submission with nothing special about it.
+    #[must_use]
+    pub fn new(build: BuildId, plan: &str) -> Self {
+        Self { build, plan: plan.to_owned(), key: None, priority: None, start_within_seconds: None, deadline: None }
     }
 }
 
@@ -229,6 +237,9 @@ wire! {
         /// Labels that a machine must have, e.g. `{"driver": "qemu"}`.
         #[serde(default)]
         pub selector: BTreeMap<String, String>,
+        /// What else it must satisfy, e.g. `["memory_mib >= 4096", "vmx.unrestricted", "firmware != bios"]`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub requires: Vec<String>,
         /// How often each scenario runs.
         pub repetitions: u32,
     }
@@ -242,6 +253,15 @@ wire! {
         /// Repeating a submission with the same key returns the first run.
         #[serde(default)]
         pub key: Option<String>,
+        /// How soon it is wanted; `normal` if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub priority: Option<Priority>,
+        /// A job that no machine has taken in this time ends as `MISS`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub start_within_seconds: Option<u32>,
+        /// A job that no machine has taken by then ends as `MISS`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub deadline: Option<Timestamp>,
     }
 
     /// A build against a plan.
@@ -280,6 +300,15 @@ wire! {
         pub scenario: Scenario,
         /// Labels its machine must have.
         pub selector: BTreeMap<String, String>,
+        /// What else its machine must satisfy.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub requires: Vec<String>,
+        /// How soon it is wanted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub priority: Option<Priority>,
+        /// When it ends without a result if no machine has taken it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub deadline: Option<Timestamp>,
         /// Where it is.
         pub state: JobState,
         /// Its verdict; `MISS` until there is one.
@@ -420,6 +449,35 @@ wire! {
         pub lease_epoch: u64,
         /// When its controller last named it.
         pub last_seen_at: Timestamp,
+    }
+
+    /// Whoever's jobs share one part of the farm: a tree, or a token where a build belongs to no tree.
+    pub struct Submitter {
+        /// Id.
+        pub id: SubmitterId,
+        /// `tree:NAME` or `token:NAME`.
+        pub name: String,
+        /// Its part of the machine time, relative to the others that have jobs waiting.
+        pub weight: u32,
+        /// Most machines at once.
+        pub max_machines: Option<u32>,
+        /// Machines it has now.
+        pub machines: u32,
+        /// Machine time it has had, in seconds.
+        pub machine_seconds: u64,
+        /// Whether it may have jobs waiting.
+        pub waiting: bool,
+        /// When it first submitted.
+        pub created_at: Timestamp,
+    }
+
+    /// What an administrator sets for a submitter.
+    pub struct SetSubmitter {
+        /// Its part of the machine time, 1 to 1000.
+        pub weight: u32,
+        /// Most machines at once; no limit if absent.
+        #[serde(default)]
+        pub max_machines: Option<u32>,
     }
 
     /// Makes a token.

@@ -101,4 +101,8 @@ ids! {
     TokenId,
     /// A machine selector that jobs share.
     SelectorId,
+    /// Whoever's jobs share one part of the farm: a tree, or a token.
+    SubmitterId,
+    /// The queue of one submitter, priority and selector.
+    FlowId,
 }

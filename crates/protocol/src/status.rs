@@ -67,6 +67,30 @@ text_enum! {
 }
 
 text_enum! {
+    /// How soon a job is wanted. The order of classes is strict; inside a class submitters share by weight.
+    Priority {
+        /// Before everything else: somebody waits for it.
+        Urgent = "urgent",
+        /// What is not said otherwise.
+        Normal = "normal",
+        /// Whenever machines are free.
+        Bulk = "bulk",
+    }
+}
+
+impl Priority {
+    /// Place among the classes, first is 0.
+    #[must_use]
+    pub const fn class(self) -> i64 {
+        match self {
+            Self::Urgent => 0,
+            Self::Normal => 1,
+            Self::Bulk => 2,
+        }
+    }
+}
+
+text_enum! {
     /// Where a run is.
     RunState {
         /// Some jobs are not done.

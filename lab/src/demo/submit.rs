@@ -39,10 +39,11 @@ pub async fn everything(client: &Client, image: &Image, stories: &[Story]) -> an
         name: PLAN.into(),
         scenarios: stories.iter().map(|story| story.scenario.name.clone()).collect(),
         selector: BTreeMap::from([("driver".into(), "qemu".into())]),
+        requires: Vec::new(),
         repetitions: 1,
     };
     client.put_plan(&plan).await.context("store the plan")?;
-    Ok(client.create_run(&NewRun { build, plan: PLAN.into(), key: None }).await.context("submit the run")?.id)
+    Ok(client.create_run(&NewRun::new(build, PLAN)).await.context("submit the run")?.id)
 }
 
 async fn send(client: &Client, build: &BuildId, name: &str, path: &Path) -> anyhow::Result<()> {

@@ -8,18 +8,18 @@ use crate::app::AppState;
 use crate::auth::{Controller, secret_hash};
 use crate::db::artifact::Owner;
 use crate::db::attempt::FullAttempt;
-use crate::db::queue::{self, NewLease};
-use crate::db::token::TokenRow;
-use crate::db::{self, DbError, lease, machine, unsigned};
+use crate::db::flow;
+use crate::db::queue::{self, Ask, NewLease};
+use crate::db::{self, lease, machine, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
-use crate::judging;
+use crate::placer;
 use crate::wake::{Pass, SAFETY, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest};
-use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scope, SelectorId, TokenId};
+use crashyard_protocol::{ArtifactState, AttemptId, MachineId, SelectorId, SubmitterId, TokenId};
 use futures::future::select_all;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -29,6 +29,8 @@ use tokio::time::{Instant, timeout_at};
 const WAIT_MAX: u32 = 60;
 /// Claims woken beyond the number of jobs, because some of them may have found other work at the same moment.
 const SPARE: usize = 8;
+/// Machines of one claim that are tried in one transaction.
+const MACHINES_AT_ONCE: usize = 32;
 
 /// Asks for work for idle machines; answered when there is some, or `204` when the time is up.
 #[utoipa::path(post, path = "/agent/v1/claim", tag = "agent", request_body = ClaimRequest,
@@ -43,20 +45,24 @@ pub async fn claim(
     // Listen first, look second: what is submitted in between wakes this claim.
     let mut waiters: Vec<_> =
         request.machines.iter().map(|id| state.wake.subscribe(Topic::Machine(id.clone()))).collect();
-    Box::pin(seen_idle(&state, &request)).await?;
     if let Some(claim) = Box::pin(hand_out_again(&state, &request, &busy)).await? {
         return Ok(Json(claim).into_response());
     }
     let end = Instant::now() + Duration::from_secs(u64::from(request.wait_seconds.min(WAIT_MAX)));
+    let mut woken_before = false;
     loop {
         // Reading first: with a thousand idle machines, only those with work ask for the write lock.
         let work = Box::pin(queue::with_work(&state.db, &request.controller)).await?;
         let work: HashSet<MachineId> = work.into_iter().collect();
-        for id in request.machines.iter().filter(|id| work.contains(id)) {
-            if let Some(claim) = Box::pin(try_machine(&state, &request, id)).await? {
-                Box::pin(pass_on(&state, id)).await?;
-                return Ok(Json(claim).into_response());
+        let wanted: Vec<MachineId> = request.machines.iter().filter(|id| work.contains(id)).cloned().collect();
+        // What is called idle is written down once, together with the first attempt to place.
+        let idle = if woken_before { Vec::new() } else { request.machines.clone() };
+        if let Some(claim) = Box::pin(try_machines(&state, &request, &wanted, idle)).await? {
+            // Who found work without being woken has taken nobody's turn.
+            if woken_before {
+                Box::pin(pass_on(&state, &claim.machine)).await?;
             }
+            return Ok(Json(claim).into_response());
         }
         if Instant::now() >= end || waiters.is_empty() {
             return Ok(StatusCode::NO_CONTENT.into_response());
@@ -66,6 +72,7 @@ pub async fn claim(
             _ = timeout_at(end.min(Instant::now() + SAFETY), woken) => {}
             () = state.stop.cancelled() => return Ok(StatusCode::NO_CONTENT.into_response()),
         }
+        woken_before = true;
     }
 }
 
@@ -90,12 +97,6 @@ async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<V
     Ok(busy)
 }
 
-async fn seen_idle(state: &AppState, request: &ClaimRequest) -> AppResult<()> {
-    let mut tx = state.db.begin().await?;
-    machine::seen_idle(&mut tx, &request.controller, &request.machines, state.now()).await?;
-    Ok(tx.commit().await?)
-}
-
 async fn hand_out_again(state: &AppState, request: &ClaimRequest, busy: &[MachineId]) -> AppResult<Option<Claim>> {
     for id in busy {
         let mut tx = state.db.begin().await?;
@@ -111,42 +112,42 @@ async fn hand_out_again(state: &AppState, request: &ClaimRequest, busy: &[Machin
     Ok(None)
 }
 
-async fn try_machine(state: &AppState, request: &ClaimRequest, id: &MachineId) -> AppResult<Option<Claim>> {
-    let now = state.now();
-    let lease = NewLease {
-        attempt: AttemptId::from_ulid(state.ids.next()),
-        controller: request.controller.clone(),
-        now,
-        expires_at: now.plus(state.config.lease()),
-    };
-    let mut tx = state.db.begin().await?;
-    let leased = match queue::lease_next(&mut tx, id, &lease).await {
-        Ok(Some(leased)) => leased,
-        // The database itself refuses a second lease, if two servers were that close.
-        Ok(None) | Err(DbError::Conflict(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let build = db::run::build_facts_of(&mut tx, &leased.job.run_id).await?;
-    let build = crate::triage::BuildFacts { release: build.0, build_id: build.1 };
-    let judged = judging::first(&leased.attempt.id, &leased.job.scenario, &build, now);
-    db::judgement::open_stages(&mut tx, &leased.attempt.id, &judged.stages, judged.check_at).await?;
-    let secret = state.ids.secret();
-    let token = TokenRow {
-        id: TokenId::from_ulid(state.ids.next()),
-        name: format!("attempt {}", leased.attempt.id),
-        scope: Scope::Attempt,
-        attempt_id: Some(leased.attempt.id.clone()),
-        created_at: now,
-        expires_at: None,
-        revoked_at: None,
-    };
-    db::token::create(&mut tx, &token, &secret_hash(&secret)).await?;
-    tx.commit().await?;
-    state.metrics.add("crashyard_claims_total", Vec::new(), 1);
-    state.wake.wake(&Topic::Run(leased.attempt.run_id.clone()));
-    state.wake.wake(&Topic::Pass(Pass::Leases));
-    state.wake.wake(&Topic::Pass(Pass::Deadlines));
-    claim_of(state, &leased.attempt.id, secret).await.map(Some)
+/// A job for the first of these machines that one waits for; `idle` are those to be written down as seen.
+async fn try_machines(
+    state: &AppState,
+    request: &ClaimRequest,
+    machines: &[MachineId],
+    mut idle: Vec<MachineId>,
+) -> AppResult<Option<Claim>> {
+    // At least once, for what is written down.
+    let none: &[MachineId] = &[];
+    let parts = machines.chunks(MACHINES_AT_ONCE).chain(std::iter::once(none).filter(|_| machines.is_empty()));
+    for part in parts {
+        if part.is_empty() && idle.is_empty() {
+            continue;
+        }
+        let now = state.now();
+        let lease = NewLease {
+            attempt: AttemptId::from_ulid(state.ids.next()),
+            controller: request.controller.clone(),
+            now,
+            expires_at: now.plus(state.config.lease()),
+        };
+        let secret = state.ids.secret();
+        let placed = state.placer.claim(placer::Claim {
+            ask: Ask { lease, machines: part.to_vec() },
+            idle: std::mem::take(&mut idle),
+            token: TokenId::from_ulid(state.ids.next()),
+            secret: secret.clone(),
+        });
+        let Some(leased) = placed.await? else { continue };
+        state.metrics.add("crashyard_claims_total", Vec::new(), 1);
+        state.wake.wake(&Topic::Run(leased.attempt.run_id.clone()));
+        state.wake.wake(&Topic::Pass(Pass::Leases));
+        state.wake.wake(&Topic::Pass(Pass::Deadlines));
+        return claim_of(state, &leased.attempt.id, secret).await.map(Some);
+    }
+    Ok(None)
 }
 
 async fn claim_of(state: &AppState, id: &AttemptId, secret: String) -> AppResult<Claim> {
@@ -196,6 +197,9 @@ pub async fn brief_of(state: &AppState, full: &FullAttempt) -> AppResult<Brief> 
 /// Wakes claims for machines that could take `jobs` new jobs of a selector.
 pub async fn offer(state: &AppState, selector: &SelectorId, jobs: usize) -> AppResult<()> {
     let mut left = jobs.saturating_add(SPARE);
+    if state.wake.waiting() == 0 {
+        return Ok(());
+    }
     for machine in queue::idle_machines(&state.db, selector).await? {
         if left == 0 {
             break;
@@ -205,6 +209,22 @@ pub async fn offer(state: &AppState, selector: &SelectorId, jobs: usize) -> AppR
         }
     }
     Ok(())
+}
+
+/// Wakes claims for machines that could take a job of this submitter.
+pub async fn offer_for(state: &AppState, submitter: &SubmitterId) -> AppResult<()> {
+    for selector in flow::selectors_of(&state.db, submitter).await? {
+        offer(state, &selector, 1).await?;
+    }
+    Ok(())
+}
+
+/// An attempt has ended: where its submitter is limited, there is room for another one of its jobs on any machine.
+pub async fn offer_room(state: &AppState, ended: &AttemptId) -> AppResult<()> {
+    match flow::limited_submitter_of(&state.db, ended).await? {
+        Some(submitter) => offer_for(state, &submitter).await,
+        None => Ok(()),
+    }
 }
 
 /// A claim that was woken may have taken another job than the one it was woken for; the jobs it could have taken and

@@ -8,6 +8,7 @@ pub mod machines;
 pub mod plans;
 pub mod runs;
 pub mod signatures;
+pub mod submitters;
 pub mod tokens;
 pub mod trees;
 pub mod wire;
@@ -88,6 +89,8 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(machines::list_machines))
         .routes(routes!(machines::get_machine))
         .routes(routes!(machines::set_machine_state))
+        .routes(routes!(submitters::list_submitters))
+        .routes(routes!(submitters::set_submitter))
         .routes(routes!(signatures::list_signatures))
         .routes(routes!(signatures::get_signature))
         .routes(routes!(artifacts::get_artifact))

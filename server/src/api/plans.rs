@@ -7,6 +7,7 @@ use crate::auth::{Reader, Submitter};
 use crate::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name, check_path_name};
+use crate::selector::Selector;
 use axum::extract::State;
 use crashyard_protocol::api::{NewPlan, Page, Plan, StoredScenario};
 use crashyard_protocol::{PlanId, Scenario, ScenarioId};
@@ -117,6 +118,7 @@ pub async fn put_plan(
         return Err(AppError::Invalid("the name in the path and in the body must be the same".into()));
     }
     check_labels(&new.selector)?;
+    Selector::new(&new.selector, &new.requires).map_err(AppError::Invalid)?;
     let jobs = new.scenarios.len().saturating_mul(new.repetitions as usize);
     if !(1..=JOBS_MAX).contains(&jobs) {
         return Err(AppError::Invalid(format!("scenarios times repetitions must be 1 to {JOBS_MAX}")));
@@ -126,7 +128,12 @@ pub async fn put_plan(
             .await
             .map_err(|error| AppError::or_not_found(error, &format!("scenario: {scenario:?}")))?;
     }
-    let body = PlanBody { scenarios: new.scenarios, selector: new.selector, repetitions: new.repetitions };
+    let body = PlanBody {
+        scenarios: new.scenarios,
+        selector: new.selector,
+        requires: new.requires,
+        repetitions: new.repetitions,
+    };
     let row = PlanRow { id: PlanId::from_ulid(state.ids.next()), name, body: Document(body), updated_at: state.now() };
     let mut tx = state.db.begin().await?;
     let row = plan::put_plan(&mut tx, &row).await?;

@@ -6,19 +6,26 @@ use crate::agent::claim::offer;
 use crate::app::AppState;
 use crate::auth::{Reader, Submitter};
 use crate::db::artifact::Owner;
+use crate::db::build::BuildRow;
+use crate::db::flow;
 use crate::db::plan::PlanBody;
 use crate::db::run::{self, JobChange, JobRow, RunRow};
+use crate::db::token::Credential;
 use crate::db::{self, build};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name};
+use crate::selector::Selector;
 use crate::sse::{self, After};
-use crate::wake::Topic;
+use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use axum::response::Response;
 use crashyard_protocol::api::{Job, NewRun, Page, Run};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{ArtifactState, JobId, JobState, RunId, RunState, Scenario, SelectorId, Status};
+use crashyard_protocol::{
+    ArtifactState, FlowId, JobId, JobState, Priority, RunId, RunState, Scenario, SelectorId, Status, SubmitterId,
+};
 use sqlx::types::Json as Document;
+use std::time::Duration;
 
 /// Each further job of a run stands this much further back in the queue, so that a run of a thousand jobs does not
 /// keep a run of one job waiting that was submitted a minute later.
@@ -40,7 +47,11 @@ pub async fn list_runs(
 
 /// Submits a build against a plan. With a `key`, repeating it returns the first run.
 #[utoipa::path(post, path = "/api/v1/runs", tag = "runs", request_body = NewRun, responses((status = 200, body = Run)))]
-pub async fn create_run(_: Submitter, State(state): State<AppState>, Json(new): Json<NewRun>) -> AppResult<Json<Run>> {
+pub async fn create_run(
+    submitter: Submitter,
+    State(state): State<AppState>,
+    Json(new): Json<NewRun>,
+) -> AppResult<Json<Run>> {
     if let Some(key) = &new.key {
         check_name("key", key)?;
     }
@@ -64,18 +75,52 @@ pub async fn create_run(_: Submitter, State(state): State<AppState>, Json(new): 
         last_event: 0,
     };
     let scenarios = scenarios(&state, &plan.body).await?;
+    let selector = Selector::new(&plan.body.selector, &plan.body.requires).map_err(AppError::Invalid)?;
+    let submitter = submitter_name(&state, &build, &submitter.0).await?;
+    let deadline = deadline(now, new.start_within_seconds, new.deadline)?;
     let mut tx = state.db.begin().await?;
-    let selector =
-        db::machine::put_selector(&mut tx, &SelectorId::from_ulid(state.ids.next()), &plan.body.selector).await?;
-    let jobs = jobs(&state, &row, &selector, &scenarios, plan.body.repetitions, now);
+    let selector = db::machine::put_selector(&mut tx, &SelectorId::from_ulid(state.ids.next()), &selector).await?;
+    let id = SubmitterId::from_ulid(state.ids.next());
+    let submitter = flow::put_submitter(&mut tx, &id, &submitter, now).await?;
+    let priority = new.priority.unwrap_or(Priority::Normal);
+    let id = FlowId::from_ulid(state.ids.next());
+    let flow = flow::put_flow(&mut tx, &id, &selector, &submitter, priority).await?;
+    let place = Place { selector: selector.clone(), flow, deadline };
+    let jobs = jobs(&state, &row, &place, &scenarios, plan.body.repetitions, now);
     let (row, made) = run::create(&mut tx, &row, &jobs).await?;
     tx.commit().await?;
     if made {
+        if deadline.is_some() {
+            state.wake.wake(&Topic::Pass(Pass::Queue));
+        }
         offer(&state, &selector, jobs.len()).await?;
     } else if row.build_id != build.id || row.plan != new.plan {
         return Err(AppError::Conflict(format!("run {} was submitted with this key and is another one", row.id)));
     }
     show(&state, row).await
+}
+
+/// Whose machine time it is: the tree's, or the token's where the build belongs to no tree.
+async fn submitter_name(state: &AppState, build: &BuildRow, token: &Credential) -> AppResult<String> {
+    let Some(checkout) = &build.checkout_id else { return Ok(format!("token:{}", token.name)) };
+    let checkout = db::tree::checkout(&state.db, checkout).await?;
+    Ok(format!("tree:{}", db::tree::tree(&state.db, &checkout.tree_id).await?.name))
+}
+
+/// The earlier of the two ways to say it; one that is over already is a mistake.
+fn deadline(now: Timestamp, within: Option<u32>, at: Option<Timestamp>) -> AppResult<Option<Timestamp>> {
+    if at.is_some_and(|at| at <= now) || within == Some(0) {
+        return Err(AppError::Invalid("the deadline has passed already: no machine could start before it".into()));
+    }
+    let within = within.map(|seconds| now.plus(Duration::from_secs(u64::from(seconds))));
+    Ok(within.into_iter().chain(at).min())
+}
+
+/// Where the jobs of a run stand.
+struct Place {
+    selector: SelectorId,
+    flow: FlowId,
+    deadline: Option<Timestamp>,
 }
 
 async fn scenarios(state: &AppState, plan: &PlanBody) -> AppResult<Vec<Scenario>> {
@@ -93,7 +138,7 @@ async fn scenarios(state: &AppState, plan: &PlanBody) -> AppResult<Vec<Scenario>
 fn jobs(
     state: &AppState,
     run: &RunRow,
-    selector: &SelectorId,
+    place: &Place,
     scenarios: &[Scenario],
     repetitions: u32,
     now: Timestamp,
@@ -105,7 +150,9 @@ fn jobs(
             run_id: run.id.clone(),
             ordinal,
             scenario: Document(scenario.clone()),
-            selector_id: selector.clone(),
+            selector_id: place.selector.clone(),
+            flow_id: place.flow.clone(),
+            deadline_at: place.deadline,
             rank: now.0.saturating_add(ordinal.saturating_mul(RANK_STEP_MS)),
             state: JobState::Queued,
             status: Status::Miss,

@@ -5,6 +5,7 @@ use crate::db::artifact::{ArtifactRow, Owner};
 use crate::db::attempt::FullAttempt;
 use crate::db::build::BuildRow;
 use crate::db::event::EventRow;
+use crate::db::flow::SubmitterNow;
 use crate::db::machine::NamedMachine;
 use crate::db::plan::{PlanBody, PlanRow, ScenarioRow};
 use crate::db::report::ReportRow;
@@ -121,10 +122,10 @@ pub fn scenario(row: ScenarioRow) -> api::StoredScenario {
 /// A stored plan.
 #[must_use]
 pub fn plan(row: PlanRow) -> api::Plan {
-    let PlanBody { scenarios, selector, repetitions } = row.body.0;
+    let PlanBody { scenarios, selector, requires, repetitions } = row.body.0;
     api::Plan {
         id: row.id,
-        plan: api::NewPlan { name: row.name, scenarios, selector, repetitions },
+        plan: api::NewPlan { name: row.name, scenarios, selector, requires, repetitions },
         updated_at: row.updated_at,
     }
 }
@@ -148,16 +149,35 @@ pub fn run(row: RunRow, counts: &[CountRow]) -> api::Run {
     }
 }
 
+/// A submitter with what it has now.
+#[must_use]
+pub fn submitter(row: SubmitterNow) -> api::Submitter {
+    let SubmitterNow { submitter, machines, waiting } = row;
+    api::Submitter {
+        id: submitter.id,
+        name: submitter.name,
+        weight: count(submitter.weight),
+        max_machines: submitter.max_machines.map(count),
+        machines: count(machines),
+        machine_seconds: unsigned(submitter.machine_ms) / 1000,
+        waiting,
+        created_at: submitter.created_at,
+    }
+}
+
 /// A job.
 #[must_use]
 pub fn job(row: SelectedJob, attempts: Vec<AttemptId>) -> api::Job {
-    let SelectedJob { job, labels } = row;
+    let SelectedJob { job, labels, requires, priority } = row;
     api::Job {
         id: job.id,
         run: job.run_id,
         ordinal: count(job.ordinal),
         scenario: job.scenario.0,
         selector: labels.0,
+        requires: requires.0,
+        priority,
+        deadline: job.deadline_at,
         state: job.state,
         status: job.status,
         reason: job.reason,

@@ -5,8 +5,8 @@ use super::{Db, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, JobId, RunId};
-use sqlx::FromRow;
 use sqlx::types::Json;
+use sqlx::{FromRow, QueryBuilder};
 
 /// One event of a run.
 #[derive(Clone, Debug, PartialEq, FromRow)]
@@ -34,6 +34,34 @@ pub struct About<'a> {
     pub job: Option<&'a JobId>,
     /// The attempt.
     pub attempt: Option<&'a AttemptId>,
+}
+
+/// One of several events of a run: its job, its attempt, what happened.
+pub type Told<'a> = (Option<&'a JobId>, Option<&'a AttemptId>, EventBody);
+
+/// Records several events of one run.
+pub async fn append_all(tx: &mut Tx, run: &RunId, at: Timestamp, events: &[Told<'_>]) -> DbResult<()> {
+    let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+    let last: i64 = on_tx!(tx, |c| sqlx::query_scalar(
+        "UPDATE run SET last_event = last_event + $2 WHERE id = $1 RETURNING last_event",
+    )
+    .bind(run)
+    .bind(count)
+    .fetch_one(c)
+    .await)?;
+    on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new("INSERT INTO event (run_id, seq, at, job_id, attempt_id, body) ");
+        query.push_values((last - count + 1..).zip(events), |mut row, (seq, (job, attempt, body))| {
+            row.push_bind(run.clone())
+                .push_bind(seq)
+                .push_bind(at)
+                .push_bind(job.cloned())
+                .push_bind(attempt.cloned())
+                .push_bind(Json(body.clone()));
+        });
+        query.build().execute(c).await.map(drop)
+    })?;
+    Ok(())
 }
 
 /// Records an event.

@@ -10,6 +10,7 @@ use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, Stage, StageName, Status};
+use sqlx::QueryBuilder;
 use sqlx::types::Json;
 
 /// What shall be written.
@@ -45,15 +46,33 @@ pub async fn open_stages(
     stages: &[Stage],
     check_at: Option<Timestamp>,
 ) -> DbResult<()> {
-    for stage in stages {
-        put_stage(tx, attempt, stage).await?;
-    }
+    open_all(tx, &[(attempt.clone(), stages.to_vec())]).await?;
     on_tx!(tx, |c| sqlx::query("UPDATE attempt SET check_at = $2 WHERE id = $1")
         .bind(attempt)
         .bind(check_at)
         .execute(c)
         .await
         .map(drop))?;
+    Ok(())
+}
+
+/// The same for several attempts at once, whose rows say already when to look.
+pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbResult<()> {
+    let stages = || attempts.iter().flat_map(|(id, stages)| stages.iter().map(move |stage| (id, stage)));
+    if stages().next().is_none() {
+        return Ok(());
+    }
+    on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new("INSERT INTO stage (attempt_id, name, ordinal, state, body) ");
+        query.push_values(stages(), |mut row, (id, stage)| {
+            row.push_bind(id.clone())
+                .push_bind(stage.name)
+                .push_bind(ordinal(stage.name))
+                .push_bind(stage.state)
+                .push_bind(Json(stage.clone()));
+        });
+        query.build().execute(c).await.map(drop)
+    })?;
     Ok(())
 }
 
@@ -133,15 +152,19 @@ async fn show_in_job(
     Ok(())
 }
 
+fn ordinal(stage: StageName) -> i64 {
+    let place = StageName::ALL.iter().position(|name| *name == stage).unwrap_or(StageName::ALL.len());
+    i64::try_from(place).unwrap_or(i64::MAX)
+}
+
 async fn put_stage(tx: &mut Tx, attempt: &AttemptId, stage: &Stage) -> DbResult<()> {
-    let ordinal = StageName::ALL.iter().position(|name| *name == stage.name).unwrap_or(StageName::ALL.len());
     on_tx!(tx, |c| sqlx::query(
         "INSERT INTO stage (attempt_id, name, ordinal, state, body) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, body = excluded.body",
     )
     .bind(attempt)
     .bind(stage.name)
-    .bind(i64::try_from(ordinal).unwrap_or(i64::MAX))
+    .bind(ordinal(stage.name))
     .bind(stage.state)
     .bind(Json(stage))
     .execute(c)

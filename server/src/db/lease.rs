@@ -3,7 +3,7 @@
 use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
 use super::run::{self, JobChange};
-use super::{Db, DbError, DbResult, Tx, machine, on, on_tx, signed};
+use super::{Db, DbError, DbResult, Tx, flow, machine, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, ControllerId, JobState, MachineId, MachineState, Status};
@@ -150,6 +150,7 @@ pub async fn end(tx: &mut Tx, id: &AttemptId, end: &End<'_>, now: Timestamp) -> 
         End::Lost => (MachineState::Enrolled, Some(lost.as_str())),
     };
     machine::leave_attempt(tx, &ended.machine_id, id, machine_state, reason, now).await?;
+    flow::correct(tx, id).await?;
     Ok(Some(ended))
 }
 

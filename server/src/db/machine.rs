@@ -1,14 +1,14 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
+use crate::selector::{Facts, Selector};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, SelectorId};
-use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::BTreeMap;
+use sqlx::{FromRow, QueryBuilder};
+use std::collections::BTreeSet;
 
-/// Labels, of a machine or asked for by a selector.
-pub type Labels = BTreeMap<String, String>;
+pub use crate::selector::Labels;
 
 /// A system under test.
 #[derive(Clone, Debug, PartialEq, FromRow)]
@@ -73,6 +73,30 @@ pub struct SelectorRow {
     pub id: SelectorId,
     /// The labels.
     pub labels: Json<Labels>,
+    /// The other constraints.
+    pub requires: Json<Vec<String>>,
+}
+
+impl SelectorRow {
+    /// What it asks for.
+    #[must_use]
+    pub fn selector(&self) -> Selector {
+        Selector::stored(&self.labels, &self.requires)
+    }
+}
+
+impl NamedMachine {
+    /// What selectors can ask of it.
+    #[must_use]
+    pub fn facts(&self) -> Facts<'_> {
+        let machine = &self.machine;
+        Facts {
+            name: &machine.name,
+            driver: &machine.driver,
+            controller: &self.controller_name,
+            labels: &machine.labels,
+        }
+    }
 }
 
 /// Registers a controller, or returns the one of that name.
@@ -121,15 +145,6 @@ pub async fn put_machine(tx: &mut Tx, row: &MachineRow) -> DbResult<MachineRow> 
     put.ok_or_else(|| DbError::Conflict(format!("machine {:?} belongs to another controller", row.name)))
 }
 
-/// What a selector is compared with: a machine's labels, its name and its driver.
-fn matches(machine: &MachineRow, wanted: &Labels) -> bool {
-    wanted.iter().all(|(key, value)| match key.as_str() {
-        "name" => *value == machine.name,
-        "driver" => *value == machine.driver,
-        _ => machine.labels.get(key) == Some(value),
-    })
-}
-
 /// Selectors and machines are compared in both directions, so whoever adds one of either must not miss the other.
 async fn lock_matching(tx: &mut Tx) -> DbResult<()> {
     match tx {
@@ -151,16 +166,17 @@ pub async fn match_machine(tx: &mut Tx, machine: &MachineRow) -> DbResult<()> {
         .await
         .map(drop))?;
     let selectors: Vec<SelectorRow> =
-        on_tx!(tx, |c| sqlx::query_as("SELECT id, labels FROM selector").fetch_all(c).await)?;
-    for selector in selectors.iter().filter(|selector| matches(machine, &selector.labels)) {
+        on_tx!(tx, |c| sqlx::query_as("SELECT id, labels, requires FROM selector").fetch_all(c).await)?;
+    let named: NamedMachine = on_tx!(tx, |c| sqlx::query_as(NAMED).bind(&machine.id).fetch_one(c).await)?;
+    for selector in selectors.iter().filter(|selector| selector.selector().holds(&named.facts())) {
         link(tx, &machine.id, &selector.id).await?;
     }
     Ok(())
 }
 
-/// The selector with these labels; a new one is compared with every machine.
-pub async fn put_selector(tx: &mut Tx, id: &SelectorId, labels: &Labels) -> DbResult<SelectorId> {
-    let key = serde_json::to_string(labels).expect("a map of strings is JSON");
+/// The row of a selector; a new one is compared with every machine.
+pub async fn put_selector(tx: &mut Tx, id: &SelectorId, selector: &Selector) -> DbResult<SelectorId> {
+    let key = selector.key();
     let find = "SELECT id FROM selector WHERE labels_key = $1";
     let old: Option<SelectorId> = on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_optional(c).await)?;
     if let Some(old) = old {
@@ -168,19 +184,25 @@ pub async fn put_selector(tx: &mut Tx, id: &SelectorId, labels: &Labels) -> DbRe
     }
     lock_matching(tx).await?;
     let new: Option<SelectorId> = on_tx!(tx, |c| sqlx::query_scalar(
-        "INSERT INTO selector (id, labels_key, labels) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING id",
+        "INSERT INTO selector (id, labels_key, labels, requires) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING \
+         RETURNING id",
     )
     .bind(id)
     .bind(&key)
-    .bind(Json(labels))
+    .bind(Json(selector.labels()))
+    .bind(Json(selector.requires()))
     .fetch_optional(c)
     .await)?;
     let Some(new) = new else {
         return Ok(on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_one(c).await)?);
     };
-    let machines: Vec<MachineRow> = on_tx!(tx, |c| sqlx::query_as("SELECT * FROM machine").fetch_all(c).await)?;
-    for machine in machines.iter().filter(|machine| matches(machine, labels)) {
-        link(tx, &machine.id, &new).await?;
+    let machines: Vec<NamedMachine> = on_tx!(tx, |c| sqlx::query_as(
+        "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id",
+    )
+    .fetch_all(c)
+    .await)?;
+    for machine in machines.iter().filter(|machine| selector.holds(&machine.facts())) {
+        link(tx, &machine.machine.id, &new).await?;
     }
     Ok(new)
 }
@@ -242,21 +264,26 @@ pub async fn seen_idle(tx: &mut Tx, controller: &ControllerId, machines: &[Machi
         .execute(c)
         .await
         .map(drop))?;
-    for machine in machines {
-        on_tx!(tx, |c| sqlx::query(
-            "UPDATE machine SET last_seen_at = $3, \
-             state_since = CASE WHEN state = 'enrolled' THEN $3 ELSE state_since END, \
-             reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
-             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END \
-             WHERE id = $1 AND controller_id = $2",
-        )
-        .bind(machine)
-        .bind(controller)
-        .bind(now)
-        .execute(c)
-        .await
-        .map(drop))?;
+    if machines.is_empty() {
+        return Ok(());
     }
+    let machines: BTreeSet<&MachineId> = machines.iter().collect();
+    on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new("UPDATE machine SET last_seen_at = ");
+        query.push_bind(now);
+        query.push(", state_since = CASE WHEN state = 'enrolled' THEN ").push_bind(now);
+        query.push(
+            " ELSE state_since END, reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
+             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE controller_id = ",
+        );
+        query.push_bind(controller.clone()).push(" AND id IN (");
+        let mut list = query.separated(", ");
+        for id in machines {
+            list.push_bind(id.clone());
+        }
+        query.push(")");
+        query.build().execute(c).await.map(drop)
+    })?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ pub mod attempt;
 pub mod build;
 pub mod dump;
 pub mod event;
+pub mod flow;
 pub mod judgement;
 pub mod lease;
 pub mod machine;

@@ -28,6 +28,9 @@ pub struct PlanBody {
     pub scenarios: Vec<String>,
     /// Labels that a machine must have.
     pub selector: BTreeMap<String, String>,
+    /// What else it must satisfy.
+    #[serde(default)]
+    pub requires: Vec<String>,
     /// How often each scenario runs.
     pub repetitions: u32,
 }

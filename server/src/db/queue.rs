@@ -1,17 +1,25 @@
 //! The queue: which job a machine gets next.
 //!
-//! A claim costs one index lookup for each selector the machine satisfies, with ten jobs or ten million: jobs carry
-//! their selector and their rank, and the head of each selector's queue is the first entry of `job_queue`.
+//! Jobs stand in flows ([`super::flow`]), and a machine knows the selectors it satisfies. A claim looks at the flows that
+//! wait for the machine, chooses one by class and virtual time, and takes its first job by an index: the cost depends on
+//! how many submitters compete for the machine, never on how many jobs are queued.
+//!
+//! Claims of one moment are served in one transaction ([`take`], then [`record`]): a durable commit costs a flush of the
+//! disk, and a hundred claims need no more of them than one.
 
-use super::event::{self, About};
+use super::event;
+use super::flow::{self, SubmitterRow};
 use super::machine::MachineRow;
-use super::run::JobRow;
-use super::{Db, on};
-use super::{DbResult, Tx, on_tx};
+use super::run::{self, JobChange, JobRow};
+use super::{Db, DbResult, Tx, on, on_tx};
 use crate::db::attempt::AttemptRow;
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, ControllerId, JobState, MachineId, SelectorId, Status};
+use crashyard_protocol::{
+    AttemptId, ControllerId, FlowId, JobId, JobState, MachineId, RunId, SelectorId, Status, SubmitterId,
+};
+use sqlx::{FromRow, QueryBuilder};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A lease to be written.
 #[derive(Clone, Debug)]
@@ -37,12 +45,45 @@ pub struct Leased {
     pub machine: MachineRow,
 }
 
-/// Free machines of a controller for which any job waits. Reads only.
+/// A claim: one job for any of these machines.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The lease that would be given.
+    pub lease: NewLease,
+    /// Machines of the controller; the first that a job waits for gets it.
+    pub machines: Vec<MachineId>,
+}
+
+/// A job taken from the queue for a machine, not yet written down as an attempt.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// The lease.
+    pub lease: NewLease,
+    /// The job.
+    pub job: JobRow,
+    /// The machine, as leased.
+    pub machine: MachineRow,
+    /// Who is charged for it.
+    pub submitter: SubmitterId,
+    /// With how much machine time.
+    pub charged_ms: i64,
+    /// When the judge wants to look first.
+    pub check_at: Option<Timestamp>,
+}
+
+/// What the claims of one transaction get.
+pub struct Batch {
+    /// One entry for each claim, in their order.
+    pub taken: Vec<Option<Taken>>,
+    choice: Choice,
+}
+
+/// Free machines of a controller for which any job may wait. Reads only.
 pub async fn with_work(db: &Db, controller: &ControllerId) -> DbResult<Vec<MachineId>> {
     Ok(on!(db.read(), |c| sqlx::query_scalar(
         "SELECT m.id FROM machine m WHERE m.controller_id = $1 AND m.announced \
          AND m.state IN ('enrolled', 'available') AND EXISTS (SELECT 1 FROM machine_selector ms \
-         JOIN job q ON q.selector_id = ms.selector_id AND q.state = 'queued' WHERE ms.machine_id = m.id)",
+         JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting WHERE ms.machine_id = m.id)",
     )
     .bind(controller)
     .fetch_all(c)
@@ -60,92 +101,313 @@ pub async fn idle_machines(db: &Db, selector: &SelectorId) -> DbResult<Vec<Machi
     .await)?)
 }
 
-/// Selectors of a machine that have jobs waiting, and how many (counted up to 100).
+/// Selectors of a machine that have jobs waiting, and how many (counted up to 100 in each flow).
 pub async fn waiting_for(db: &Db, machine: &MachineId) -> DbResult<Vec<(SelectorId, i64)>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT ms.selector_id, (SELECT COUNT(*) FROM (SELECT 1 FROM job q WHERE q.selector_id = ms.selector_id \
-         AND q.state = 'queued' LIMIT 100) AS first) AS waiting FROM machine_selector ms WHERE ms.machine_id = $1",
+    let flows: Vec<(SelectorId, i64)> = on!(db.read(), |c| sqlx::query_as(
+        "SELECT ms.selector_id, (SELECT COUNT(*) FROM (SELECT 1 FROM job q WHERE q.flow_id = f.id \
+         AND q.state = 'queued' LIMIT 100) AS first) AS waiting FROM machine_selector ms \
+         JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting WHERE ms.machine_id = $1",
     )
     .bind(machine)
+    .fetch_all(c)
+    .await)?;
+    let mut selectors = BTreeMap::new();
+    for (selector, waiting) in flows {
+        *selectors.entry(selector).or_insert(0) += waiting;
+    }
+    Ok(selectors.into_iter().collect())
+}
+
+/// Queued jobs whose deadline has passed, the earliest first.
+pub async fn overdue(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<JobId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT id FROM job WHERE state = 'queued' AND deadline_at IS NOT NULL AND deadline_at <= $1 \
+         ORDER BY deadline_at, id LIMIT $2",
+    )
+    .bind(now)
+    .bind(limit)
     .fetch_all(c)
     .await)?)
 }
 
+/// When the next queued job is overdue.
+pub async fn next_deadline(db: &Db) -> DbResult<Option<Timestamp>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT MIN(deadline_at) FROM job WHERE state = 'queued' AND deadline_at IS NOT NULL",
+    )
+    .fetch_one(c)
+    .await)?)
+}
+
+/// Ends a job that no machine has taken; `false` if one has.
+pub async fn give_up(tx: &mut Tx, id: &JobId, why: &str, now: Timestamp) -> DbResult<bool> {
+    let waits = on_tx!(tx, |c| sqlx::query("UPDATE job SET rank = rank WHERE id = $1 AND state = 'queued'")
+        .bind(id)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    if waits == 1 {
+        let change = JobChange { state: JobState::Done, status: Status::Miss, reason: Some(why), blamed_stage: None };
+        run::change_job(tx, id, &change, now).await?;
+    }
+    Ok(waits == 1)
+}
+
 /// Gives the machine the job that is its turn; `None` if there is none or the machine is not free.
 pub async fn lease_next(tx: &mut Tx, machine: &MachineId, lease: &NewLease) -> DbResult<Option<Leased>> {
-    let free: Option<MachineRow> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT * FROM machine WHERE id = $1 AND controller_id = $2 AND announced \
-         AND state IN ('enrolled', 'available')",
-    )
-    .bind(machine)
-    .bind(&lease.controller)
-    .fetch_optional(c)
-    .await)?;
-    if free.is_none() {
-        return Ok(None);
+    let ask = Ask { lease: lease.clone(), machines: vec![machine.clone()] };
+    let batch = take(tx, &[ask]).await?;
+    Ok(record(tx, batch).await?.pop().flatten())
+}
+
+/// A flow that a machine could be served from.
+#[derive(Clone, Debug, FromRow)]
+struct Candidate {
+    machine_id: MachineId,
+    id: FlowId,
+    submitter_id: SubmitterId,
+    class: i64,
+    mean_ms: i64,
+}
+
+/// Takes a job for each claim that can have one. [`record`] must follow in the same transaction.
+pub async fn take(tx: &mut Tx, asks: &[Ask]) -> DbResult<Batch> {
+    let wanted: BTreeSet<&MachineId> = asks.iter().flat_map(|ask| &ask.machines).collect();
+    let mut free = free_machines(tx, &wanted).await?;
+    let mut candidates: HashMap<MachineId, Vec<Candidate>> = HashMap::new();
+    for candidate in candidates_of(tx, &free).await? {
+        candidates.entry(candidate.machine_id.clone()).or_default().push(candidate);
     }
-    let Some(job) = take_head(tx, machine).await? else { return Ok(None) };
-    let machine: Option<MachineRow> = on_tx!(tx, |c| sqlx::query_as(
+    let mut choice = Choice::new(tx, &candidates).await?;
+    let mut taken = Vec::with_capacity(asks.len());
+    for ask in asks {
+        let mut found = None;
+        for id in &ask.machines {
+            if free.get(id).is_none_or(|machine| machine.controller_id != ask.lease.controller) {
+                continue;
+            }
+            let flows = candidates.get(id).map_or(&[][..], Vec::as_slice);
+            if let Some((job, flow)) = choice.next(tx, flows).await? {
+                let machine = free.remove(id).expect("it was looked up above");
+                found = Some((job, flow, machine));
+                break;
+            }
+        }
+        taken.push(match found {
+            Some((job, flow, machine)) => Some(Taken {
+                machine: lease_machine(tx, &machine.id, &ask.lease).await?,
+                submitter: flow.submitter_id.clone(),
+                charged_ms: choice.charge(&flow),
+                lease: ask.lease.clone(),
+                check_at: None,
+                job,
+            }),
+            None => None,
+        });
+    }
+    Ok(Batch { taken, choice })
+}
+
+/// Of these machines those that are free, locked until the transaction ends.
+async fn free_machines(tx: &mut Tx, ids: &BTreeSet<&MachineId>) -> DbResult<BTreeMap<MachineId, MachineRow>> {
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    // Another server that has one of them locked is about to lease it.
+    let lock = if matches!(tx, Tx::Postgres(_)) { " FOR UPDATE SKIP LOCKED" } else { "" };
+    let rows: Vec<MachineRow> = on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new("SELECT * FROM machine WHERE id IN (");
+        let mut list = query.separated(", ");
+        for id in ids {
+            list.push_bind((*id).clone());
+        }
+        query.push(") AND announced AND state IN ('enrolled', 'available') ORDER BY id").push(lock);
+        query.build_query_as().fetch_all(c).await
+    })?;
+    Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
+}
+
+async fn candidates_of(tx: &mut Tx, machines: &BTreeMap<MachineId, MachineRow>) -> DbResult<Vec<Candidate>> {
+    if machines.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new(
+            "SELECT ms.machine_id, f.id, f.submitter_id, f.class, f.mean_ms FROM machine_selector ms \
+             JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting WHERE ms.machine_id IN (",
+        );
+        let mut list = query.separated(", ");
+        for id in machines.keys() {
+            list.push_bind(id.clone());
+        }
+        query.push(")");
+        query.build_query_as().fetch_all(c).await
+    })?)
+}
+
+/// Who is next, for the claims of one transaction.
+struct Choice {
+    shares: HashMap<SubmitterId, Share>,
+    /// Virtual time that nobody may be pushed beyond.
+    limit: i64,
+    /// Flows that gave no job, and will not in this transaction.
+    empty: BTreeSet<FlowId>,
+}
+
+struct Share {
+    row: SubmitterRow,
+    /// Machines it may still get; `None` is no limit.
+    room: Option<i64>,
+    /// Virtual time added in this transaction.
+    added: i64,
+}
+
+impl Choice {
+    async fn new(tx: &mut Tx, candidates: &HashMap<MachineId, Vec<Candidate>>) -> DbResult<Self> {
+        if candidates.is_empty() {
+            return Ok(Self { shares: HashMap::new(), limit: i64::MAX, empty: BTreeSet::new() });
+        }
+        let competing: BTreeSet<&SubmitterId> = candidates.values().flatten().map(|flow| &flow.submitter_id).collect();
+        let mut rows = flow::shares(tx).await?;
+        rows.sort_by(|a, b| a.id.cmp(&b.id));
+        rows.retain(|row| competing.contains(&row.id));
+        let least = rows.iter().map(|row| row.virtual_time).min().unwrap_or(0);
+        let limit = least.saturating_add(flow::DEBT_MAX);
+        let mut shares = HashMap::new();
+        for row in rows {
+            let room = match row.max_machines {
+                Some(most) if competing.contains(&row.id) => Some(most - flow::machines_held(tx, &row.id, most).await?),
+                other => other,
+            };
+            shares.insert(row.id.clone(), Share { row, room, added: 0 });
+        }
+        Ok(Self { shares, limit, empty: BTreeSet::new() })
+    }
+
+    /// The flow that is next among these and its first job.
+    async fn next(&mut self, tx: &mut Tx, flows: &[Candidate]) -> DbResult<Option<(JobRow, Candidate)>> {
+        loop {
+            let open = flows.iter().filter(|flow| !self.empty.contains(&flow.id));
+            let keyed = open.filter_map(|flow| {
+                let share = self.shares.get(&flow.submitter_id)?;
+                let room = share.room.is_none_or(|room| room > 0);
+                room.then(|| ((flow.class, share.row.virtual_time.min(self.limit) + share.added, &flow.id), flow))
+            });
+            let Some((_, flow)) = keyed.min_by(|(a, _), (b, _)| a.cmp(b)) else { return Ok(None) };
+            if let Some(job) = take_head(tx, &flow.id).await? {
+                return Ok(Some((job, flow.clone())));
+            }
+            self.empty.insert(flow.id.clone());
+        }
+    }
+
+    /// Charges the submitter of a flow for one attempt; returns the machine time, in milliseconds.
+    fn charge(&mut self, flow: &Candidate) -> i64 {
+        let charged = if flow.mean_ms > 0 { flow.mean_ms } else { flow::FIRST_CHARGE_MS };
+        if let Some(share) = self.shares.get_mut(&flow.submitter_id) {
+            share.added = share.added.saturating_add(charged.saturating_mul(1000) / share.row.weight.max(1));
+            share.room = share.room.map(|room| room - 1);
+        }
+        charged
+    }
+}
+
+impl Choice {
+    /// Writes down what was found out, in the order of locks.
+    async fn finish(self, tx: &mut Tx, now: Option<Timestamp>) -> DbResult<()> {
+        for flow in &self.empty {
+            flow::retire(tx, flow).await?;
+        }
+        let shares: BTreeMap<_, _> = self.shares.iter().collect();
+        for (id, share) in shares {
+            if share.added > 0 || share.row.virtual_time > self.limit {
+                flow::charge(tx, id, share.added, self.limit, now.filter(|_| share.added > 0)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the first job of a flow. One that another server is taking at this moment is passed over.
+async fn take_head(tx: &mut Tx, flow: &FlowId) -> DbResult<Option<JobRow>> {
+    let text = match tx {
+        Tx::Sqlite(_) => {
+            "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE id = (SELECT id FROM job \
+             WHERE flow_id = $1 AND state = 'queued' ORDER BY rank, id LIMIT 1) RETURNING *"
+        }
+        Tx::Postgres(_) => {
+            "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE id = (SELECT id FROM job \
+             WHERE flow_id = $1 AND state = 'queued' ORDER BY rank, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING *"
+        }
+    };
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(flow).fetch_optional(c).await)?)
+}
+
+async fn lease_machine(tx: &mut Tx, id: &MachineId, lease: &NewLease) -> DbResult<MachineRow> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
         "UPDATE machine SET state = 'leased', reason = NULL, state_since = $2, attempt_id = $3, \
          lease_epoch = lease_epoch + 1, last_seen_at = $2 \
          WHERE id = $1 AND state IN ('enrolled', 'available') RETURNING *",
     )
-    .bind(machine)
+    .bind(id)
     .bind(lease.now)
     .bind(&lease.attempt)
-    .fetch_optional(c)
-    .await)?;
-    // Lost against another server: the caller rolls back, and the job is as it was.
-    let Some(machine) = machine else { return Ok(None) };
-    let attempt: AttemptRow = on_tx!(tx, |c| sqlx::query_as(
-        "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
-         judgement_seq, lease_expires_at, started_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'running', 'MISS', 0, $8, $9) RETURNING *",
-    )
-    .bind(&lease.attempt)
-    .bind(&job.id)
-    .bind(&job.run_id)
-    .bind(job.attempt_count)
-    .bind(&machine.id)
-    .bind(&lease.controller)
-    .bind(machine.lease_epoch)
-    .bind(lease.expires_at)
-    .bind(lease.now)
     .fetch_one(c)
-    .await)?;
-    let about = About { run: &job.run_id, job: Some(&job.id), attempt: Some(&attempt.id) };
-    event::append(tx, about, lease.now, EventBody::Job { state: JobState::Leased, status: Status::Miss }).await?;
-    let started = EventBody::AttemptStarted {
-        machine: machine.name.clone(),
-        number: u32::try_from(attempt.number).unwrap_or(u32::MAX),
-    };
-    event::append(tx, about, lease.now, started).await?;
-    Ok(Some(Leased { attempt, job, machine }))
+    .await)?)
 }
 
-/// Takes the first waiting job of all selectors the machine satisfies.
-async fn take_head(tx: &mut Tx, machine: &MachineId) -> DbResult<Option<JobRow>> {
-    // Another server may take the head between the two statements (PostgreSQL only); then the next head is tried.
-    for _ in 0..8 {
-        let head: Option<(String,)> = on_tx!(tx, |c| sqlx::query_as(
-            "SELECT j.id FROM machine_selector ms JOIN job j ON j.id = (SELECT q.id FROM job q \
-             WHERE q.selector_id = ms.selector_id AND q.state = 'queued' ORDER BY q.rank, q.id LIMIT 1) \
-             WHERE ms.machine_id = $1 ORDER BY j.rank, j.id LIMIT 1",
-        )
-        .bind(machine)
-        .fetch_optional(c)
-        .await)?;
-        let Some((head,)) = head else { return Ok(None) };
-        let taken: Option<JobRow> = on_tx!(tx, |c| sqlx::query_as(
-            "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 \
-             WHERE id = $1 AND state = 'queued' RETURNING *",
-        )
-        .bind(&head)
-        .fetch_optional(c)
-        .await)?;
-        if taken.is_some() {
-            return Ok(taken);
+/// Writes down what was taken: attempts, their events, what they cost. One entry for each claim, in their order.
+pub async fn record(tx: &mut Tx, batch: Batch) -> DbResult<Vec<Option<Leased>>> {
+    let taken: Vec<&Taken> = batch.taken.iter().flatten().collect();
+    let mut attempts = insert_attempts(tx, &taken).await?;
+    let mut of_run: BTreeMap<&RunId, Vec<event::Told<'_>>> = BTreeMap::new();
+    for one in &taken {
+        let events = of_run.entry(&one.job.run_id).or_default();
+        let told = |body| (Some(&one.job.id), Some(&one.lease.attempt), body);
+        events.push(told(EventBody::Job { state: JobState::Leased, status: Status::Miss }));
+        let number = u32::try_from(one.job.attempt_count).unwrap_or(u32::MAX);
+        events.push(told(EventBody::AttemptStarted { machine: one.machine.name.clone(), number }));
+    }
+    if let Some(first) = taken.first() {
+        for (run, events) in of_run {
+            event::append_all(tx, run, first.lease.now, &events).await?;
         }
     }
-    Ok(None)
+    let now = taken.first().map(|one| one.lease.now);
+    batch.choice.finish(tx, now).await?;
+    let mut leased = |one: Taken| {
+        let attempt = attempts.remove(&one.lease.attempt)?;
+        Some(Leased { attempt, job: one.job, machine: one.machine })
+    };
+    Ok(batch.taken.into_iter().map(|one| one.and_then(&mut leased)).collect())
+}
+
+async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<HashMap<AttemptId, AttemptRow>> {
+    if taken.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<AttemptRow> = on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new(
+            "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
+             judgement_seq, check_at, lease_expires_at, started_at, submitter_id, charged_ms) ",
+        );
+        query.push_values(taken, |mut row, taken| {
+            row.push_bind(taken.lease.attempt.clone())
+                .push_bind(taken.job.id.clone())
+                .push_bind(taken.job.run_id.clone())
+                .push_bind(taken.job.attempt_count)
+                .push_bind(taken.machine.id.clone())
+                .push_bind(taken.lease.controller.clone())
+                .push_bind(taken.machine.lease_epoch)
+                .push("'running', 'MISS', 0")
+                .push_bind(taken.check_at)
+                .push_bind(taken.lease.expires_at)
+                .push_bind(taken.lease.now)
+                .push_bind(taken.submitter.clone())
+                .push_bind(taken.charged_ms);
+        });
+        query.push(" RETURNING *");
+        query.build_query_as().fetch_all(c).await
+    })?;
+    Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
 }

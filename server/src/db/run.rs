@@ -1,14 +1,16 @@
 //! Runs and their jobs: everything a run owes is written down when it is created.
 
 use super::event::{self, About};
+use super::flow;
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, BuildId, JobId, JobState, RunId, RunState, Scenario, SelectorId, StageName, Status,
+    AttemptId, BuildId, FlowId, JobId, JobState, Priority, RunId, RunState, Scenario, SelectorId, StageName, Status,
 };
 use sqlx::FromRow;
 use sqlx::types::Json;
+use std::collections::BTreeSet;
 
 /// A build against a plan.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -48,8 +50,12 @@ pub struct JobRow {
     pub scenario: Json<Scenario>,
     /// Which machines it may have.
     pub selector_id: SelectorId,
+    /// The queue it stands in.
+    pub flow_id: FlowId,
     /// Place in the queue.
     pub rank: i64,
+    /// When it ends without a result if no machine has taken it.
+    pub deadline_at: Option<Timestamp>,
     /// Where it is.
     pub state: JobState,
     /// Its verdict.
@@ -74,6 +80,10 @@ pub struct SelectedJob {
     pub job: JobRow,
     /// Labels its machine must have.
     pub labels: Json<super::machine::Labels>,
+    /// What else its machine must satisfy.
+    pub requires: Json<Vec<String>>,
+    /// How soon it is wanted.
+    pub priority: Option<Priority>,
 }
 
 /// Jobs of one run by verdict.
@@ -113,7 +123,7 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
     for job in jobs {
         on_tx!(tx, |c| sqlx::query(
             "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, \
-             created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9)",
+             created_at, flow_id, deadline_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10, $11)",
         )
         .bind(&job.id)
         .bind(&job.run_id)
@@ -124,6 +134,8 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
         .bind(job.state)
         .bind(job.status)
         .bind(job.created_at)
+        .bind(&job.flow_id)
+        .bind(job.deadline_at)
         .execute(c)
         .await
         .map(drop))?;
@@ -131,6 +143,9 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
     let about = About { run: &run.id, job: None, attempt: None };
     let owed = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
     made.last_event = event::append(tx, about, run.created_at, EventBody::RunSubmitted { jobs: owed }).await?;
+    for flow in jobs.iter().map(|job| &job.flow_id).collect::<BTreeSet<_>>() {
+        flow::fill(tx, flow, run.created_at).await?;
+    }
     Ok((made, true))
 }
 
@@ -174,7 +189,8 @@ pub async fn counts_of(db: &Db, id: &RunId) -> DbResult<Vec<CountRow>> {
 pub async fn jobs(db: &Db, run: &RunId) -> DbResult<Vec<SelectedJob>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(
-        "SELECT j.*, s.labels FROM job j JOIN selector s ON s.id = j.selector_id WHERE j.run_id = $1 ORDER BY j.ordinal",
+        "SELECT j.*, s.labels, s.requires, f.priority FROM job j \
+         JOIN selector s ON s.id = j.selector_id LEFT JOIN flow f ON f.id = j.flow_id WHERE j.run_id = $1 ORDER BY j.ordinal",
     )
     .bind(run)
     .fetch_all(c)
@@ -185,7 +201,8 @@ pub async fn jobs(db: &Db, run: &RunId) -> DbResult<Vec<SelectedJob>> {
 /// One job.
 pub async fn job(db: &Db, id: &JobId) -> DbResult<SelectedJob> {
     Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT j.*, s.labels FROM job j JOIN selector s ON s.id = j.selector_id WHERE j.id = $1",
+        "SELECT j.*, s.labels, s.requires, f.priority FROM job j \
+         JOIN selector s ON s.id = j.selector_id LEFT JOIN flow f ON f.id = j.flow_id WHERE j.id = $1",
     )
     .bind(id)
     .fetch_one(c)
@@ -251,6 +268,9 @@ pub async fn change_job(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Ti
     let Some(job) = job else { return Ok(()) };
     let about = About { run: &job.run_id, job: Some(&job.id), attempt: None };
     event::append(tx, about, now, EventBody::Job { state: job.state, status: job.status }).await?;
+    if job.state == JobState::Queued {
+        flow::fill(tx, &job.flow_id, now).await?;
+    }
     if done {
         close_if_done(tx, &job.run_id, now).await?;
     }

@@ -3,7 +3,7 @@
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, Scope, TokenId};
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder};
 
 /// A token without its secret.
 #[derive(Clone, Debug, FromRow)]
@@ -29,6 +29,8 @@ pub struct TokenRow {
 pub struct Credential {
     /// The token's id.
     pub id: TokenId,
+    /// Its name.
+    pub name: String,
     /// What it may do.
     pub scope: Scope,
     /// The attempt it is for.
@@ -44,7 +46,7 @@ pub struct Credential {
 /// Finds what a secret stands for, by its hash.
 pub async fn by_secret_hash(db: &Db, secret_hash: &str) -> DbResult<Option<Credential>> {
     Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT t.id, t.scope, t.attempt_id, a.state AS attempt_state, t.expires_at, t.revoked_at \
+        "SELECT t.id, t.name, t.scope, t.attempt_id, a.state AS attempt_state, t.expires_at, t.revoked_at \
          FROM token t LEFT JOIN attempt a ON a.id = t.attempt_id WHERE t.secret_hash = $1",
     )
     .bind(secret_hash)
@@ -69,6 +71,28 @@ pub async fn create(tx: &mut Tx, token: &TokenRow, secret_hash: &str) -> DbResul
     .execute(c)
     .await
     .map(drop))?;
+    Ok(())
+}
+
+/// Stores the tokens of several attempts: (token, hash of its secret).
+pub async fn create_all(tx: &mut Tx, tokens: &[(TokenRow, String)]) -> DbResult<()> {
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    on_tx!(tx, |c| {
+        let mut query =
+            QueryBuilder::new("INSERT INTO token (id, name, scope, secret_hash, attempt_id, created_at, expires_at) ");
+        query.push_values(tokens, |mut row, (token, secret_hash)| {
+            row.push_bind(token.id.clone())
+                .push_bind(token.name.clone())
+                .push_bind(token.scope)
+                .push_bind(secret_hash.clone())
+                .push_bind(token.attempt_id.clone())
+                .push_bind(token.created_at)
+                .push_bind(token.expires_at);
+        });
+        query.build().execute(c).await.map(drop)
+    })?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ pub mod findings;
 pub mod glimpse;
 pub mod leases;
 pub mod presence;
+pub mod queue;
 pub mod verify;
 
 use crate::app::AppState;
@@ -54,6 +55,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     set.spawn(run(state.clone(), "findings", Some(Pass::Compact), |state| async move { findings::tick(&state).await }));
     set.spawn(run(state.clone(), "glimpse", Some(Pass::Glimpse), |state| async move { glimpse::tick(&state).await }));
     set.spawn(run(state.clone(), "dumps", Some(Pass::Dumps), |state| async move { dumps::tick(&state).await }));
+    set.spawn(run(state.clone(), "queue", Some(Pass::Queue), |state| async move { queue::tick(&state).await }));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set
 }

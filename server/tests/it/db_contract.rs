@@ -20,7 +20,8 @@ use crashyard_server::db::run::{self, JobChange, JobRow, RunRow};
 use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::db::token::{self, TokenRow};
 use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
-use crashyard_server::db::{Db, DbError, Tx, attempt};
+use crashyard_server::db::{Db, DbError, Tx, attempt, flow};
+use crashyard_server::selector::Selector;
 use sqlx::types::Json;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,6 +31,10 @@ const NOW: Timestamp = Timestamp(1_000_000);
 fn ulid() -> ulid::Ulid {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
     ulid::Ulid::from_parts(1_000_000, u128::from(DRAWN.fetch_add(1, Ordering::SeqCst)))
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap()
 }
 
 fn at(seconds: i64) -> Timestamp {
@@ -53,6 +58,7 @@ macro_rules! write {
 
 // After the macro, which it uses.
 mod dumps;
+mod share;
 
 #[tokio::test]
 async fn the_ledger_keeps_its_contract_on_sqlite() {
@@ -78,6 +84,7 @@ async fn every_check(db: &Db) {
     machines_and_selectors(db).await;
     queue_and_leases(db).await;
     two_claimants(db).await;
+    Box::pin(share::fair_share(db)).await;
     judgements(db).await;
     reports_and_events(db).await;
     uploads(db).await;
@@ -178,7 +185,12 @@ async fn scenarios_and_plans(db: &Db) {
     let row = |repetitions, seconds| PlanRow {
         id: PlanId::from_ulid(ulid()),
         name: "smoke".into(),
-        body: Json(PlanBody { scenarios: vec!["sysrq".into()], selector: [].into(), repetitions }),
+        body: Json(PlanBody {
+            scenarios: vec!["sysrq".into()],
+            selector: [].into(),
+            requires: Vec::new(),
+            repetitions,
+        }),
         updated_at: at(seconds),
     };
     write!(db, |tx| plan::put_plan(tx, &row(1, 0)));
@@ -261,7 +273,8 @@ async fn machine(db: &Db, name: &str, controller: &ControllerId) -> MachineRow {
 async fn selector(db: &Db, labels: &[(&str, &str)]) -> SelectorId {
     let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let id = SelectorId::from_ulid(ulid());
-    write!(db, |tx| machine::put_selector(tx, &id, &labels))
+    let selector = Selector::new(&labels, &[]).unwrap();
+    write!(db, |tx| machine::put_selector(tx, &id, &selector))
 }
 
 async fn machines_and_selectors(db: &Db) {
@@ -305,12 +318,19 @@ async fn machines_and_selectors(db: &Db) {
     assert_eq!((moved.id, moved.controller_id), (m1.id, other.id));
 }
 
+async fn flow(db: &Db, selector: &SelectorId, submitter: &str, priority: Priority) -> FlowId {
+    let (id, flow) = (SubmitterId::from_ulid(ulid()), FlowId::from_ulid(ulid()));
+    let submitter = write!(db, |tx| flow::put_submitter(tx, &id, submitter, NOW));
+    write!(db, |tx| flow::put_flow(tx, &flow, selector, &submitter, priority))
+}
+
 /// A farm of its own: a controller with machines that only its runs select.
 struct Farm {
     name: String,
     controller: ControllerId,
     machines: Vec<MachineRow>,
     selector: SelectorId,
+    flow: FlowId,
     build: BuildRow,
 }
 
@@ -328,7 +348,8 @@ async fn farm(db: &Db, name: &str, machines: usize) -> Farm {
     }
     let selector = selector(db, &[("farm", name)]).await;
     let build = write!(db, |tx| build::create(tx, &build_row(None)));
-    Farm { name: name.into(), controller, machines: rows, selector, build }
+    let flow = flow(db, &selector, name, Priority::Normal).await;
+    Farm { name: name.into(), controller, machines: rows, selector, flow, build }
 }
 
 fn run_row(farm: &Farm, key: Option<&str>) -> RunRow {
@@ -353,6 +374,8 @@ fn job_row(farm: &Farm, run: &RunId, ordinal: i64) -> JobRow {
         ordinal,
         scenario: Json(scenario()),
         selector_id: farm.selector.clone(),
+        flow_id: farm.flow.clone(),
+        deadline_at: None,
         rank: NOW.0 + ordinal,
         state: JobState::Queued,
         status: Status::Miss,
@@ -386,9 +409,7 @@ async fn lease(db: &Db, farm: &Farm, machine: usize) -> Option<Leased> {
     let new = new_lease(farm, NOW);
     let mut tx = begin(db).await;
     let leased = queue::lease_next(&mut tx, &machine, &new).await.unwrap();
-    if leased.is_some() {
-        tx.commit().await.unwrap();
-    }
+    tx.commit().await.unwrap();
     leased
 }
 

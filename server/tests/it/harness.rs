@@ -244,7 +244,7 @@ impl Server {
     pub async fn run(&self, repetitions: u32) -> Run {
         let build = self.build().await;
         self.plan("smoke", repetitions, &[]).await;
-        let new = NewRun { build: build.id, plan: "smoke".into(), key: None };
+        let new = NewRun::new(build.id, "smoke");
         self.call(Call::post("/api/v1/runs", &new).token(&self.submit)).await.ok()
     }
 
@@ -257,6 +257,7 @@ impl Server {
             name: name.into(),
             scenarios: vec!["sysrq".into()],
             selector: selector.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            requires: Vec::new(),
             repetitions,
         };
         let put = Call::put_json(format!("/api/v1/plans/{name}"), &plan).token(&self.submit);

@@ -12,7 +12,7 @@ async fn attempt(server: &Server, claim: &Claim) -> Attempt {
     server.get(format!("/api/v1/attempts/{}", claim.attempt)).await.ok()
 }
 
-async fn settle(server: &Server) {
+pub async fn settle(server: &Server) {
     leases::tick(&server.state).await.unwrap();
     server.advance(15);
     deadlines::tick(&server.state).await.unwrap();

@@ -11,6 +11,7 @@ mod harness;
 mod leases;
 mod migrations;
 mod openapi;
+mod placement;
 mod rest;
 mod signatures;
 mod uploads;

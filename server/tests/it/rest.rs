@@ -31,7 +31,7 @@ async fn creating_the_same_thing_twice_gives_the_first() {
 
     server.plan("smoke", 3, &[]).await;
     let run = |key: Option<&str>| {
-        let new = NewRun { build: one.id.clone(), plan: "smoke".into(), key: key.map(str::to_owned) };
+        let new = NewRun { key: key.map(str::to_owned), ..NewRun::new(one.id.clone(), "smoke") };
         Call::post("/api/v1/runs", &new).token(&server.submit)
     };
     let first: Run = server.call(run(Some("pipeline 7"))).await.ok();

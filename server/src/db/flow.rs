@@ -1,0 +1,367 @@
+//! Flows and submitters: the state that fair share keeps, and how it moves.
+//!
+//! A flow is the queue of one submitter's jobs of one priority for one selector. A submitter's virtual time is the machine
+//! time it has had divided by its weight; who has the least comes next. It is charged with an estimate when a lease is
+//! given, so that a thousand claims at once are shared too, and corrected when the attempt ends.
+//!
+//! Locks on PostgreSQL are taken in the order job, machine, run, flow, submitter, and inside each by id, so that no two
+//! transactions wait for each other.
+
+use super::{Db, DbResult, Tx, on, on_tx};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
+use sqlx::FromRow;
+use std::time::Duration;
+
+/// Charged for an attempt of a flow that has had none yet, in milliseconds.
+pub const FIRST_CHARGE_MS: i64 = 60_000;
+/// How far a submitter may be ahead of the one that is next, in virtual time: who was alone on machines that nobody
+/// else wanted does not pay for it for ever.
+pub const DEBT_MAX: i64 = 4 * 3600 * 1_000_000;
+/// Who has waited for longer than this and got nothing waits for machines that others do not get either.
+const SERVED_LATELY_MS: i64 = 3_600_000;
+
+/// Whoever's jobs share one part of the farm.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct SubmitterRow {
+    /// Id.
+    pub id: SubmitterId,
+    /// `tree:NAME` or `token:NAME`.
+    pub name: String,
+    /// Its part.
+    pub weight: i64,
+    /// Most machines at once.
+    pub max_machines: Option<i64>,
+    /// Microseconds of machine time divided by the weight.
+    pub virtual_time: i64,
+    /// Machine time it has had.
+    pub machine_ms: i64,
+    /// When it first submitted.
+    pub created_at: Timestamp,
+}
+
+/// A submitter with what it has at the moment.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct SubmitterNow {
+    /// The submitter.
+    #[sqlx(flatten)]
+    pub submitter: SubmitterRow,
+    /// Machines it has.
+    pub machines: i64,
+    /// Whether it may have jobs waiting.
+    pub waiting: bool,
+}
+
+/// The queue of one submitter, priority and selector.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct FlowRow {
+    /// Id.
+    pub id: FlowId,
+    /// Which machines its jobs may have.
+    pub selector_id: SelectorId,
+    /// Whose they are.
+    pub submitter_id: SubmitterId,
+    /// How soon they are wanted.
+    pub priority: Priority,
+    /// Place among the classes as it is now, with age.
+    pub class: i64,
+    /// Whether there may be a queued job.
+    pub waiting: bool,
+    /// How long its attempts take; 0 is not known.
+    pub mean_ms: i64,
+}
+
+/// The submitter of this name; made with weight 1 if there is none.
+pub async fn put_submitter(tx: &mut Tx, id: &SubmitterId, name: &str, now: Timestamp) -> DbResult<SubmitterId> {
+    on_tx!(tx, |c| sqlx::query(
+        "INSERT INTO submitter (id, name, weight, virtual_time, machine_ms, served_at, created_at) \
+         VALUES ($1, $2, 1, 0, 0, 0, $3) ON CONFLICT (name) DO NOTHING",
+    )
+    .bind(id)
+    .bind(name)
+    .bind(now)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(on_tx!(tx, |c| sqlx::query_scalar("SELECT id FROM submitter WHERE name = $1").bind(name).fetch_one(c).await)?)
+}
+
+/// The flow of a selector, submitter and priority; made if there is none.
+pub async fn put_flow(
+    tx: &mut Tx,
+    id: &FlowId,
+    selector: &SelectorId,
+    submitter: &SubmitterId,
+    priority: Priority,
+) -> DbResult<FlowId> {
+    on_tx!(tx, |c| sqlx::query(
+        "INSERT INTO flow (id, selector_id, submitter_id, priority, class, waiting, mean_ms) \
+         VALUES ($1, $2, $3, $4, $5, FALSE, 0) ON CONFLICT DO NOTHING",
+    )
+    .bind(id)
+    .bind(selector)
+    .bind(submitter)
+    .bind(priority)
+    .bind(priority.class())
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT id FROM flow WHERE selector_id = $1 AND submitter_id = $2 AND priority = $3",
+    )
+    .bind(selector)
+    .bind(submitter)
+    .bind(priority)
+    .fetch_one(c)
+    .await)?)
+}
+
+/// Says that a flow has a queued job. Called after the job is written; its row lock is what [`retire`] waits for.
+pub async fn fill(tx: &mut Tx, id: &FlowId, now: Timestamp) -> DbResult<()> {
+    let flow: Option<FlowRow> =
+        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM flow WHERE id = $1").bind(id).fetch_optional(c).await)?;
+    let Some(flow) = flow else { return Ok(()) };
+    let active: i64 =
+        on_tx!(tx, |c| sqlx::query_scalar("SELECT COUNT(*) FROM flow WHERE submitter_id = $1 AND waiting")
+            .bind(&flow.submitter_id)
+            .fetch_one(c)
+            .await)?;
+    // Always written, even where nothing changes: for the lock.
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE flow SET class = CASE WHEN waiting THEN class ELSE $2 END, waiting = TRUE WHERE id = $1",
+    )
+    .bind(id)
+    .bind(flow.priority.class())
+    .execute(c)
+    .await
+    .map(drop))?;
+    if active == 0 { arrive(tx, &flow, now).await } else { Ok(()) }
+}
+
+/// A submitter that had nothing waiting gets no credit for the time: it starts where those are with whom it competes for
+/// machines. Somebody who waits for machines that do not exist competes with nobody.
+async fn arrive(tx: &mut Tx, flow: &FlowRow, now: Timestamp) -> DbResult<()> {
+    let competitor: Option<i64> = on_tx!(tx, |c| {
+        sqlx::query_scalar(
+        "SELECT s.virtual_time FROM submitter s WHERE s.id <> $1 AND s.served_at > $2 AND EXISTS (SELECT 1 FROM flow f \
+         WHERE f.submitter_id = s.id AND f.waiting AND (f.selector_id = $3 OR EXISTS (SELECT 1 FROM machine_selector a \
+         JOIN machine_selector b ON b.machine_id = a.machine_id \
+         WHERE a.selector_id = $3 AND b.selector_id = f.selector_id))) ORDER BY s.virtual_time LIMIT 1",
+    )
+    .bind(&flow.submitter_id)
+    .bind(now.0.saturating_sub(SERVED_LATELY_MS))
+    .bind(&flow.selector_id)
+    .fetch_optional(c)
+    .await
+    })?;
+    let start: Option<i64> = match competitor {
+        Some(start) => Some(start),
+        // Nobody waits, so nobody is owed anything: all are level.
+        None => on_tx!(tx, |c| sqlx::query_scalar(
+            "SELECT MAX(s.virtual_time) FROM flow f JOIN submitter s ON s.id = f.submitter_id \
+                 WHERE f.selector_id = $1",
+        )
+        .bind(&flow.selector_id)
+        .fetch_one(c)
+        .await)?,
+    };
+    on_tx!(tx, |c| sqlx::query("UPDATE submitter SET virtual_time = $2 WHERE id = $1 AND virtual_time < $2")
+        .bind(&flow.submitter_id)
+        .bind(start.unwrap_or(0))
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Says that a flow has no queued job, if that is so.
+pub async fn retire(tx: &mut Tx, id: &FlowId) -> DbResult<()> {
+    if let Tx::Postgres(tx) = tx {
+        // Whoever adds a job holds this lock until its commit; what comes after sees the job.
+        sqlx::query("SELECT 1 FROM flow WHERE id = $1 FOR UPDATE").bind(id).execute(&mut **tx).await?;
+    }
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE flow SET waiting = FALSE WHERE id = $1 \
+         AND NOT EXISTS (SELECT 1 FROM job WHERE flow_id = $1 AND state = 'queued')",
+    )
+    .bind(id)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+/// Submitters that may have jobs waiting.
+pub async fn shares(tx: &mut Tx) -> DbResult<Vec<SubmitterRow>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
+        "SELECT s.* FROM submitter s WHERE EXISTS (SELECT 1 FROM flow f WHERE f.submitter_id = s.id AND f.waiting)",
+    )
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Machines a submitter has, counted up to `most`. Until the transaction ends no other one is told, so that two servers
+/// do not both find room. It is a lock that only claims take, each in the order of ids.
+pub async fn machines_held(tx: &mut Tx, id: &SubmitterId, most: i64) -> DbResult<i64> {
+    if let Tx::Postgres(tx) = tx {
+        let lock = "SELECT pg_advisory_xact_lock(7267326, hashtext($1))";
+        sqlx::query(lock).bind(id).execute(&mut **tx).await?;
+    }
+    Ok(on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM attempt WHERE submitter_id = $1 \
+         AND state IN ('running', 'collecting') LIMIT $2) AS held",
+    )
+    .bind(id)
+    .bind(most)
+    .fetch_one(c)
+    .await)?)
+}
+
+/// Charges a submitter with virtual time, but not beyond `limit`; `now` if it has got a machine.
+pub async fn charge(
+    tx: &mut Tx,
+    id: &SubmitterId,
+    virtual_time: i64,
+    limit: i64,
+    now: Option<Timestamp>,
+) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE submitter SET virtual_time = CASE WHEN virtual_time + $2 < $3 THEN virtual_time + $2 ELSE $3 END, \
+         served_at = COALESCE($4, served_at) WHERE id = $1",
+    )
+    .bind(id)
+    .bind(virtual_time)
+    .bind(limit)
+    .bind(now)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Ended {
+    submitter_id: SubmitterId,
+    charged_ms: Option<i64>,
+    flow_id: FlowId,
+    started_at: Timestamp,
+    finished_at: Option<Timestamp>,
+}
+
+/// Puts the real machine time of an attempt that has ended in the place of the estimate.
+pub async fn correct(tx: &mut Tx, attempt: &AttemptId) -> DbResult<()> {
+    let ended: Option<Ended> = on_tx!(tx, |c| sqlx::query_as(
+        "SELECT a.submitter_id, a.charged_ms, j.flow_id, a.started_at, a.finished_at \
+         FROM attempt a JOIN job j ON j.id = a.job_id WHERE a.id = $1 AND a.submitter_id IS NOT NULL",
+    )
+    .bind(attempt)
+    .fetch_optional(c)
+    .await)?;
+    // An attempt from before there was fair share was not charged.
+    let Some(ended) = ended else { return Ok(()) };
+    let finished = ended.finished_at.unwrap_or(ended.started_at);
+    let took = i64::try_from(finished.since(ended.started_at).as_millis()).unwrap_or(i64::MAX / 2000);
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN $2 ELSE (mean_ms * 7 + $2) / 8 END WHERE id = $1",
+    )
+    .bind(&ended.flow_id)
+    .bind(took.max(1))
+    .execute(c)
+    .await
+    .map(drop))?;
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE submitter SET virtual_time = virtual_time + $2 * 1000 / weight, machine_ms = machine_ms + $3 \
+         WHERE id = $1",
+    )
+    .bind(&ended.submitter_id)
+    .bind(took - ended.charged_ms.unwrap_or(0))
+    .bind(took)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Head {
+    #[sqlx(flatten)]
+    flow: FlowRow,
+    oldest: Option<Timestamp>,
+}
+
+/// Flows whose class is not what the age of their first job says, and what it should be: one class forward for each
+/// `step` it has waited. Costs one look at an index for each waiting flow.
+pub async fn aged(db: &Db, now: Timestamp, step: Duration) -> DbResult<Vec<(FlowId, i64)>> {
+    let heads: Vec<Head> = on!(db.read(), |c| sqlx::query_as(
+        "SELECT f.*, (SELECT j.created_at FROM job j WHERE j.flow_id = f.id AND j.state = 'queued' \
+         ORDER BY j.rank, j.id LIMIT 1) AS oldest FROM flow f WHERE f.waiting ORDER BY f.id",
+    )
+    .fetch_all(c)
+    .await)?;
+    let step = step.as_millis().max(1);
+    let class = |head: &Head| {
+        let steps = now.since(head.oldest?).as_millis() / step;
+        let class = (head.flow.priority.class() - i64::try_from(steps).unwrap_or(i64::MAX)).max(0);
+        (class != head.flow.class).then(|| (head.flow.id.clone(), class))
+    };
+    Ok(heads.iter().filter_map(class).collect())
+}
+
+/// Sets classes, in the order given (by id, for the locks).
+pub async fn set_classes(tx: &mut Tx, classes: &[(FlowId, i64)]) -> DbResult<()> {
+    for (flow, class) in classes {
+        on_tx!(tx, |c| sqlx::query("UPDATE flow SET class = $2 WHERE id = $1")
+            .bind(flow)
+            .bind(class)
+            .execute(c)
+            .await
+            .map(drop))?;
+    }
+    Ok(())
+}
+
+/// Every submitter with what it has now, by name.
+pub async fn submitters(db: &Db) -> DbResult<Vec<SubmitterNow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT s.*, (SELECT COUNT(*) FROM attempt a WHERE a.submitter_id = s.id \
+         AND a.state IN ('running', 'collecting')) AS machines, \
+         EXISTS (SELECT 1 FROM flow f WHERE f.submitter_id = s.id AND f.waiting) AS waiting \
+         FROM submitter s ORDER BY s.name",
+    )
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Sets what an administrator may set; `NotFound` if there is no such submitter.
+pub async fn set_submitter(tx: &mut Tx, id: &SubmitterId, weight: i64, max_machines: Option<i64>) -> DbResult<()> {
+    let _: SubmitterRow = on_tx!(tx, |c| sqlx::query_as(
+        "UPDATE submitter SET weight = $2, max_machines = $3 WHERE id = $1 RETURNING *",
+    )
+    .bind(id)
+    .bind(weight)
+    .bind(max_machines)
+    .fetch_one(c)
+    .await)?;
+    Ok(())
+}
+
+/// Selectors for which a submitter may have jobs waiting.
+pub async fn selectors_of(db: &Db, id: &SubmitterId) -> DbResult<Vec<SelectorId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT DISTINCT selector_id FROM flow WHERE submitter_id = $1 AND waiting",
+    )
+    .bind(id)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// The limited submitter of an attempt, if it has a limit.
+pub async fn limited_submitter_of(db: &Db, attempt: &AttemptId) -> DbResult<Option<SubmitterId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT s.id FROM attempt a JOIN submitter s ON s.id = a.submitter_id \
+         WHERE a.id = $1 AND s.max_machines IS NOT NULL",
+    )
+    .bind(attempt)
+    .fetch_optional(c)
+    .await)?)
+}
