@@ -28,6 +28,7 @@ pub mod pages;
 pub mod passes;
 pub mod placer;
 pub mod ranges;
+pub mod relay;
 pub mod routes;
 pub mod selector;
 pub mod serve;

@@ -4,7 +4,7 @@ use crate::app::AppState;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::db::{self, Db};
-use crate::{api, passes, routes};
+use crate::{api, passes, relay, routes};
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use crashyard_protocol::Scope;
@@ -51,6 +51,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// Serves on a listener until [`crate::app::App::stop`] is cancelled.
 pub async fn run(state: AppState, listener: TcpListener) -> anyhow::Result<()> {
+    // Before anything is read: what other servers say from here on is heard.
+    let _relay = relay::start(&state).await?;
     start_work(&state).await?;
     let mut passes = passes::start(&state);
     // Answers are small and waited for: never held back for more bytes.

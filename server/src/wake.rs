@@ -1,15 +1,15 @@
-//! Wake-ups inside one server: they say "look again" and nothing else; the database is the truth.
+//! Wake-ups: they say "look again" and nothing else; the database is the truth.
 //!
 //! A waiter subscribes, *then* reads the database, then waits: whatever is written after its read wakes it. A missed
 //! or a spurious wake-up is harmless, and a wake-up carries no data that could be lost with the process. Other
-//! servers on the same database are not woken; every waiter therefore also looks by itself once in a while
-//! ([`SAFETY`]), which no single-server path ever waits for.
+//! servers on the same database are told by [`crate::relay`]; that may fail, so every waiter also looks by itself once in
+//! a while ([`SAFETY`]), which no path waits for where nothing fails.
 
-use crashyard_protocol::{ArtifactId, AttemptId, MachineId, RunId};
+use crashyard_protocol::{ArtifactId, AttemptId, MachineId, RunId, SelectorId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How long a waiter trusts wake-ups alone.
 pub const SAFETY: Duration = Duration::from_secs(10);
@@ -48,9 +48,21 @@ pub enum Pass {
     Dumps,
 }
 
+/// What other servers are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Somebody may wait for this.
+    Wake(Topic),
+    /// So many jobs of a selector wait for machines.
+    Offer(SelectorId, usize),
+}
+
 /// Who waits for what.
 #[derive(Clone, Debug, Default)]
-pub struct Wake(Arc<Mutex<HashMap<Topic, watch::Sender<()>>>>);
+pub struct Wake {
+    topics: Arc<Mutex<HashMap<Topic, watch::Sender<()>>>>,
+    relay: Arc<OnceLock<mpsc::Sender<Told>>>,
+}
 
 /// One waiter.
 #[derive(Debug)]
@@ -62,7 +74,7 @@ pub struct Subscription {
 
 impl Wake {
     fn topics(&self) -> std::sync::MutexGuard<'_, HashMap<Topic, watch::Sender<()>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to listen. Read the database after this, not before.
@@ -72,8 +84,34 @@ impl Wake {
         Subscription { wake: self.clone(), topic, receiver: Some(receiver) }
     }
 
-    /// Wakes whoever waits; `true` if anybody does.
+    /// Wakes whoever waits, at every server; `true` if anybody does at this one.
     pub fn wake(&self, topic: &Topic) -> bool {
+        self.tell(|| Told::Wake(topic.clone()));
+        self.wake_here(topic)
+    }
+
+    /// Tells the other servers. What does not fit in the queue is dropped.
+    pub fn tell(&self, told: impl FnOnce() -> Told) {
+        if let Some(relay) = self.relay.get() {
+            let _ = relay.try_send(told());
+        }
+    }
+
+    /// From now on, what is woken here is told to other servers as well.
+    pub fn relay_to(&self, relay: mpsc::Sender<Told>) {
+        // Who comes second finds that it is done already.
+        let _ = self.relay.set(relay);
+    }
+
+    /// Wakes everybody who waits here: nobody knows who was meant.
+    pub fn wake_everybody(&self) {
+        for sender in self.topics().values() {
+            let _ = sender.send(());
+        }
+    }
+
+    /// Wakes whoever waits at this server; `true` if anybody does.
+    pub fn wake_here(&self, topic: &Topic) -> bool {
         match self.topics().get(topic) {
             Some(sender) => sender.send(()).is_ok(),
             None => false,

@@ -14,7 +14,7 @@ use crate::db::{self, lease, machine, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
 use crate::placer;
-use crate::wake::{Pass, SAFETY, Topic};
+use crate::wake::{Pass, SAFETY, Told, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -194,21 +194,30 @@ pub async fn brief_of(state: &AppState, full: &FullAttempt) -> AppResult<Brief> 
     })
 }
 
-/// Wakes claims for machines that could take `jobs` new jobs of a selector.
+/// Wakes claims for machines that could take `jobs` new jobs of a selector; those that wait here first.
 pub async fn offer(state: &AppState, selector: &SelectorId, jobs: usize) -> AppResult<()> {
-    let mut left = jobs.saturating_add(SPARE);
-    if state.wake.waiting() == 0 {
-        return Ok(());
+    let left = offer_here(state, selector, jobs).await?;
+    if left > 0 {
+        state.wake.tell(|| Told::Offer(selector.clone(), left));
     }
+    Ok(())
+}
+
+/// Wakes claims that wait at this server; how many more jobs there are than it had waiting.
+pub async fn offer_here(state: &AppState, selector: &SelectorId, jobs: usize) -> AppResult<usize> {
+    if state.wake.waiting() == 0 {
+        return Ok(jobs);
+    }
+    let mut left = jobs.saturating_add(SPARE);
     for machine in queue::idle_machines(&state.db, selector).await? {
         if left == 0 {
             break;
         }
-        if state.wake.wake(&Topic::Machine(machine)) {
+        if state.wake.wake_here(&Topic::Machine(machine)) {
             left -= 1;
         }
     }
-    Ok(())
+    Ok(left.min(jobs))
 }
 
 /// Wakes claims for machines that could take a job of this submitter.

@@ -14,6 +14,7 @@ mod openapi;
 mod placement;
 mod rest;
 mod signatures;
+mod two_servers;
 mod uploads;
 
 /// A small kernel's memory, made by the reader's own tests.
