@@ -2,6 +2,7 @@
 //!
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
+mod job;
 mod triage;
 mod vmcore;
 
@@ -20,6 +21,9 @@ enum Command {
     /// Read crash logs and vmcores offline, with nothing but the file
     #[command(subcommand)]
     Triage(triage::Triage),
+    /// Jobs: why one is waiting
+    #[command(subcommand)]
+    Job(job::Job),
     /// Dumps that the server keeps: open one here, hold it, let go of it
     #[command(subcommand)]
     Vmcore(vmcore::Vmcore),
@@ -28,6 +32,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Triage(what) => what.run(),
+        Command::Job(what) => what.run(),
         Command::Vmcore(what) => what.run(),
     }
 }

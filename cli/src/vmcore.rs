@@ -40,13 +40,25 @@ A dump that the server has dropped to save space is shown by its capsule, which 
 
 /// Which server.
 #[derive(Args)]
-struct Server {
+pub struct Server {
     /// The server's address
     #[arg(long, env = "CRASHYARD_SERVER", default_value = "http://127.0.0.1:8480")]
     server: String,
     /// A token, where the server asks for one; better given in the environment, where nobody sees it
     #[arg(long, env = "CRASHYARD_TOKEN", hide_env_values = true)]
     token: Option<String>,
+}
+
+impl Server {
+    /// A client for it.
+    pub fn client(&self) -> Client {
+        Client::new(&self.server, self.token.clone())
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &str {
+        self.server.trim_end_matches('/')
+    }
 }
 
 /// Which dump.
@@ -112,7 +124,7 @@ impl Vmcore {
 }
 
 /// An error of the server, for a terminal.
-fn said(error: &ClientError) -> anyhow::Error {
+pub fn said(error: &ClientError) -> anyhow::Error {
     let next = match error {
         ClientError::Problem(problem) => format!("\n{}", text::safe(&problem.next)),
         ClientError::Transport(_) => "\nIs the address right? Give it with --server or CRASHYARD_SERVER.".to_owned(),
@@ -122,7 +134,7 @@ fn said(error: &ClientError) -> anyhow::Error {
 
 impl Which {
     fn client(&self) -> Client {
-        Client::new(&self.server.server, self.server.token.clone())
+        self.server.client()
     }
 
     /// The attempt that is meant and its dump, if it has one.

@@ -35,4 +35,5 @@ pub mod serve;
 pub mod sse;
 pub mod triage;
 pub mod uploads;
+pub mod waiting;
 pub mod wake;

@@ -451,6 +451,96 @@ wire! {
         pub last_seen_at: Timestamp,
     }
 
+    /// Why a job waits. Exact for the moment it was asked for, but for the expected start.
+    pub struct Waiting {
+        /// The job.
+        pub job: JobId,
+        /// Where it is.
+        pub state: JobState,
+        /// All of it in one sentence.
+        pub summary: String,
+        /// When it was created.
+        pub since: Timestamp,
+        /// When it ends without a result if no machine has taken it.
+        pub deadline: Option<Timestamp>,
+        /// Whose machine time it takes.
+        pub submitter: String,
+        /// How soon it is wanted.
+        pub priority: Priority,
+        /// What it asks of a machine.
+        pub constraints: Vec<WaitingConstraint>,
+        /// How many machines satisfy all of it.
+        pub fitting: u32,
+        /// These machines by name, at most 50.
+        pub machines: Vec<WaitingMachine>,
+        /// Jobs of the same submitter, priority and constraints that come first, counted up to 10,000.
+        pub before: u64,
+        /// Other queues that want any of these machines, next first.
+        pub ahead: Vec<Ahead>,
+        /// How many machines its submitter may have.
+        pub limit: Option<WaitingLimit>,
+        /// An estimate from how long such jobs took lately; absent where nothing is known or no machine will take it.
+        pub expected_start: Option<Timestamp>,
+    }
+
+    /// One constraint of a waiting job.
+    pub struct WaitingConstraint {
+        /// As a plan says it.
+        pub constraint: String,
+        /// How many machines satisfy it.
+        pub satisfied_by: u32,
+        /// How many do not.
+        pub failed_by: u32,
+        /// Those that do not, at most 50.
+        pub fails: Vec<Unsatisfied>,
+    }
+
+    /// A machine that does not satisfy a constraint.
+    pub struct Unsatisfied {
+        /// Its name.
+        pub machine: String,
+        /// What it has instead.
+        pub found: String,
+    }
+
+    /// A machine that a waiting job could have.
+    pub struct WaitingMachine {
+        /// Id.
+        pub id: MachineId,
+        /// Its name.
+        pub name: String,
+        /// Where it is.
+        pub state: MachineState,
+        /// Whether its controller still names it.
+        pub announced: bool,
+        /// Why it is there.
+        pub reason: Option<String>,
+        /// Since when.
+        pub since: Timestamp,
+        /// The attempt that has it.
+        pub attempt: Option<AttemptId>,
+    }
+
+    /// Another queue for the same machines.
+    pub struct Ahead {
+        /// Whose it is.
+        pub submitter: String,
+        /// How soon its jobs are wanted.
+        pub priority: Priority,
+        /// How many wait, counted up to 10,000.
+        pub jobs: u64,
+        /// Whether its turn comes first at this moment.
+        pub first: bool,
+    }
+
+    /// How many machines a submitter may have.
+    pub struct WaitingLimit {
+        /// At most.
+        pub machines: u32,
+        /// Has now.
+        pub held: u32,
+    }
+
     /// Whoever's jobs share one part of the farm: a tree, or a token where a build belongs to no tree.
     pub struct Submitter {
         /// Id.

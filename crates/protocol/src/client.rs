@@ -8,7 +8,7 @@ use crate::agent::{
     RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload,
 };
 use crate::problem::{Problem, kind};
-use crate::{ArtifactId, AttemptId, BuildId, JobId, RunId, Scenario, api};
+use crate::{ArtifactId, AttemptId, BuildId, JobId, RunId, Scenario, SubmitterId, api};
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -227,6 +227,21 @@ impl Client {
     /// One job, with its attempts.
     pub async fn job(&self, id: &JobId) -> Answer<api::Job> {
         self.get(&format!("/api/v1/jobs/{id}")).await
+    }
+
+    /// Why a job waits.
+    pub async fn waiting(&self, id: &JobId) -> Answer<api::Waiting> {
+        self.get(&format!("/api/v1/jobs/{id}/waiting")).await
+    }
+
+    /// Who shares the farm, by name.
+    pub async fn submitters(&self) -> Answer<Vec<api::Submitter>> {
+        self.get("/api/v1/submitters").await
+    }
+
+    /// Sets a submitter's weight and limit.
+    pub async fn set_submitter(&self, id: &SubmitterId, set: &api::SetSubmitter) -> Answer<api::Submitter> {
+        self.put(&format!("/api/v1/submitters/{id}"), set).await
     }
 
     /// Holds a dump, so that no rule drops it.

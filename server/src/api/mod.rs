@@ -81,6 +81,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::get_job))
         .routes(routes!(runs::job_events))
         .routes(routes!(runs::cancel_job))
+        .routes(routes!(runs::job_waiting))
         .routes(routes!(attempts::get_attempt))
         .routes(routes!(attempts::list_stages))
         .routes(routes!(attempts::list_evidence))

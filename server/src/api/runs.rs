@@ -19,7 +19,7 @@ use crate::sse::{self, After};
 use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use axum::response::Response;
-use crashyard_protocol::api::{Job, NewRun, Page, Run};
+use crashyard_protocol::api::{Job, NewRun, Page, Run, Waiting};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
     ArtifactState, FlowId, JobId, JobState, Priority, RunId, RunState, Scenario, SelectorId, Status, SubmitterId,
@@ -247,6 +247,12 @@ pub async fn job_events(
 ) -> AppResult<Response> {
     let job = find_job(&state, &id).await?;
     Ok(sse::run_events(state, job.job.run_id, Some(id), after))
+}
+
+/// Why a job is waiting: constraints, machines, who comes first, expected start.
+#[utoipa::path(get, path = "/api/v1/jobs/{id}/waiting", tag = "runs", params(("id" = JobId, Path)), responses((status = 200, body = Waiting)))]
+pub async fn job_waiting(_: Reader, State(state): State<AppState>, Path(id): Path<JobId>) -> AppResult<Json<Waiting>> {
+    Ok(Json(crate::waiting::of_job(&state, &id).await?))
 }
 
 /// Withdraws a job that no machine has yet.

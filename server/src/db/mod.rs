@@ -27,6 +27,7 @@ pub mod run;
 pub mod signature;
 pub mod token;
 pub mod tree;
+pub mod waiting;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};

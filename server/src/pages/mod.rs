@@ -8,13 +8,13 @@
 //! `view` makes plain data from wire types and knows no server; `load` asks the ledger; this file joins them.
 
 mod assets;
-mod format;
+pub mod format;
 mod lines;
 mod load;
 mod text;
 mod view;
 
-use crate::api::{PageQuery, signatures};
+use crate::api::{PageQuery, signatures, wire};
 use crate::app::AppState;
 use crate::auth::Reader;
 use crate::error::{AppError, AppResult, PendingProblem};
@@ -29,7 +29,7 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use crashyard_crashlog::RULE_VERSION;
 use crashyard_protocol::api::CAPSULE;
-use crashyard_protocol::{AttemptId, RunId};
+use crashyard_protocol::{AttemptId, JobId, RunId};
 use crashyard_vmcore::Capsule;
 use lines::LineIndex;
 use serde::Deserialize;
@@ -42,6 +42,7 @@ use view::machines::MachinesPage;
 use view::run::RunPage;
 use view::runs::RunsPage;
 use view::signatures::SignaturesPage;
+use view::waiting::WaitingPage;
 
 /// What a page may load and do: our own style sheet, scripts, images and event streams, and nothing else.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
@@ -52,6 +53,7 @@ pub fn router() -> Router<AppState> {
     Router::new()
         .route("/", get(list_runs))
         .route("/runs/{run}", get(get_run))
+        .route("/jobs/{job}/waiting", get(get_waiting))
         .route("/attempts/{attempt}", get(get_attempt))
         .route("/attempts/{attempt}/console/{source}", get(get_console))
         .route("/attempts/{attempt}/findings", get(get_findings))
@@ -127,6 +129,12 @@ async fn list_runs(
     let newest = query.before.is_none();
     let runs = load::runs(&state, query.before).await?;
     show(&RunsPage::new(&runs, newest, state.now()))
+}
+
+async fn get_waiting(_: Reader, State(state): State<AppState>, Path(id): Path<JobId>) -> AppResult<Html<String>> {
+    let waiting = crate::waiting::of_job(&state, &id).await?;
+    let job = wire::job(crate::db::run::job(&state.db, &id).await?, Vec::new());
+    show(&WaitingPage::new(&job, &waiting, state.now()))
 }
 
 async fn get_run(_: Reader, State(state): State<AppState>, Path(id): Path<RunId>) -> AppResult<Html<String>> {

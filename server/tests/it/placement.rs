@@ -2,8 +2,8 @@
 
 use crate::harness::{Call, Server};
 use crashyard_protocol::agent::{Claim, EnrolRequest, Enrolled, MachineSpec, ReleaseRequest};
-use crashyard_protocol::api::{Job, Machine, NewPlan, NewRun, Page, Plan, Run, SetSubmitter, Submitter};
-use crashyard_protocol::{JobState, Priority, Status};
+use crashyard_protocol::api::{Job, Machine, NewPlan, NewRun, Page, Plan, Run, SetSubmitter, Submitter, Waiting};
+use crashyard_protocol::{JobState, MachineState, Priority, Status};
 use crashyard_server::passes;
 
 async fn enrol(server: &Server, machines: &[(&str, &[(&str, &str)])]) -> Enrolled {
@@ -141,4 +141,59 @@ async fn a_limited_submitter_gets_its_next_machine_when_one_is_back() {
     assert!(claim(&server, &lab).await.is_some());
     let all: Vec<Submitter> = server.get("/api/v1/submitters").await.ok();
     assert_eq!((all[0].machines, all[0].machine_seconds), (1, 30));
+}
+
+#[tokio::test]
+async fn a_waiting_job_says_what_it_asks_for_where_the_machines_are_and_who_comes_first() {
+    let server = Server::new().await;
+    put_plan(&server, &["vmx.unrestricted", "memory_mib >= 4096"]).await.ok::<Plan>();
+    let first = submit(&server, |new| new).await;
+    let run = submit(&server, |new| NewRun { start_within_seconds: Some(7200), ..new }).await;
+    let job = server.jobs(&run).await.remove(0).id;
+    let path = format!("/api/v1/jobs/{job}/waiting");
+    let nobody: Waiting = server.get(&path).await.ok();
+    assert!(nobody.summary.starts_with("no machine is enrolled; 1 jobs before it"), "{}", nobody.summary);
+
+    let good = [("vmx.unrestricted", "1"), ("memory_mib", "8192")];
+    let small = [("vmx.unrestricted", "1"), ("memory_mib", "512")];
+    let lab = enrol(&server, &[("plain", &[]), ("small", &small), ("big", &good), ("sick", &good)]).await;
+    let set = serde_json::json!({ "state": "quarantined", "reason": "fan" });
+    let sick = format!("/api/v1/machines/{}/state", lab.machines["sick"]);
+    server.call(Call::put_json(sick, &set).token(&server.admin)).await.ok::<Machine>();
+    let claimed = claim(&server, &lab).await.unwrap();
+    assert_eq!((claimed.machine.clone(), claimed.brief.run.clone()), (lab.machines["big"].clone(), first.id));
+    let urgent = submit(&server, |new| NewRun { priority: Some(Priority::Urgent), ..new }).await;
+
+    let waiting: Waiting = server.get(&path).await.ok();
+    let constraints: Vec<_> =
+        waiting.constraints.iter().map(|one| (one.constraint.as_str(), one.satisfied_by)).collect();
+    assert_eq!(constraints, [("memory_mib >= 4096", 2), ("vmx.unrestricted", 3)]);
+    let fails: Vec<_> = waiting.constraints[0].fails.iter().map(|fail| fail.found.as_str()).collect();
+    assert_eq!(fails, ["it has no label memory_mib", "memory_mib is 512"]);
+    let machines: Vec<_> = waiting.machines.iter().map(|one| (one.name.as_str(), one.state)).collect();
+    assert_eq!(machines, [("big", MachineState::Leased), ("sick", MachineState::Quarantined)]);
+    assert_eq!((waiting.before, waiting.ahead.len(), waiting.ahead[0].first), (0, 1, true));
+    assert!(
+        waiting.summary.contains("1 quarantined since") && waiting.summary.contains("(fan)"),
+        "{}",
+        waiting.summary
+    );
+    assert_eq!(waiting.expected_start, None, "no such job has ended yet");
+    server.advance(600);
+    release(&server, &claimed).await;
+    crate::leases::settle(&server).await;
+    // One machine, two jobs first (the lab did not deliver, so the first one is tried again), ten minutes each.
+    let waiting: Waiting = server.get(&path).await.ok();
+    assert_eq!(waiting.expected_start, Some(server.clock_now().plus(std::time::Duration::from_secs(1200))));
+    assert!(waiting.summary.ends_with("expected to start in about 20 m"), "{}", waiting.summary);
+    let page = server.get(format!("/jobs/{job}/waiting")).await;
+    let page = String::from_utf8(page.body.to_vec()).unwrap();
+    assert!(page.contains("vmx.unrestricted") && page.contains("fan") && page.contains("comes first"), "{page}");
+    let run_page = server.get(format!("/runs/{}", urgent.id)).await;
+    let link = format!("/jobs/{}/waiting", server.jobs(&urgent).await[0].id);
+    assert!(String::from_utf8(run_page.body.to_vec()).unwrap().contains(&link));
+    claim(&server, &lab).await.unwrap();
+    claim(&server, &lab).await;
+    let urgent: Waiting = server.get(format!("/api/v1{link}")).await.ok();
+    assert!(urgent.summary.starts_with("It is not waiting"), "{}", urgent.summary);
 }

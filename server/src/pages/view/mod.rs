@@ -12,6 +12,7 @@ pub mod report;
 pub mod run;
 pub mod runs;
 pub mod signatures;
+pub mod waiting;
 
 use super::assets;
 use super::format::{When, span, tight_span};

@@ -47,6 +47,8 @@ struct Row {
     name: String,
     title: String,
     chip: Chip,
+    /// Whether no machine has it yet.
+    queued: bool,
     /// Where the contract stopped; of a job still on a machine, with what its attempt showed.
     stopped: Option<String>,
     reason: Option<String>,
@@ -134,6 +136,7 @@ impl Row {
             name: visible(&job.scenario.name).into_owned(),
             title: visible(&job.scenario.title).into_owned(),
             chip: Chip::job(job.state, job.status),
+            queued: job.state == JobState::Queued,
             stopped: stopped(job, newest),
             reason: job.reason.as_deref().map(|reason| visible(reason).into_owned()),
             cells: StageName::ALL.iter().map(|name| Cell::new(*name, stage(*name), now)).collect(),

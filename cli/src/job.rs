@@ -1,0 +1,152 @@
+//! `crashyard job`: jobs of a run.
+
+use crate::triage::vmcore::text;
+use crate::vmcore::{Server, said};
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use crashyard_protocol::JobId;
+use crashyard_protocol::api::Waiting;
+use crashyard_protocol::clock::Timestamp;
+use std::fmt::Write as _;
+
+/// What to ask about a job.
+#[derive(Subcommand)]
+pub enum Job {
+    /// Say why a job is waiting: what it asks for, where the machines are, who comes first, when it may start
+    #[command(after_help = "\
+Everything but the expected start is exact for this moment.
+
+  crashyard job why 01JDB4Q1W5Z8N6K3X0V7T2R9MF
+  crashyard job why 01JDB4Q1W5Z8N6K3X0V7T2R9MF --json")]
+    Why(Why),
+}
+
+/// Arguments of `job why`.
+#[derive(Args)]
+pub struct Why {
+    /// Id of the job; a run's page and `/api/v1/runs/ID/jobs` show it
+    #[arg(value_name = "JOB")]
+    id: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Job {
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match self {
+            Self::Why(args) => runtime.block_on(why(&args)),
+        }
+    }
+}
+
+async fn why(args: &Why) -> anyhow::Result<()> {
+    let id: JobId = args.id.parse().ok().with_context(|| {
+        format!("{:?} is no id; a run's jobs and their ids are at {}/runs/RUN", args.id, args.server.address())
+    })?;
+    let waiting = args.server.client().waiting(&id).await.map_err(|error| said(&error))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&waiting)?);
+    } else {
+        print!("{}", text::safe(&human(&waiting)));
+    }
+    Ok(())
+}
+
+fn when(at: Timestamp) -> String {
+    // Milliseconds since the epoch, as a time of day would need a time zone of somebody.
+    let seconds = at.0.div_euclid(1000).rem_euclid(86_400);
+    format!("{:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+fn human(waiting: &Waiting) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{text}");
+    };
+    line(waiting.summary.clone());
+    line(String::new());
+    line(format!("submitter  {} ({})", waiting.submitter, waiting.priority));
+    if let Some(at) = waiting.expected_start {
+        line(format!("expected   {}", when(at)));
+    }
+    if let Some(at) = waiting.deadline {
+        line(format!("gives up   {}", when(at)));
+    }
+    if !waiting.constraints.is_empty() {
+        line("\nIt asks for:".into());
+    }
+    for one in &waiting.constraints {
+        line(format!("  {:<32} {} machines have it, {} do not", one.constraint, one.satisfied_by, one.failed_by));
+        for fail in one.fails.iter().take(5) {
+            line(format!("    {}: {}", fail.machine, fail.found));
+        }
+    }
+    if !waiting.machines.is_empty() {
+        line(format!("\nMachines it could have ({}):", waiting.fitting));
+    }
+    for machine in &waiting.machines {
+        let why = machine.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        let gone = if machine.announced { "" } else { ", not announced by its controller" };
+        line(format!("  {:<24} {} since {}{gone}{why}", machine.name, machine.state, when(machine.since)));
+    }
+    if !waiting.ahead.is_empty() {
+        line("\nOthers who want these machines:".into());
+    }
+    for other in &waiting.ahead {
+        let turn = if other.first { "comes first" } else { "comes later" };
+        line(format!("  {:<24} {} jobs, {}, {turn}", other.submitter, other.jobs, other.priority));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crashyard_protocol::api::{WaitingConstraint, WaitingMachine};
+    use crashyard_protocol::{JobState, MachineState, Priority};
+
+    #[test]
+    fn a_terminal_shows_the_sentence_the_constraints_and_where_the_machines_are() {
+        let id = "01JDB4Q1W5Z8N6K3X0V7T2R9MF";
+        let waiting = Waiting {
+            job: id.parse().unwrap(),
+            state: JobState::Queued,
+            summary: "1 of 3 machines satisfy it: 1 quarantined".into(),
+            since: Timestamp(0),
+            deadline: Some(Timestamp(3_600_000)),
+            submitter: "tree:mainline".into(),
+            priority: Priority::Normal,
+            constraints: vec![WaitingConstraint {
+                constraint: "vmx.unrestricted".into(),
+                satisfied_by: 1,
+                failed_by: 2,
+                fails: Vec::new(),
+            }],
+            fitting: 1,
+            machines: vec![WaitingMachine {
+                id: id.parse().unwrap(),
+                name: "m1".into(),
+                state: MachineState::Quarantined,
+                announced: true,
+                reason: Some("fan".into()),
+                since: Timestamp(61_000),
+                attempt: None,
+            }],
+            before: 14,
+            ahead: Vec::new(),
+            limit: None,
+            expected_start: None,
+        };
+        let text = human(&waiting);
+        for wanted in
+            ["1 of 3 machines", "vmx.unrestricted", "2 do not", "quarantined since 00:01:01 UTC: fan", "01:00:00 UTC"]
+        {
+            assert!(text.contains(wanted), "{wanted} in {text}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! "Why is my job waiting?": which machines it could have and where those are, who comes first, when it may start.
+//!
+//! Everything but the expected start is exact for the moment it was read. The expected start is an estimate and says
+//! from what it was made.
+
+use crate::app::AppState;
+use crate::db::machine::NamedMachine;
+use crate::db::waiting::{self, Competitor};
+use crate::db::{self, unsigned};
+use crate::error::{AppError, AppResult};
+use crashyard_protocol::api::{Ahead, Unsatisfied, Waiting, WaitingConstraint, WaitingLimit, WaitingMachine};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{JobId, JobState, MachineState};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Machines named in one list of an answer.
+const NAMED: usize = 50;
+
+/// Why a job waits.
+pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
+    let job = db::run::job(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "job"))?.job;
+    let machines = waiting::machines(&state.db).await?;
+    let selector = waiting::selector(&state.db, &job).await?.selector();
+    let flow = waiting::flow(&state.db, &job.flow_id).await?;
+    let others = waiting::competitors(&state.db, &flow.flow).await?;
+    let before = waiting::before(&state.db, &job).await?;
+    let held = match flow.max_machines {
+        Some(_) => waiting::held(&state.db, &flow.flow).await?,
+        None => 0,
+    };
+    let constraints = selector
+        .constraints()
+        .map(|constraint| {
+            let (fits, fails): (Vec<_>, Vec<_>) =
+                machines.iter().partition(|machine| constraint.holds(&machine.facts()));
+            WaitingConstraint {
+                constraint: constraint.to_string(),
+                satisfied_by: count(fits.len()),
+                failed_by: count(fails.len()),
+                fails: fails
+                    .into_iter()
+                    .take(NAMED)
+                    .map(|machine| Unsatisfied {
+                        machine: machine.machine.name.clone(),
+                        found: constraint.found(&machine.facts()),
+                    })
+                    .collect(),
+            }
+        })
+        .collect();
+    let fitting: Vec<&NamedMachine> = machines.iter().filter(|machine| selector.holds(&machine.facts())).collect();
+    let expected = expect(&flow, before, &others, &fitting, state.now());
+    let mut waiting = Waiting {
+        job: job.id.clone(),
+        state: job.state,
+        summary: String::new(),
+        since: job.created_at,
+        deadline: job.deadline_at,
+        submitter: flow.submitter.clone(),
+        priority: flow.flow.priority,
+        constraints,
+        fitting: count(fitting.len()),
+        machines: fitting.iter().take(NAMED).map(|machine| shown(machine)).collect(),
+        before: unsigned(before),
+        ahead: others
+            .iter()
+            .map(|other| Ahead {
+                submitter: other.submitter.clone(),
+                priority: other.flow.priority,
+                jobs: unsigned(other.jobs),
+                first: key(other) < key(&flow),
+            })
+            .collect(),
+        limit: flow.max_machines.map(|most| WaitingLimit { machines: count(most), held: count(held) }),
+        expected_start: expected,
+    };
+    waiting.summary = summary(&waiting, &fitting, machines.len(), state.now());
+    Ok(waiting)
+}
+
+/// What a claim compares.
+fn key(flow: &Competitor) -> (i64, i64, &str) {
+    (flow.flow.class, flow.virtual_time, flow.flow.id.as_str())
+}
+
+fn count(number: impl TryInto<u32>) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}
+
+fn shown(machine: &NamedMachine) -> WaitingMachine {
+    let row = &machine.machine;
+    WaitingMachine {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        state: row.state,
+        announced: row.announced,
+        reason: row.reason.clone(),
+        since: row.state_since,
+        attempt: row.attempt_id.clone(),
+    }
+}
+
+/// Whether a machine is in the round: it will take jobs without anybody doing anything.
+fn in_the_round(machine: &NamedMachine) -> bool {
+    let row = &machine.machine;
+    row.announced && matches!(row.state, MachineState::Enrolled | MachineState::Available | MachineState::Leased)
+}
+
+/// An estimate: the jobs that come first, shared over the machines in the round, each as long as such jobs took lately.
+fn expect(
+    own: &Competitor,
+    before: i64,
+    others: &[Competitor],
+    fitting: &[&NamedMachine],
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let machines = i64::try_from(fitting.iter().filter(|machine| in_the_round(machine)).count()).ok()?;
+    if machines == 0 {
+        return None;
+    }
+    let known: Vec<i64> = std::iter::once(own)
+        .filter(|own| own.flow.mean_ms > 0)
+        .chain(others.iter().filter(|other| own.flow.mean_ms == 0 && other.flow.mean_ms > 0))
+        .map(|flow| flow.flow.mean_ms)
+        .collect();
+    let first: i64 = others
+        .iter()
+        .map(|other| match other.flow.class.cmp(&own.flow.class) {
+            std::cmp::Ordering::Less => other.jobs,
+            // While the own jobs before it are served, others of the class get their share.
+            std::cmp::Ordering::Equal => other.jobs.min((before + 1) * other.weight / own.weight.max(1)),
+            std::cmp::Ordering::Greater => 0,
+        })
+        .sum::<i64>()
+        .saturating_add(before);
+    let idle = fitting.iter().filter(|one| in_the_round(one) && one.machine.state != MachineState::Leased).count();
+    let busy_rounds = first.saturating_sub(i64::try_from(idle).ok()?).saturating_add(machines) / machines;
+    if first < i64::try_from(idle).ok()? {
+        return Some(now);
+    }
+    if known.is_empty() {
+        return None;
+    }
+    let mean = known.iter().sum::<i64>() / i64::try_from(known.len()).ok()?;
+    let wait = u64::try_from(mean.saturating_mul(busy_rounds)).ok()?;
+    Some(now.plus(Duration::from_millis(wait)))
+}
+
+/// All of it in one sentence.
+fn summary(waiting: &Waiting, fitting: &[&NamedMachine], all: usize, now: Timestamp) -> String {
+    match waiting.state {
+        JobState::Queued => {}
+        JobState::Leased => return "It is not waiting: a machine has it.".into(),
+        JobState::Done | JobState::Cancelled => return format!("It is not waiting: it is {}.", waiting.state),
+    }
+    let mut parts = Vec::new();
+    if fitting.is_empty() {
+        let hardest = waiting.constraints.iter().min_by_key(|constraint| constraint.satisfied_by);
+        parts.push(match hardest {
+            _ if all == 0 => "no machine is enrolled".to_owned(),
+            Some(one) if one.satisfied_by == 0 => format!("none of {all} machines satisfies `{}`", one.constraint),
+            _ => format!("none of {all} machines satisfies all of its constraints together"),
+        });
+    } else {
+        parts.push(format!("{} of {all} machines satisfy it: {}", fitting.len(), states(fitting)));
+    }
+    if let Some(limit) = &waiting.limit
+        && limit.held >= limit.machines
+    {
+        parts.push(format!("{} has its {} machines already", waiting.submitter, limit.machines));
+    }
+    let others: u64 = waiting.ahead.iter().filter(|ahead| ahead.first).map(|ahead| ahead.jobs).sum();
+    parts.push(format!("{} jobs before it in its own queue", waiting.before));
+    if others > 0 {
+        parts.push(format!("{others} of others whose turn comes first"));
+    }
+    if !fitting.is_empty() {
+        parts.push(match waiting.expected_start {
+            Some(at) if at <= now => "it should start now".to_owned(),
+            Some(at) => format!("expected to start in about {}", crate::pages::format::ago(at.since(now))),
+            None => "when it will start cannot be told".to_owned(),
+        });
+    }
+    parts.join("; ")
+}
+
+/// Machines by state; where few are in a state for a reason, with it.
+fn states(fitting: &[&NamedMachine]) -> String {
+    let mut groups: BTreeMap<String, usize> = BTreeMap::new();
+    for machine in fitting {
+        let row = &machine.machine;
+        let since = crate::pages::format::When(row.state_since).minute();
+        let words = match (row.announced, &row.reason) {
+            (false, _) => "not announced by its controller".to_owned(),
+            (true, Some(reason)) => format!("{} since {since} ({reason})", row.state),
+            (true, None) => row.state.to_string(),
+        };
+        *groups.entry(words).or_default() += 1;
+    }
+    groups.into_iter().map(|(words, count)| format!("{count} {words}")).collect::<Vec<_>>().join(", ")
+}
