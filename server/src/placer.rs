@@ -5,13 +5,16 @@
 //! is only one, no timer. What decides who gets what is [`crate::db::queue`].
 
 use crate::auth::secret_hash;
+use crate::db::artifact::{ArtifactRow, Owner};
+use crate::db::build::BuildRow;
 use crate::db::queue::{self, Ask, Leased};
 use crate::db::token::TokenRow;
 use crate::db::{self, Db, DbError, DbResult};
 use crate::judging;
 use crate::triage::BuildFacts;
-use crashyard_protocol::{MachineId, RunId, Scope, TokenId};
-use std::collections::HashMap;
+use crashyard_protocol::{BuildId, MachineId, RunId, Scope, TokenId};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Claims waiting for the next commit; beyond it, claims wait for a place.
@@ -32,7 +35,18 @@ pub struct Claim {
     pub secret: String,
 }
 
-type Job = (Claim, oneshot::Sender<DbResult<Option<Leased>>>);
+/// A lease that was given, with what its brief is made of.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The lease.
+    pub leased: Leased,
+    /// The kernel under test.
+    pub build: BuildRow,
+    /// Its files.
+    pub files: Arc<Vec<ArtifactRow>>,
+}
+
+type Job = (Claim, oneshot::Sender<DbResult<Option<Placed>>>);
 
 /// Handle to the placer.
 #[derive(Clone, Debug)]
@@ -55,7 +69,7 @@ impl Placer {
     }
 
     /// Asks for a lease; durable when this returns one.
-    pub async fn claim(&self, claim: Claim) -> DbResult<Option<Leased>> {
+    pub async fn claim(&self, claim: Claim) -> DbResult<Option<Placed>> {
         let gone = || DbError::Unavailable(sqlx::Error::PoolClosed);
         let (sender, answer) = oneshot::channel();
         self.0.send((claim, sender)).await.map_err(|_| gone())?;
@@ -92,28 +106,25 @@ async fn place(db: &Db, batch: Vec<Job>) {
     }
 }
 
-async fn place_together(db: &Db, batch: &[Job]) -> DbResult<Vec<Option<Leased>>> {
+async fn place_together(db: &Db, batch: &[Job]) -> DbResult<Vec<Option<Placed>>> {
     let mut tx = db.begin().await?;
-    let mut idle: Vec<&Claim> = batch.iter().map(|(claim, _)| claim).filter(|claim| !claim.idle.is_empty()).collect();
-    // Locks of one kind are always taken in one order.
-    idle.sort_by(|a, b| a.ask.lease.controller.cmp(&b.ask.lease.controller));
-    for claim in idle {
-        let lease = &claim.ask.lease;
-        db::machine::seen_idle(&mut tx, &lease.controller, &claim.idle, lease.now).await?;
+    let idle: Vec<&Claim> = batch.iter().map(|(claim, _)| claim).filter(|claim| !claim.idle.is_empty()).collect();
+    if let Some(first) = idle.first() {
+        let controllers = idle.iter().map(|claim| &claim.ask.lease.controller).collect();
+        let machines = idle.iter().flat_map(|claim| &claim.idle).collect();
+        db::machine::seen_all(&mut tx, &controllers, &machines, first.ask.lease.now).await?;
     }
     let asks: Vec<Ask> = batch.iter().map(|(claim, _)| claim.ask.clone()).collect();
     let mut taken = queue::take(&mut tx, &asks).await?;
-    let mut builds: HashMap<RunId, BuildFacts> = HashMap::new();
+    let runs: BTreeSet<&RunId> = taken.taken.iter().flatten().map(|one| &one.job.run_id).collect();
+    let builds = db::build::of_runs(&mut tx, &runs).await?;
     let mut stages = Vec::new();
     let mut tokens = Vec::new();
     for (one, (claim, _)) in taken.taken.iter_mut().zip(batch) {
         let Some(one) = one else { continue };
-        let run = &one.job.run_id;
-        if !builds.contains_key(run) {
-            let (release, build_id) = db::run::build_facts_of(&mut tx, run).await?;
-            builds.insert(run.clone(), BuildFacts { release, build_id });
-        }
-        let judged = judging::first(&one.lease.attempt, &one.job.scenario, &builds[run], one.lease.now);
+        let build = builds.get(&one.job.run_id).ok_or(DbError::NotFound)?;
+        let facts = BuildFacts { release: build.release.clone(), build_id: build.build_id.clone() };
+        let judged = judging::first(&one.lease.attempt, &one.job.scenario, &facts, one.lease.now);
         one.check_at = judged.check_at;
         stages.push((one.lease.attempt.clone(), judged.stages));
         let token = TokenRow {
@@ -131,5 +142,26 @@ async fn place_together(db: &Db, batch: &[Job]) -> DbResult<Vec<Option<Leased>>>
     db::judgement::open_all(&mut tx, &stages).await?;
     db::token::create_all(&mut tx, &tokens).await?;
     tx.commit().await?;
-    Ok(leased)
+    with_builds(db, leased, &builds).await
+}
+
+/// Adds what briefs are made of: once for each build.
+async fn with_builds(
+    db: &Db,
+    leased: Vec<Option<Leased>>,
+    builds: &HashMap<RunId, BuildRow>,
+) -> DbResult<Vec<Option<Placed>>> {
+    let mut files: HashMap<&BuildId, Arc<Vec<ArtifactRow>>> = HashMap::new();
+    let mut placed = Vec::with_capacity(leased.len());
+    for one in leased {
+        let Some((build, leased)) = one.and_then(|one| Some((builds.get(&one.attempt.run_id)?, one))) else {
+            placed.push(None);
+            continue;
+        };
+        if !files.contains_key(&build.id) {
+            files.insert(&build.id, Arc::new(db::artifact::list(db, &Owner::Build(build.id.clone())).await?));
+        }
+        placed.push(Some(Placed { leased, build: build.clone(), files: files[&build.id].clone() }));
+    }
+    Ok(placed)
 }

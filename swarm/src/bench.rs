@@ -1,9 +1,12 @@
 //! `crashyard-swarm bench`: each benchmark is a file, named like the line it prints.
 
+mod claims;
 mod console;
 mod idle;
 mod page;
 mod placement;
+mod share;
+mod storm;
 mod vmcore;
 
 use crate::figures;
@@ -11,8 +14,11 @@ use crate::figures;
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these: placement, console, vmcore, idle, page
+    /// Only these: placement, console, vmcore, idle, page, share, claims-sqlite, claims-postgres, storm-sqlite, storm-postgres
     names: Vec<String>,
+    /// How long each storm of `kill -9` lasts
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    storm_seconds: u64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -36,6 +42,21 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wants("page") {
         all.push(page::measure().await?);
+    }
+    if wants("share") {
+        all.push(share::measure().await?);
+    }
+    if wants("claims-sqlite") {
+        all.extend(claims::sqlite().await?);
+    }
+    if wants("claims-postgres") {
+        all.extend(claims::postgres().await?);
+    }
+    if wants("storm-sqlite") {
+        all.push(storm::sqlite(args.storm_seconds).await?);
+    }
+    if wants("storm-postgres") {
+        all.push(storm::postgres(args.storm_seconds).await?);
     }
     figures::print(&all, args.json)
 }

@@ -4,47 +4,96 @@ use anyhow::{Context as _, bail};
 use crashyard_protocol::client::Client;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A running server.
 pub struct Server {
     child: Child,
     /// Where it keeps its data.
-    pub data: tempfile::TempDir,
+    pub data: Arc<tempfile::TempDir>,
     /// A client with an admin token.
     pub admin: Client,
     /// Its base URL.
     pub url: String,
+    /// The admin token.
+    pub token: String,
+    place: Place,
+}
+
+#[derive(Clone)]
+struct Place {
+    listen: String,
+    database: String,
+    blobs: PathBuf,
+}
+
+fn spawn(place: &Place, data: &Path, token_file: &Path) -> anyhow::Result<Child> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join("server.log"))?;
+    Command::new(beside("crashyard-server")?)
+        .arg("serve")
+        .env("CRASHYARD_LISTEN", &place.listen)
+        .env("CRASHYARD_DATABASE_URL", &place.database)
+        .env("CRASHYARD_BLOBS", format!("dir:{}", place.blobs.display()))
+        .env("CRASHYARD_ADMIN_TOKEN_FILE", token_file)
+        .env("CRASHYARD_LOG_FILTER", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .context("starting the server")
 }
 
 impl Server {
     /// Starts the server program that lies beside this one, on a free port, on SQLite and a directory.
     pub async fn start() -> anyhow::Result<Self> {
-        let program = beside("crashyard-server")?;
+        Self::start_on(None).await
+    }
+
+    /// The same on this database.
+    pub async fn start_on(database: Option<&str>) -> anyhow::Result<Self> {
         let data = tempfile::Builder::new().prefix("crashyard-bench-").tempdir().context("a temporary directory")?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let listen = format!("127.0.0.1:{port}");
+        let database =
+            database.map_or_else(|| format!("sqlite:{}", data.path().join("farm.db").display()), ToOwned::to_owned);
+        let place = Place { listen: format!("127.0.0.1:{port}"), blobs: data.path().join("blobs"), database };
+        Self::start_at(place, Arc::new(data)).await
+    }
+
+    /// Another server on the same database and blobs.
+    pub async fn second(&self) -> anyhow::Result<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let place = Place { listen: format!("127.0.0.1:{port}"), ..self.place.clone() };
+        Self::start_at(place, self.data.clone()).await
+    }
+
+    async fn start_at(place: Place, data: Arc<tempfile::TempDir>) -> anyhow::Result<Self> {
         let token_file = data.path().join("admin.token");
-        let log = std::fs::File::create(data.path().join("server.log"))?;
-        let child = Command::new(&program)
-            .arg("serve")
-            .env("CRASHYARD_LISTEN", &listen)
-            .env("CRASHYARD_DATABASE_URL", format!("sqlite:{}", data.path().join("farm.db").display()))
-            .env("CRASHYARD_BLOBS", format!("dir:{}", data.path().join("blobs").display()))
-            .env("CRASHYARD_ADMIN_TOKEN_FILE", &token_file)
-            .env("CRASHYARD_LOG_FILTER", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("starting the server")?;
-        let url = format!("http://{listen}");
-        let admin = Client::new(&url, None);
-        let mut this = Self { child, data, admin, url };
+        let child = spawn(&place, data.path(), &token_file)?;
+        let url = format!("http://{}", place.listen);
+        let mut this = Self { child, data, admin: Client::new(&url, None), url, place, token: String::new() };
         this.wait_until_ready().await?;
         let secret = std::fs::read_to_string(token_file).context("the server's admin token")?;
-        this.admin = this.admin.with_token(secret.trim());
+        this.token = secret.trim().to_owned();
+        this.admin = this.admin.with_token(&this.token);
         Ok(this)
+    }
+
+    /// `kill -9`, and the same server again on the same port.
+    pub async fn kill_and_restart(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(&self.place, self.data.path(), &self.data.path().join("admin.token"))?;
+        self.wait_until_ready().await
+    }
+
+    /// Processor time the server has used, user and system, in seconds (fields 14 and 15 of stat in proc(5), in ticks of
+    /// 10 ms as on every Linux that this runs on).
+    pub fn processor(&self) -> anyhow::Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let after_name = stat.rsplit_once(')').context("stat")?.1;
+        let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+        Ok(ticks / 100.0)
     }
 
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {

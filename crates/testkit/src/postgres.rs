@@ -18,6 +18,19 @@ impl Postgres {
     /// # Errors
     /// Names the Debian package if PostgreSQL is not installed.
     pub fn start() -> anyhow::Result<Self> {
+        // Nothing of a test survives the machine, so nothing needs to be synced.
+        Self::start_with(&["fsync=off", "max_connections=200"])
+    }
+
+    /// Makes a cluster that keeps what it acknowledged, for measuring, and starts it.
+    ///
+    /// # Errors
+    /// Names the Debian package if PostgreSQL is not installed.
+    pub fn start_durable() -> anyhow::Result<Self> {
+        Self::start_with(&["max_connections=200", "shared_buffers=512MB", "max_wal_size=4GB"])
+    }
+
+    fn start_with(settings: &[&str]) -> anyhow::Result<Self> {
         let bin = find_bin()?;
         let dir = tempfile::Builder::new().prefix("crashyard-pg-").tempdir().context("a temporary directory")?;
         if nobody_but_root() {
@@ -33,8 +46,10 @@ impl Postgres {
         ]))?;
         let mut server = as_owner(&bin.join("postgres"));
         server.arg("-D").arg(&data).arg("-k").arg(dir.path());
-        // Nothing of a test survives the machine, so nothing needs to be synced.
-        server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]);
+        server.args(["-c", "listen_addresses="]);
+        for setting in settings {
+            server.args(["-c", setting]);
+        }
         let log = std::fs::File::create(dir.path().join("log")).context("the server's log")?;
         let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("postgres")?;
         let mut this = Self { dir, server };

@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("crashyard-server", &["crashyard-protocol", "crashyard-crashlog", "crashyard-vmcore"]),
     ("crashyard-agent", &["crashyard-protocol"]),
     ("crashyard-cli", &["crashyard-protocol", "crashyard-crashlog", "crashyard-vmcore"]),
-    ("crashyard-swarm", &["crashyard-protocol"]),
+    ("crashyard-swarm", &["crashyard-protocol", "crashyard-testkit"]),
     ("crashyard-lab", &["crashyard-protocol", "crashyard-agent", "crashyard-vmcore"]),
 ];
 

@@ -79,9 +79,9 @@ pub async fn release(
     let mut tx = state.db.begin().await?;
     lease::end(&mut tx, id, &end, state.now()).await?;
     tx.commit().await?;
-    state.wake.wake(&Topic::Pass(Pass::Leases));
     // The lease is back, whatever happens below: a pass finishes what is left undone here.
     if let Err(error) = judging::finish(&state, id).await {
+        state.wake.wake(&Topic::Pass(Pass::Leases));
         tracing::warn!(attempt.id = %id, %error, "released, and left to the next pass to settle");
     }
     // The machine is free: a claim of its controller that already waits looks again.

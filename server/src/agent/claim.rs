@@ -6,20 +6,21 @@
 
 use crate::app::AppState;
 use crate::auth::{Controller, secret_hash};
-use crate::db::artifact::Owner;
-use crate::db::attempt::FullAttempt;
+use crate::db::artifact::{ArtifactRow, Owner};
+use crate::db::attempt::{AttemptRow, FullAttempt};
+use crate::db::build::BuildRow;
 use crate::db::flow;
 use crate::db::queue::{self, Ask, NewLease};
 use crate::db::{self, lease, machine, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
-use crate::placer;
+use crate::placer::{self, Placed};
 use crate::wake::{Pass, SAFETY, Told, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest};
-use crashyard_protocol::{ArtifactState, AttemptId, MachineId, SelectorId, SubmitterId, TokenId};
+use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scenario, SelectorId, SubmitterId, TokenId};
 use futures::future::select_all;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -51,10 +52,15 @@ pub async fn claim(
     let end = Instant::now() + Duration::from_secs(u64::from(request.wait_seconds.min(WAIT_MAX)));
     let mut woken_before = false;
     loop {
-        // Reading first: with a thousand idle machines, only those with work ask for the write lock.
-        let work = Box::pin(queue::with_work(&state.db, &request.controller)).await?;
-        let work: HashSet<MachineId> = work.into_iter().collect();
-        let wanted: Vec<MachineId> = request.machines.iter().filter(|id| work.contains(id)).cloned().collect();
+        let wanted = if !woken_before && request.machines.len() <= MACHINES_AT_ONCE {
+            // What is called idle is written down anyway, and the same transaction looks for work.
+            request.machines.clone()
+        } else {
+            // Reading first: with a thousand idle machines, only those with work ask for the write lock.
+            let work = Box::pin(queue::with_work(&state.db, &request.controller)).await?;
+            let work: HashSet<MachineId> = work.into_iter().collect();
+            request.machines.iter().filter(|id| work.contains(id)).cloned().collect()
+        };
         // What is called idle is written down once, together with the first attempt to place.
         let idle = if woken_before { Vec::new() } else { request.machines.clone() };
         if let Some(claim) = Box::pin(try_machines(&state, &request, &wanted, idle)).await? {
@@ -78,11 +84,10 @@ pub async fn claim(
 
 /// Refuses machines that are not the controller's; returns those that have an attempt.
 async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<Vec<MachineId>> {
-    if !machine::controller_exists(&state.db, &request.controller).await? {
+    let own: HashMap<_, _> = machine::announced(&state.db, &request.controller).await?.into_iter().collect();
+    if own.is_empty() && !machine::controller_exists(&state.db, &request.controller).await? {
         return Err(AppError::NotFound("this controller is not enrolled; enrol first".into()));
     }
-    let own = machine::of_controller(&state.db, &request.controller).await?;
-    let own: HashMap<_, _> = own.iter().filter(|own| own.announced).map(|own| (&own.id, &own.attempt_id)).collect();
     let mut busy = Vec::new();
     for id in &request.machines {
         match own.get(id) {
@@ -140,12 +145,26 @@ async fn try_machines(
             token: TokenId::from_ulid(state.ids.next()),
             secret: secret.clone(),
         });
-        let Some(leased) = placed.await? else { continue };
+        let Some(Placed { leased, build, files }) = placed.await? else { continue };
         state.metrics.add("crashyard_claims_total", Vec::new(), 1);
         state.wake.wake(&Topic::Run(leased.attempt.run_id.clone()));
-        state.wake.wake(&Topic::Pass(Pass::Leases));
-        state.wake.wake(&Topic::Pass(Pass::Deadlines));
-        return claim_of(state, &leased.attempt.id, secret).await.map(Some);
+        // Passes look by themselves in time for everything that is not due sooner.
+        let soon = now.plus(SAFETY);
+        if leased.attempt.lease_expires_at <= soon {
+            state.wake.wake(&Topic::Pass(Pass::Leases));
+        }
+        if leased.attempt.check_at.is_some_and(|at| at <= soon) {
+            state.wake.wake(&Topic::Pass(Pass::Deadlines));
+        }
+        let attempt = &leased.attempt;
+        return Ok(Some(Claim {
+            attempt: attempt.id.clone(),
+            machine: attempt.machine_id.clone(),
+            epoch: unsigned(attempt.epoch),
+            lease_seconds: state.config.lease_seconds,
+            attempt_token: secret,
+            brief: brief(attempt, leased.job.scenario.0.clone(), &build, &files),
+        }));
     }
     Ok(None)
 }
@@ -164,34 +183,37 @@ async fn claim_of(state: &AppState, id: &AttemptId, secret: String) -> AppResult
 
 /// What an attempt is to do.
 pub async fn brief_of(state: &AppState, full: &FullAttempt) -> AppResult<Brief> {
-    let artifacts = db::artifact::list(&state.db, &Owner::Build(full.build_id.clone())).await?;
-    let artifacts = artifacts
-        .into_iter()
-        .filter(|artifact| artifact.state == ArtifactState::Complete)
-        .map(|artifact| ArtifactBrief {
-            size: unsigned(artifact.size),
-            blake3: artifact.blake3.unwrap_or_default(),
-            name: artifact.name,
-            id: artifact.id,
+    let build = db::build::get(&state.db, &full.build_id).await?;
+    let files = db::artifact::list(&state.db, &Owner::Build(full.build_id.clone())).await?;
+    Ok(brief(&full.attempt, full.scenario.0.clone(), &build, &files))
+}
+
+fn brief(attempt: &AttemptRow, mut scenario: Scenario, build: &BuildRow, files: &[ArtifactRow]) -> Brief {
+    let artifacts = files
+        .iter()
+        .filter(|file| file.state == ArtifactState::Complete)
+        .map(|file| ArtifactBrief {
+            size: unsigned(file.size),
+            blake3: file.blake3.clone().unwrap_or_default(),
+            name: file.name.clone(),
+            id: file.id.clone(),
         })
         .collect();
-    let attempt = &full.attempt;
-    let mut scenario = full.scenario.0.clone();
     // A kernel may need words on its command line wherever it boots; the scenario's own come after them and win.
-    scenario.boot.cmdline = format!("{} {}", full.build_cmdline, scenario.boot.cmdline).trim().to_owned();
-    Ok(Brief {
+    scenario.boot.cmdline = format!("{} {}", build.cmdline, scenario.boot.cmdline).trim().to_owned();
+    Brief {
         marker: format!("crashyard: trigger job={} attempt={} scenario={}", attempt.job_id, attempt.id, scenario.name),
         attempt: attempt.id.clone(),
         job: attempt.job_id.clone(),
         run: attempt.run_id.clone(),
         scenario,
         build: BuildBrief {
-            id: full.build_id.clone(),
-            release: full.build_release.clone(),
-            build_id: full.build_gnu_id.clone(),
+            id: build.id.clone(),
+            release: build.release.clone(),
+            build_id: build.build_id.clone(),
             artifacts,
         },
-    })
+    }
 }
 
 /// Wakes claims for machines that could take `jobs` new jobs of a selector; those that wait here first.

@@ -2,8 +2,9 @@
 
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{BuildId, CheckoutId};
-use sqlx::FromRow;
+use crashyard_protocol::{BuildId, CheckoutId, RunId};
+use sqlx::{FromRow, QueryBuilder};
+use std::collections::{BTreeSet, HashMap};
 
 /// One kernel built from a checkout.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -54,6 +55,31 @@ pub async fn create(tx: &mut Tx, build: &BuildRow) -> DbResult<BuildRow> {
 /// One build.
 pub async fn get(db: &Db, id: &BuildId) -> DbResult<BuildRow> {
     Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM build WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// The builds of these runs, by run.
+pub async fn of_runs(tx: &mut Tx, runs: &BTreeSet<&RunId>) -> DbResult<HashMap<RunId, BuildRow>> {
+    #[derive(FromRow)]
+    struct OfRun {
+        of_run: RunId,
+        #[sqlx(flatten)]
+        build: BuildRow,
+    }
+    if runs.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<OfRun> = on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new(
+            "SELECT r.id AS of_run, b.* FROM run r JOIN build b ON b.id = r.build_id WHERE r.id IN (",
+        );
+        let mut list = query.separated(", ");
+        for id in runs {
+            list.push_bind((*id).clone());
+        }
+        query.push(")");
+        query.build_query_as().fetch_all(c).await
+    })?;
+    Ok(rows.into_iter().map(|row| (row.of_run, row.build)).collect())
 }
 
 /// One page of builds, newest first.

@@ -247,6 +247,14 @@ pub async fn of_controller(db: &Db, controller: &ControllerId) -> DbResult<Vec<M
         .await)?)
 }
 
+/// The machines a controller announces, each with the attempt that owns it.
+pub async fn announced(db: &Db, controller: &ControllerId) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT id, attempt_id FROM machine WHERE controller_id = $1 AND announced")
+        .bind(controller)
+        .fetch_all(c)
+        .await)?)
+}
+
 /// Whether a controller is known.
 pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
     let count: i64 = on!(db.read(), |c| sqlx::query_scalar("SELECT COUNT(*) FROM controller WHERE id = $1")
@@ -258,28 +266,47 @@ pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
 
 /// Records that a controller offered machines as idle: they are seen now, and those never seen idle are available.
 pub async fn seen_idle(tx: &mut Tx, controller: &ControllerId, machines: &[MachineId], now: Timestamp) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query("UPDATE controller SET last_seen_at = $2 WHERE id = $1")
-        .bind(controller)
-        .bind(now)
-        .execute(c)
-        .await
-        .map(drop))?;
+    seen_all(tx, &[controller].into(), &machines.iter().collect(), now).await
+}
+
+/// The same for several controllers at once; the machines must be theirs.
+pub async fn seen_all(
+    tx: &mut Tx,
+    controllers: &BTreeSet<&ControllerId>,
+    machines: &BTreeSet<&MachineId>,
+    now: Timestamp,
+) -> DbResult<()> {
+    if !controllers.is_empty() {
+        on_tx!(tx, |c| {
+            let mut query = QueryBuilder::new("UPDATE controller SET last_seen_at = ");
+            query.push_bind(now).push(" WHERE id IN (");
+            let mut list = query.separated(", ");
+            for id in controllers {
+                list.push_bind((*id).clone());
+            }
+            query.push(")");
+            query.build().execute(c).await.map(drop)
+        })?;
+    }
     if machines.is_empty() {
         return Ok(());
     }
-    let machines: BTreeSet<&MachineId> = machines.iter().collect();
     on_tx!(tx, |c| {
         let mut query = QueryBuilder::new("UPDATE machine SET last_seen_at = ");
         query.push_bind(now);
         query.push(", state_since = CASE WHEN state = 'enrolled' THEN ").push_bind(now);
         query.push(
             " ELSE state_since END, reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
-             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE controller_id = ",
+             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE controller_id IN (",
         );
-        query.push_bind(controller.clone()).push(" AND id IN (");
+        let mut list = query.separated(", ");
+        for id in controllers {
+            list.push_bind((*id).clone());
+        }
+        query.push(") AND id IN (");
         let mut list = query.separated(", ");
         for id in machines {
-            list.push_bind(id.clone());
+            list.push_bind((*id).clone());
         }
         query.push(")");
         query.build().execute(c).await.map(drop)

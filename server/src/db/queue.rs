@@ -11,7 +11,7 @@ use super::event;
 use super::flow::{self, SubmitterRow};
 use super::machine::MachineRow;
 use super::run::{self, JobChange, JobRow};
-use super::{Db, DbResult, Tx, on, on_tx};
+use super::{Db, DbError, DbResult, Tx, on, on_tx};
 use crate::db::attempt::AttemptRow;
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -193,18 +193,16 @@ pub async fn take(tx: &mut Tx, asks: &[Ask]) -> DbResult<Batch> {
                 break;
             }
         }
-        taken.push(match found {
-            Some((job, flow, machine)) => Some(Taken {
-                machine: lease_machine(tx, &machine.id, &ask.lease).await?,
-                submitter: flow.submitter_id.clone(),
-                charged_ms: choice.charge(&flow),
-                lease: ask.lease.clone(),
-                check_at: None,
-                job,
-            }),
-            None => None,
-        });
+        taken.push(found.map(|(job, flow, machine)| Taken {
+            submitter: flow.submitter_id.clone(),
+            charged_ms: choice.charge(&flow),
+            lease: ask.lease.clone(),
+            check_at: None,
+            job,
+            machine,
+        }));
     }
+    lease_machines(tx, &mut taken).await?;
     Ok(Batch { taken, choice })
 }
 
@@ -343,17 +341,30 @@ async fn take_head(tx: &mut Tx, flow: &FlowId) -> DbResult<Option<JobRow>> {
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(flow).fetch_optional(c).await)?)
 }
 
-async fn lease_machine(tx: &mut Tx, id: &MachineId, lease: &NewLease) -> DbResult<MachineRow> {
-    Ok(on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE machine SET state = 'leased', reason = NULL, state_since = $2, attempt_id = $3, \
-         lease_epoch = lease_epoch + 1, last_seen_at = $2 \
-         WHERE id = $1 AND state IN ('enrolled', 'available') RETURNING *",
-    )
-    .bind(id)
-    .bind(lease.now)
-    .bind(&lease.attempt)
-    .fetch_one(c)
-    .await)?)
+/// Gives the machines to their new attempts. They are locked and were free, so each is there.
+async fn lease_machines(tx: &mut Tx, taken: &mut [Option<Taken>]) -> DbResult<()> {
+    let mut places: HashMap<MachineId, &mut Taken> =
+        taken.iter_mut().flatten().map(|one| (one.machine.id.clone(), one)).collect();
+    let Some(now) = places.values().next().map(|one| one.lease.now) else { return Ok(()) };
+    let rows: Vec<MachineRow> = on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new("UPDATE machine SET state = 'leased', reason = NULL, state_since = ");
+        query.push_bind(now).push(", last_seen_at = ").push_bind(now);
+        query.push(", lease_epoch = lease_epoch + 1, attempt_id = given.column2 FROM (");
+        query.push_values(places.values(), |mut row, one| {
+            row.push_bind(one.machine.id.clone()).push_bind(one.lease.attempt.clone());
+        });
+        query.push(") AS given WHERE machine.id = given.column1 AND state IN ('enrolled', 'available') RETURNING *");
+        query.build_query_as().fetch_all(c).await
+    })?;
+    if rows.len() != places.len() {
+        return Err(DbError::Conflict("a machine was taken at the same moment".into()));
+    }
+    for row in rows {
+        if let Some(one) = places.get_mut(&row.id) {
+            one.machine = row;
+        }
+    }
+    Ok(())
 }
 
 /// Writes down what was taken: attempts, their events, what they cost. One entry for each claim, in their order.

@@ -8,9 +8,12 @@ use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
     AttemptId, BuildId, FlowId, JobId, JobState, Priority, RunId, RunState, Scenario, SelectorId, StageName, Status,
 };
-use sqlx::FromRow;
 use sqlx::types::Json;
+use sqlx::{FromRow, QueryBuilder};
 use std::collections::BTreeSet;
+
+/// Jobs written by one statement.
+const JOBS_AT_ONCE: usize = 200;
 
 /// A build against a plan.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -120,25 +123,8 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
             .await)?;
         return Ok((old, false));
     };
-    for job in jobs {
-        on_tx!(tx, |c| sqlx::query(
-            "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, \
-             created_at, flow_id, deadline_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $10, $11)",
-        )
-        .bind(&job.id)
-        .bind(&job.run_id)
-        .bind(job.ordinal)
-        .bind(&job.scenario)
-        .bind(&job.selector_id)
-        .bind(job.rank)
-        .bind(job.state)
-        .bind(job.status)
-        .bind(job.created_at)
-        .bind(&job.flow_id)
-        .bind(job.deadline_at)
-        .execute(c)
-        .await
-        .map(drop))?;
+    for part in jobs.chunks(JOBS_AT_ONCE) {
+        insert_jobs(tx, part).await?;
     }
     let about = About { run: &run.id, job: None, attempt: None };
     let owed = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
@@ -147,6 +133,31 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
         flow::fill(tx, flow, run.created_at).await?;
     }
     Ok((made, true))
+}
+
+async fn insert_jobs(tx: &mut Tx, jobs: &[JobRow]) -> DbResult<()> {
+    on_tx!(tx, |c| {
+        let mut query = QueryBuilder::new(
+            "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, \
+             created_at, flow_id, deadline_at) ",
+        );
+        query.push_values(jobs, |mut row, job| {
+            row.push_bind(job.id.clone())
+                .push_bind(job.run_id.clone())
+                .push_bind(job.ordinal)
+                .push_bind(job.scenario.clone())
+                .push_bind(job.selector_id.clone())
+                .push_bind(job.rank)
+                .push_bind(job.state)
+                .push_bind(job.status)
+                .push("0")
+                .push_bind(job.created_at)
+                .push_bind(job.flow_id.clone())
+                .push_bind(job.deadline_at);
+        });
+        query.build().execute(c).await.map(drop)
+    })?;
+    Ok(())
 }
 
 /// One run.
