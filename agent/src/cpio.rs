@@ -81,6 +81,13 @@ pub fn append(mut base: Vec<u8>, archive: &[u8]) -> Vec<u8> {
     base
 }
 
+/// What must be written behind an image of `length` bytes before another archive may follow.
+#[must_use]
+pub fn padding(length: u64) -> Vec<u8> {
+    let missing = length.next_multiple_of(4) - length;
+    vec![0; usize::try_from(missing).expect("less than four")]
+}
+
 /// Fills up to a multiple of four with zeros.
 fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);

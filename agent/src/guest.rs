@@ -6,13 +6,16 @@
 use crate::retry::persist;
 use anyhow::Context as _;
 use crashyard_protocol::AttemptId;
-use crashyard_protocol::agent::{Brief, Directive, Numbered, Report, Reports, Role, Ticket};
+use crashyard_protocol::agent::{ArtifactBrief, Brief, Directive, Numbered, Report, Reports, Role, Ticket};
 use crashyard_protocol::client::{Client, ClientError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Directory of ticket and brief inside an initramfs.
 pub const DIRECTORY: &str = "/crashyard";
+
+/// Directory inside it with files of the build, named by their BLAKE3, where the controller has put them there.
+pub const CARRIED: &str = "build";
 
 /// An agent's place in an attempt.
 #[derive(Debug)]
@@ -46,6 +49,31 @@ impl Guest {
         );
         Ok(archive.finish())
     }
+
+    /// The archive that carries files of the build, given by name in the build and path, into an initramfs.
+    pub fn build_archive(brief: &Brief, files: &[(&str, &PathBuf)]) -> anyhow::Result<Vec<u8>> {
+        let mut archive = crate::cpio::Archive::new();
+        archive.directory("crashyard").directory(&format!("crashyard/{CARRIED}"));
+        for (name, path) in files {
+            let artifact = artifact(brief, name)?;
+            let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            archive.file(&format!("crashyard/{CARRIED}/{}", artifact.blake3), 0o600, &bytes);
+        }
+        Ok(archive.finish())
+    }
+
+    /// A file of the build that the controller has put into this initramfs.
+    #[must_use]
+    pub fn carried(&self, artifact: &ArtifactBrief) -> Option<PathBuf> {
+        let path = self.directory.join(CARRIED).join(&artifact.blake3);
+        (artifact.blake3.bytes().all(|b| b.is_ascii_hexdigit()) && path.is_file()).then_some(path)
+    }
+}
+
+/// A file of a build, by its name.
+pub fn artifact<'a>(brief: &'a Brief, name: &str) -> anyhow::Result<&'a ArtifactBrief> {
+    let mut artifacts = brief.build.artifacts.iter();
+    artifacts.find(|artifact| artifact.name == name).with_context(|| format!("the build has no file named {name}"))
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {

@@ -41,6 +41,14 @@ enum Role {
         /// Address to connect to.
         address: String,
     },
+    /// Keep a machine emulated by Bochs (started by the controller, in the machine's directory).
+    #[command(hide = true)]
+    KeepBochs {
+        /// Bochs's program.
+        program: String,
+        /// Where the server is, host and port.
+        server: String,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -57,6 +65,7 @@ fn main() -> anyhow::Result<()> {
             Role::Target { directory } => target::run(&directory).await,
             Role::Capture { directory, memory } => capture::run(&directory, &memory).await,
             Role::Relay { address } => controller::relay(&address).await,
+            Role::KeepBochs { program, server } => controller::bochs::keeper::run(&program, &server).await,
         }
     })
 }

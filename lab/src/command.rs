@@ -36,6 +36,20 @@ pub fn filter(program: &str, arguments: &[&str], input: &[u8]) -> anyhow::Result
     Ok((output.status.success(), output.stdout))
 }
 
+/// Runs a script of this project that prints a path, and what it is doing on standard error.
+pub fn script(path: &Path, arguments: &[&str]) -> anyhow::Result<PathBuf> {
+    let output = Command::new(path)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", path.display()))?;
+    if !output.status.success() {
+        bail!("{}: {}", path.display(), output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
 /// Finds a program in the places where Debian puts it, `sbin` included.
 pub fn find(program: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,8 +1,8 @@
 //! Guest images: a kernel and one initramfs that serves the kernel under test and the capture kernel.
 //!
-//! The initramfs holds busybox, kexec, makedumpfile with their libraries from this host, the kernel's own modules for
-//! QEMU's virtio hardware, this workspace's agent (static), and `lab/image/init`. Everything that goes in decides the
-//! image's name in the cache.
+//! The initramfs holds busybox, kexec, makedumpfile with their libraries from this host, kernel modules with the order
+//! in which they are to be loaded, this workspace's agent (static), and `lab/image/init`. Everything that goes in decides
+//! the image's name in the cache.
 
 use crate::cache::Cache;
 use crate::command::{filter, find, output};
@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 /// `/init` of the guest.
 const INIT: &str = include_str!("../image/init");
 
-/// Modules of the machine's hardware. One that the kernel has built in, or does not have, is left out.
+/// Modules of QEMU's hardware. One that the kernel has built in, or does not have, is left out.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
 
 /// Programs from this host with the shared libraries they name.
 const PROGRAMS: [&str; 2] = ["makedumpfile", "kexec"];
 
 /// Counts up when this file builds something else from the same parts.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Fast to unpack, and small enough: the kernel checks the hash of what kexec loads, byte by byte.
 const ZSTD_LEVEL: i32 = 9;
@@ -43,20 +43,48 @@ pub struct Image {
     pub initrd: PathBuf,
 }
 
-/// Builds the image, or finds it in the cache.
+/// Modules as (path in the guest, content), in the order in which they are loaded, by the name of the list: `boot` in both
+/// kernels, `target` in the kernel under test, a module's name when a scenario needs that module.
+pub type Modules = BTreeMap<String, Vec<(String, Vec<u8>)>>;
+
+/// What an image is made of, beside what is in all of them.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// What the kernel is known by.
+    pub package: String,
+    /// `uname -r`.
+    pub release: String,
+    /// The bootable kernel.
+    pub kernel: PathBuf,
+    /// Its kernel modules.
+    pub modules: Modules,
+    /// Whether the initramfs is compressed. On a machine whose CPU is emulated slowly, unpacking costs more than reading.
+    pub compress: bool,
+}
+
+/// Builds the image for QEMU with Debian's kernel, or finds it in the cache.
 pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
     let kernel = kernel::newest(cache)?;
-    let agent = build_agent(cache, source)?;
-    let files = collect(&kernel, &agent)?;
+    let modules = BTreeMap::from([("boot".to_owned(), modules(&kernel, &MODULES)?)]);
+    let Kernel { package, release, image, .. } = kernel;
+    assemble(cache, &build_agent(cache, source)?, Parts { package, release, kernel: image, modules, compress: true })
+}
+
+/// Puts an image together, or finds it in the cache.
+pub fn assemble(cache: &Cache, agent: &Path, parts: Parts) -> anyhow::Result<Image> {
+    let Parts { package, release, kernel: bzimage, modules, compress } = parts;
+    let files = collect(modules, agent)?;
+    let kernel_bytes = std::fs::read(&bzimage).with_context(|| format!("read {}", bzimage.display()))?;
     let mut key = blake3::Hasher::new();
-    key.update(format!("{RECIPE} {}", kernel.package).as_bytes());
+    key.update(format!("{RECIPE} {package} {} {compress}", blake3::hash(&kernel_bytes)).as_bytes());
     name(&mut key, &files);
     let key = key.finalize().to_hex();
     let directory = cache.directory(&format!("images/{}", &key[..32]), |into| {
-        std::fs::copy(&kernel.image, into.join("kernel"))?;
-        std::fs::write(into.join("initrd"), zstd::encode_all(&archive(&files)[..], ZSTD_LEVEL)?)?;
-        let build_id = kernel::build_id(&std::fs::read(&kernel.image)?);
-        let facts = (&kernel.package, &kernel.release, build_id);
+        std::fs::write(into.join("kernel"), &kernel_bytes)?;
+        let plain = archive(&files);
+        let initrd = if compress { zstd::encode_all(&plain[..], ZSTD_LEVEL)? } else { plain };
+        std::fs::write(into.join("initrd"), initrd)?;
+        let facts = (&package, &release, kernel::build_id(&kernel_bytes));
         std::fs::write(into.join("facts.json"), serde_json::to_vec(&facts)?)?;
         Ok(())
     })?;
@@ -66,7 +94,7 @@ pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
 }
 
 /// Builds the agent for the guest: static, small, in a target directory of its own.
-fn build_agent(cache: &Cache, source: &Path) -> anyhow::Result<PathBuf> {
+pub fn build_agent(cache: &Cache, source: &Path) -> anyhow::Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     // A directory for each checkout: cargo tells fresh from stale by time stamps, which mean nothing between two of them.
     let checkout = source.canonicalize().with_context(|| format!("find {}", source.display()))?;
@@ -104,8 +132,8 @@ impl File {
 }
 
 /// Everything that goes in, by its path in the guest.
-fn collect(kernel: &Kernel, agent: &Path) -> anyhow::Result<BTreeMap<String, File>> {
-    let mut files = userland(INIT, kernel, &MODULES)?;
+fn collect(modules: Modules, agent: &Path) -> anyhow::Result<BTreeMap<String, File>> {
+    let mut files = userland(INIT, modules)?;
     files.insert("bin/crashyard-agent".into(), File::read(agent, 0o755)?);
     Ok(files)
 }
@@ -118,8 +146,8 @@ pub fn name(key: &mut blake3::Hasher, files: &BTreeMap<String, File>) {
     }
 }
 
-/// What every guest has: its init, busybox, the programs of kdump, and modules with the order in which to load them.
-pub fn userland(init: &str, kernel: &Kernel, names: &[&str]) -> anyhow::Result<BTreeMap<String, File>> {
+/// What every guest has: its init, busybox, the programs of kdump, and modules with the orders in which to load them.
+pub fn userland(init: &str, modules: Modules) -> anyhow::Result<BTreeMap<String, File>> {
     let mut files = BTreeMap::new();
     files.insert("init".into(), File { permissions: 0o755, content: init.as_bytes().to_vec() });
     files.insert("bin/busybox".into(), static_file("busybox")?);
@@ -131,10 +159,12 @@ pub fn userland(init: &str, kernel: &Kernel, names: &[&str]) -> anyhow::Result<B
         }
         files.insert(format!("sbin/{program}"), File::read(&path, 0o755)?);
     }
-    let modules = modules(kernel, names)?;
-    let order: String = modules.iter().map(|(path, _)| format!("/{path}\n")).collect();
-    files.insert("lib/modules/order".into(), File { permissions: 0o644, content: order.into_bytes() });
-    files.extend(modules.into_iter().map(|(path, content)| (path, File { permissions: 0o644, content })));
+    for (list, modules) in modules {
+        let order: String = modules.iter().map(|(path, _)| format!("/{path}\n")).collect();
+        let order = File { permissions: 0o644, content: order.into_bytes() };
+        files.insert(format!("lib/modules/{list}.order"), order);
+        files.extend(modules.into_iter().map(|(path, content)| (path, File { permissions: 0o644, content })));
+    }
     Ok(files)
 }
 
@@ -172,8 +202,8 @@ fn parse_ldd(text: &str) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Modules in the order in which they must be loaded, decompressed.
-fn modules(kernel: &Kernel, names: &[&str]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+/// Modules of a kernel and what they need, in the order in which they must be loaded, decompressed.
+pub fn modules(kernel: &Kernel, names: &[&str]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut seen = BTreeSet::new();
     let mut modules = Vec::new();
     for module in names {

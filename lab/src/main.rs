@@ -1,7 +1,8 @@
 //! `crashyard-lab`: emulated machines for developers and for CI.
 //!
 //! `image` builds the guest that emulated machines boot; `demo` takes a whole farm up, crashes it four times, and
-//! says whether everything came out as predicted.
+//! says whether everything came out as predicted; `demo-vmx` does the same with VMX, and with kernels that are broken
+//! on purpose.
 
 mod cache;
 mod command;
@@ -9,6 +10,7 @@ mod demo;
 mod image;
 mod kernel;
 mod vmcores;
+mod vmx;
 
 use cache::Cache;
 use clap::{Parser, Subcommand};
@@ -32,6 +34,8 @@ enum Command {
     Demo(demo::Options),
     /// Crash many kernels in many ways and compare each dump with what the kernel said of itself before.
     Vmcores(vmcores::Options),
+    /// Take a farm of emulated Intel machines up and crash kernels, good and broken, in every state of VMX.
+    DemoVmx(vmx::Options),
 }
 
 /// The directory this program was built from.
@@ -50,5 +54,6 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
         }
         Command::Demo(options) => demo::run(options, source).await,
         Command::Vmcores(options) => tokio::task::spawn_blocking(move || vmcores::run(&options, &source)).await?,
+        Command::DemoVmx(options) => vmx::run(options, source).await,
     }
 }

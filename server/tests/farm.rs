@@ -184,6 +184,7 @@ fn scenario(name: &str) -> Scenario {
         name: name.to_owned(),
         title: "In memory".into(),
         vmx: VmxState::None,
+        vmx_number: None,
         trigger: Trigger::SysrqC,
         cpu: None,
         boot: Boot::default(),

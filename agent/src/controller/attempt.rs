@@ -234,7 +234,12 @@ impl Attempt {
             epoch: self.claim.epoch,
             token: self.claim.attempt_token.clone(),
         };
-        let (kernel, initrd) = match self.farm.images.prepare(&self.client, brief, &ticket, &self.directory).await {
+        let (kernel, initrd) = match self
+            .farm
+            .images
+            .prepare(&self.client, brief, &ticket, self.driver.carries_build(), &self.directory)
+            .await
+        {
             Ok(files) => files,
             Err(error) => return self.powered(Action::On, Err(error.context("prepare the build's files"))),
         };

@@ -1,5 +1,6 @@
 //! The controller's configuration: one TOML file.
 
+use super::bochs::{Bochs, BochsConfig};
 use super::machine::Driver;
 use super::qemu::{Qemu, QemuConfig};
 use super::watch::Watcher;
@@ -44,6 +45,9 @@ pub struct MachineConfig {
     /// Driven by QEMU.
     #[serde(default)]
     pub qemu: Option<QemuConfig>,
+    /// Driven by Bochs.
+    #[serde(default)]
+    pub bochs: Option<BochsConfig>,
 }
 
 impl Config {
@@ -57,7 +61,14 @@ impl Config {
         let mut names = BTreeSet::new();
         for machine in &config.machines {
             ensure!(names.insert(&machine.name), "two machines are named {}", machine.name);
-            ensure!(machine.qemu.is_some(), "machine {} has no driver: add a table [machine.qemu]", machine.name);
+            match (&machine.qemu, &machine.bochs) {
+                (None, None) => {
+                    bail!("machine {} has no driver: add a table [machine.qemu] or [machine.bochs]", machine.name)
+                }
+                (Some(_), Some(_)) => bail!("machine {} has two drivers, qemu and bochs", machine.name),
+                (None, Some(bochs)) => bochs.check().with_context(|| format!("machine {}", machine.name))?,
+                (Some(_), None) => {}
+            }
         }
         Ok(config)
     }
@@ -76,6 +87,9 @@ impl Config {
 impl MachineConfig {
     /// Makes the machine's driver.
     pub fn driver(&self, server: &str, watcher: &Watcher) -> anyhow::Result<Arc<dyn Driver>> {
+        if let Some(bochs) = &self.bochs {
+            return Ok(Arc::new(Bochs::new(bochs, server, watcher.clone())?));
+        }
         let qemu = self.qemu.as_ref().with_context(|| format!("machine {} has no driver", self.name))?;
         Ok(Arc::new(Qemu::new(qemu, server, watcher.clone())?))
     }
@@ -109,6 +123,8 @@ mod tests {
             ("[[machine]]\nname = 'q1'\n", "no driver"),
             ("[[machine]]\nname = 'q1'\n[machine.qemu]\n[[machine]]\nname = 'q1'\n[machine.qemu]\n", "two machines"),
             ("[[machine]]\nname = 'q1'\n[machine.qemu]\ncpus = 2\n", "cpus"),
+            ("[[machine]]\nname = 'b1'\n[machine.bochs]\n[machine.qemu]\n", "two drivers"),
+            ("[[machine]]\nname = 'b1'\n[machine.bochs]\nmodel = 'tigerlake'\n", "clock"),
         ] {
             let error = format!("{:#}", parse(&format!("{HEAD}{text}")).unwrap_err());
             assert!(error.contains(word), "{error}");

@@ -1,8 +1,9 @@
 //! Build files on the controller: kept by content, so that the same kernel is downloaded once.
 
-use crate::{cpio, download, guest::Guest};
+use crate::guest::{Guest, artifact};
+use crate::{cpio, download};
 use anyhow::Context as _;
-use crashyard_protocol::agent::{ArtifactBrief, Brief, Ticket};
+use crashyard_protocol::agent::{Brief, Ticket};
 use crashyard_protocol::client::Client;
 use std::path::{Path, PathBuf};
 use tokio::sync::Mutex;
@@ -25,12 +26,14 @@ impl Images {
         Ok(Self { directory: directory.to_owned(), downloading: Mutex::new(()) })
     }
 
-    /// Puts the kernel and the initrd with the ticket into `into`, and returns their paths.
+    /// Puts the kernel and the initrd with the ticket into `into`, and returns their paths. With `carry` the build's
+    /// files are inside the initrd as well, for the target agent.
     pub async fn prepare(
         &self,
         client: &Client,
         brief: &Brief,
         ticket: &Ticket,
+        carry: bool,
         into: &Path,
     ) -> anyhow::Result<(PathBuf, PathBuf)> {
         let (kernel, initrd) = (into.join("kernel"), into.join("initrd"));
@@ -39,18 +42,17 @@ impl Images {
         // A link and not the path in the cache: pruning the cache must not take a running attempt's kernel away.
         let _ = std::fs::remove_file(&kernel);
         std::fs::hard_link(&kernel_file, &kernel).or_else(|_| std::fs::copy(&kernel_file, &kernel).map(drop))?;
-        let archive = Guest::archive(ticket, brief)?;
-        write_private(&initrd, &cpio::append(std::fs::read(initrd_file)?, &archive))?;
+        let mut image = std::fs::read(&initrd_file)?;
+        if carry {
+            let files = [("kernel", &kernel_file), ("initrd", &initrd_file)];
+            image = cpio::append(image, &Guest::build_archive(brief, &files)?);
+        }
+        write_private(&initrd, &cpio::append(image, &Guest::archive(ticket, brief)?))?;
         Ok((kernel.canonicalize()?, initrd.canonicalize()?))
     }
 
     async fn get(&self, client: &Client, brief: &Brief, name: &str) -> anyhow::Result<PathBuf> {
-        let artifact: &ArtifactBrief = brief
-            .build
-            .artifacts
-            .iter()
-            .find(|artifact| artifact.name == name)
-            .with_context(|| format!("the build has no file named {name}"))?;
+        let artifact = artifact(brief, name)?;
         anyhow::ensure!(
             artifact.blake3.len() == 64 && artifact.blake3.bytes().all(|b| b.is_ascii_hexdigit()),
             "the hash of {name} is not a hash"

@@ -87,6 +87,15 @@ pub trait Driver: Send + Sync {
     fn name(&self) -> &'static str;
     /// The server as the machine reaches it.
     fn server_seen_from_machine(&self) -> String;
+    /// Words for the command line of every boot of such a machine.
+    fn cmdline(&self) -> &'static str {
+        ""
+    }
+    /// Whether the build's files travel to the target agent inside the initramfs, because that is quicker on such a
+    /// machine than a download by the guest.
+    fn carries_build(&self) -> bool {
+        false
+    }
     /// Finds the machine of an attempt, whether it was ever powered on or not.
     fn attach(&self, directory: &Path) -> anyhow::Result<Attached>;
 }

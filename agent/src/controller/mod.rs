@@ -5,6 +5,7 @@
 //! the second ends the process at once, as `kill -9` would: machines go on, and the next start takes them up.
 
 mod attempt;
+pub mod bochs;
 mod config;
 mod consoles;
 mod filelog;
@@ -15,6 +16,7 @@ mod record;
 mod reports;
 mod watch;
 
+pub use bochs::BochsConfig;
 pub use config::{Config, MachineConfig};
 pub use qemu::{ACCEL, QemuConfig, Qmp};
 
@@ -229,7 +231,8 @@ impl Controller {
         let mut backoff = Backoff::default();
         let ending = loop {
             let result = async {
-                match Attempt::take_up(&self.farm, &member.driver, &member.config.cmdline, directory)? {
+                let cmdline = format!("{} {}", member.driver.cmdline(), member.config.cmdline);
+                match Attempt::take_up(&self.farm, &member.driver, &cmdline, directory)? {
                     Some(attempt) => attempt.work().await,
                     None => Ok(Ending::Lost),
                 }
@@ -259,7 +262,7 @@ impl Controller {
         let lost = self.state.join("lost");
         std::fs::create_dir_all(&lost)?;
         let mut kept = directories(&lost)?;
-        for name in ["initrd", "kernel", "dump.disk"] {
+        for name in ["initrd", "kernel", "dump.disk", "machine.iso"] {
             // Large, and of no use to a reader.
             let _ = std::fs::remove_file(directory.join(name));
         }

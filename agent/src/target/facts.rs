@@ -12,12 +12,12 @@ const NT_GNU_BUILD_ID: u32 = 3;
 pub fn kernel() -> anyhow::Result<Report> {
     let name = nix::sys::utsname::uname().context("uname")?;
     let notes = std::fs::read("/sys/kernel/notes").unwrap_or_default();
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").context("read the online CPUs")?;
+    let online = online_cpus()?.len();
     Ok(Report::Kernel {
         release: name.release().to_string_lossy().into_owned(),
         version: name.version().to_string_lossy().into_owned(),
         build_id: build_id(&notes),
-        cpus_online: count_cpus(&online),
+        cpus_online: u32::try_from(online).unwrap_or(u32::MAX),
     })
 }
 
@@ -52,17 +52,22 @@ pub fn build_id(mut notes: &[u8]) -> Option<String> {
     None
 }
 
-/// Counts the CPUs of a kernel CPU list such as `0-3,5`.
-#[must_use]
-pub fn count_cpus(list: &str) -> u32 {
+/// The CPUs that are online.
+pub fn online_cpus() -> anyhow::Result<Vec<u32>> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").context("read the online CPUs")?;
+    Ok(cpus(&list))
+}
+
+/// The CPUs of a kernel CPU list such as `0-3,5`.
+fn cpus(list: &str) -> Vec<u32> {
     list.trim()
         .split(',')
         .filter_map(|range| {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
-            let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-            Some(last.checked_sub(first)? + 1)
+            Some(first.parse().ok()?..=last.parse::<u32>().ok()?)
         })
-        .sum()
+        .flatten()
+        .collect()
 }
 
 #[cfg(test)]
@@ -99,9 +104,11 @@ mod tests {
     }
 
     #[test]
-    fn cpu_lists_are_counted() {
-        for (list, count) in [("0\n", 1), ("0-3\n", 4), ("0-1,3,8-11\n", 7), ("\n", 0)] {
-            assert_eq!(count_cpus(list), count, "{list:?}");
+    fn cpu_lists_are_understood() {
+        for (list, expected) in
+            [("0\n", &[0][..]), ("0-3\n", &[0, 1, 2, 3]), ("0-1,3,8-9\n", &[0, 1, 3, 8, 9]), ("\n", &[])]
+        {
+            assert_eq!(cpus(list), expected, "{list:?}");
         }
     }
 }

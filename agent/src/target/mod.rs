@@ -7,12 +7,15 @@
 
 mod cmdline;
 mod facts;
-pub use facts::build_id;
+mod kvm;
+mod modules;
 mod steps;
 mod trigger;
+mod vmx;
+
+pub use facts::build_id;
 
 use crate::guest::{Guest, Reporter};
-use crashyard_protocol::VmxState;
 use crashyard_protocol::agent::{Directive, Report, Role};
 use std::path::Path;
 use std::time::Duration;
@@ -31,12 +34,15 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     }
 
     let loaded = steps::load_crash_kernel(&guest, &mut reporter).await?;
-    let (step, vmx) = steps::reach_vmx_state(scenario.vmx);
-    reporter.tell(step.report()).await?;
-    let prepared = trigger::prepare(scenario.trigger, scenario.cpu);
-    reporter.tell(prepared.report()).await?;
+    // Before the state is reached: what prepares the trigger would only be slower with guests on every CPU.
+    let prepared = trigger::prepare(scenario.trigger, scenario.cpu).await;
+    let can_trigger = prepared.iter().all(|step| step.ok);
+    let (reached, vmx) = vmx::reach(&scenario).await;
+    for step in prepared.iter().chain(&reached) {
+        reporter.tell(step.report()).await?;
+    }
 
-    let ready = loaded && vmx == scenario.vmx && prepared.ok;
+    let ready = loaded && vmx == scenario.vmx && can_trigger;
     let mut directive = reporter.tell(facts::armed(vmx)?).await?;
     loop {
         match directive {
@@ -56,7 +62,7 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
         return stopped(&reason);
     }
     trigger::mark(&marker)?;
-    let failure = trigger::pull(scenario.trigger).await;
+    let failure = trigger::pull(scenario.trigger, scenario.cpu).await;
     // Still here, so the kernel is: say why.
     let result = StepResult::failed("trigger", format!("{failure:#}"));
     reporter.tell(result.report()).await?;
@@ -67,6 +73,3 @@ fn stopped(reason: &str) -> anyhow::Result<()> {
     eprintln!("crashyard: the server says stop: {reason}");
     Ok(())
 }
-
-/// What a state is reached as when nothing was done.
-const UNTOUCHED: VmxState = VmxState::None;

@@ -1,19 +1,22 @@
 //! The steps of arming, each with what was executed, its return code and what it said.
 
-use super::UNTOUCHED;
 use super::cmdline::for_capture;
-use crate::guest::{Guest, Reporter, tail};
+use crate::guest::{Guest, Reporter, artifact, tail};
 use crate::{cpio, download};
-use anyhow::Context as _;
-use crashyard_protocol::VmxState;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::client::ClientError;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tokio::process::Command;
 
 /// Limit of a step's output in its report.
 const OUTPUT_LIMIT: usize = 4096;
+
+/// Word of the kernel command line of machines on which hashing the crash kernel, when it is loaded and again when it
+/// is started, would take minutes.
+const UNCHECKED: &str = "crashyard.kexec=load";
 
 /// One step and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ impl StepResult {
     }
 
     /// The same, with the time since `start`.
-    fn since(self, start: Instant) -> Self {
+    pub fn since(self, start: Instant) -> Self {
         Self { took_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX), ..self }
     }
 
@@ -62,7 +65,7 @@ impl StepResult {
 }
 
 /// Runs a command to its end and keeps all it said.
-async fn execute(name: &str, program: &str, arguments: &[String]) -> StepResult {
+pub async fn execute(name: &str, program: &str, arguments: &[String]) -> StepResult {
     let start = Instant::now();
     let command =
         Some(std::iter::once(program).chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>().join(" "));
@@ -83,7 +86,7 @@ pub async fn load_crash_kernel(guest: &Guest, reporter: &mut Reporter) -> Result
     let start = Instant::now();
     let files = match fetch_files(guest, directory).await {
         Ok(files) => {
-            let step = StepResult::done("fetch-crash-kernel", "kernel and initrd are here, hashes equal").since(start);
+            let step = StepResult::done("fetch-crash-kernel", "kernel and initrd are here").since(start);
             reporter.tell(step.report()).await?;
             files
         }
@@ -95,7 +98,7 @@ pub async fn load_crash_kernel(guest: &Guest, reporter: &mut Reporter) -> Result
     };
     let running = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let cmdline = for_capture(&running, &guest.brief.scenario.capture.cmdline);
-    let step = kexec_load(&files, &cmdline).await;
+    let step = kexec_load(&files, &running, &cmdline).await;
     reporter.tell(step.report()).await?;
     if step.ok {
         // The image is in reserved memory now; the copies would only fill the dump.
@@ -110,12 +113,17 @@ pub async fn load_crash_kernel(guest: &Guest, reporter: &mut Reporter) -> Result
 
 /// The file-based call lets the kernel itself read and place the image; where it is refused (an unsigned kernel under
 /// lockdown, no `CONFIG_KEXEC_FILE`) the older call does it, without purgatory's slow check of its hashes. Both tries
-/// are one step, which fails only if both fail: a refusal that was got around is no failure.
-async fn kexec_load(files: &Files, cmdline: &str) -> StepResult {
+/// are one step, which fails only if both fail: a refusal that was got around is no failure. Slow machines ask for the
+/// older call first (see [`UNCHECKED`]).
+async fn kexec_load(files: &Files, running: &str, cmdline: &str) -> StepResult {
     let start = Instant::now();
     let mut tries = String::new();
     let mut step = StepResult::failed("load-crash-kernel", "");
-    for flags in [&["-p", "-s"][..], &["-p", "-c", "-i"][..]] {
+    let mut ways = [&["-p", "-s"][..], &["-p", "-c", "-i"][..]];
+    if running.split_whitespace().any(|word| word == UNCHECKED) {
+        ways.reverse();
+    }
+    for flags in ways {
         let mut arguments: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         arguments.push(files.kernel.display().to_string());
         arguments.push(format!("--initrd={}", files.initrd.display()));
@@ -147,28 +155,17 @@ async fn fetch_files(guest: &Guest, directory: &Path) -> anyhow::Result<Files> {
     std::fs::create_dir_all(directory)?;
     let files = Files { kernel: directory.join("kernel"), initrd: directory.join("initrd") };
     for (name, path) in [("kernel", &files.kernel), ("initrd", &files.initrd)] {
-        let artifact = guest
-            .brief
-            .build
-            .artifacts
-            .iter()
-            .find(|artifact| artifact.name == name)
-            .with_context(|| format!("the build has no file named {name}"))?;
-        download::fetch(&guest.client, artifact, path).await?;
-    }
-    let ticket = Guest::archive(&guest.ticket, &guest.brief)?;
-    let image = std::fs::read(&files.initrd)?;
-    std::fs::write(&files.initrd, cpio::append(image, &ticket))?;
-    Ok(files)
-}
-
-/// Brings the scenario's VMX state about and says which one was reached.
-pub fn reach_vmx_state(wanted: VmxState) -> (StepResult, VmxState) {
-    match wanted {
-        VmxState::None => (StepResult::done("vmx-state", "nothing to do: no VMX state is asked for"), wanted),
-        other => {
-            let text = format!("the state {other} needs the VMX module, which this agent does not drive");
-            (StepResult::failed("vmx-state", text), UNTOUCHED)
+        let artifact = artifact(&guest.brief, name)?;
+        match guest.carried(artifact) {
+            // A move inside the initramfs: no second copy in memory.
+            Some(carried) if std::fs::rename(&carried, path).is_ok() => {}
+            Some(carried) => drop(std::fs::copy(&carried, path)?),
+            None => download::fetch(&guest.client, artifact, path).await?,
         }
     }
+    let ticket = Guest::archive(&guest.ticket, &guest.brief)?;
+    let mut image = OpenOptions::new().append(true).open(&files.initrd)?;
+    let length = image.metadata()?.len();
+    image.write_all(&cpio::append(cpio::padding(length), &ticket))?;
+    Ok(files)
 }

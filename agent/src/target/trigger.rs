@@ -1,6 +1,8 @@
 //! Marks the kernel log and crashes the kernel.
 
+use super::modules::{self, CRASHYARD_VMX};
 use super::steps::StepResult;
+use super::vmx;
 use anyhow::{Context as _, anyhow};
 use crashyard_protocol::Trigger;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -10,8 +12,20 @@ use std::time::Duration;
 /// How long a trigger from outside may take to arrive before the agent says that it did not.
 const OUTSIDE_TRIGGER: Duration = Duration::from_secs(25);
 
+/// Seconds after which a CPU that does not answer counts as locked up; the kernel's own default is 10.
+const LOCKUP_SECONDS: &str = "2";
+
 /// Makes the trigger possible, without pulling it.
-pub fn prepare(trigger: Trigger, cpu: Option<u32>) -> StepResult {
+pub async fn prepare(trigger: Trigger, cpu: Option<u32>) -> Vec<StepResult> {
+    let mut steps = Vec::new();
+    if trigger.module_command().is_some() {
+        steps.extend(modules::load(CRASHYARD_VMX).await);
+    }
+    steps.push(allow(trigger, cpu));
+    steps
+}
+
+fn allow(trigger: Trigger, cpu: Option<u32>) -> StepResult {
     let attempt = || -> anyhow::Result<String> {
         let mut done = match trigger {
             Trigger::SysrqC => {
@@ -22,11 +36,18 @@ pub fn prepare(trigger: Trigger, cpu: Option<u32>) -> StepResult {
                 set("/proc/sys/kernel/unknown_nmi_panic", "1")?;
                 "an unknown NMI panics now; the controller sends it when it sees the marker".to_owned()
             }
-            Trigger::ModulePanic | Trigger::ModuleOops => {
-                anyhow::bail!("the trigger {trigger} needs the VMX module, which this agent does not drive")
+            Trigger::ModuleOops => {
+                set("/proc/sys/kernel/panic_on_oops", "1")?;
+                "an oops is fatal now".to_owned()
             }
+            Trigger::ModuleHardlockup => {
+                set("/proc/sys/kernel/hardlockup_panic", "1")?;
+                set("/proc/sys/kernel/watchdog_thresh", LOCKUP_SECONDS)?;
+                format!("a CPU that is locked up for {LOCKUP_SECONDS} s panics now")
+            }
+            Trigger::ModulePanic | Trigger::ModuleIrqPanic | Trigger::ModuleNmiPanic => "nothing to prepare".to_owned(),
         };
-        if let Some(cpu) = cpu {
+        if let Some(cpu) = cpu.filter(|_| trigger.module_command().is_none()) {
             let mut set = CpuSet::new();
             set.set(cpu as usize).with_context(|| format!("no such CPU: {cpu}"))?;
             sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("move to CPU {cpu}"))?;
@@ -47,7 +68,13 @@ pub fn mark(marker: &str) -> anyhow::Result<()> {
 }
 
 /// Crashes the kernel. Comes back only with the reason why that did not work.
-pub async fn pull(trigger: Trigger) -> anyhow::Error {
+pub async fn pull(trigger: Trigger, cpu: Option<u32>) -> anyhow::Error {
+    if let Some(verb) = trigger.module_command() {
+        return match vmx::command(&format!("{verb} cpu={}", cpu.unwrap_or(0))) {
+            Ok(()) => anyhow!("the VMX module was told to {verb}, but the kernel goes on"),
+            Err(error) => error,
+        };
+    }
     match trigger {
         Trigger::SysrqC => match set("/proc/sysrq-trigger", "c") {
             Ok(()) => anyhow!("sysrq-c was accepted, but the kernel goes on"),
@@ -57,7 +84,7 @@ pub async fn pull(trigger: Trigger) -> anyhow::Error {
             tokio::time::sleep(OUTSIDE_TRIGGER).await;
             anyhow!("no NMI came within {} s, or it did not panic this kernel", OUTSIDE_TRIGGER.as_secs())
         }
-        Trigger::ModulePanic | Trigger::ModuleOops => anyhow!("the trigger {trigger} needs the VMX module"),
+        _ => anyhow!("this agent does not know how to pull {trigger}"),
     }
 }
 

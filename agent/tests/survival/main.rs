@@ -25,6 +25,7 @@ fn start(state: &Path, server: &Server, world: &Arc<World>) -> JoinHandle<()> {
         cmdline: String::new(),
         server_from_machine: None,
         qemu: Some(QemuConfig::default()),
+        bochs: None,
     };
     let config = Config {
         name: "lab".into(),

@@ -204,6 +204,7 @@ fn brief(attempt: AttemptId) -> Brief {
             name: "nmi".into(),
             title: String::new(),
             vmx: VmxState::None,
+            vmx_number: None,
             trigger: Trigger::Nmi,
             cpu: None,
             boot: Boot::default(),

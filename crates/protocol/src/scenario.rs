@@ -16,9 +16,9 @@ text_enum! {
         None = "none",
         /// kvm_intel loaded, no guest ever run.
         KvmLoaded = "kvm-loaded",
-        /// A guest has run and ended.
+        /// A guest has run on every online CPU, and ended.
         KvmUsed = "kvm-used",
-        /// A guest is running.
+        /// A guest runs on every online CPU.
         KvmRunning = "kvm-running",
         /// The VMX module is in VMX root operation on every CPU.
         Vmxon = "vmxon",
@@ -26,6 +26,37 @@ text_enum! {
         VmcsLoaded = "vmcs-loaded",
         /// The VMX module has launched a guest that spins.
         VmcsLaunched = "vmcs-launched",
+        /// The VMX module has stopped in the middle of adding a VMCS to its list.
+        ListAddCut = "list-add-cut",
+        /// The VMX module has stopped in the middle of removing a VMCS from its list.
+        ListDelCut = "list-del-cut",
+    }
+}
+
+impl VmxState {
+    /// Whether the VMX module brings this state about; its crash record must then be in the dump.
+    #[must_use]
+    pub const fn is_of_module(self) -> bool {
+        matches!(self, Self::Vmxon | Self::VmcsLoaded | Self::VmcsLaunched | Self::ListAddCut | Self::ListDelCut)
+    }
+
+    /// Whether KVM brings this state about.
+    #[must_use]
+    pub const fn is_of_kvm(self) -> bool {
+        matches!(self, Self::KvmLoaded | Self::KvmUsed | Self::KvmRunning)
+    }
+
+    /// The number that this state takes: what it is when a scenario does not say, and what it may be at most.
+    #[must_use]
+    pub const fn number(self) -> Option<(u32, u32)> {
+        match self {
+            // VMCSes on each CPU.
+            Self::VmcsLoaded => Some((3, 64)),
+            // Pointer writes done when the change of the list is stopped.
+            Self::ListAddCut => Some((2, 4)),
+            Self::ListDelCut => Some((1, 2)),
+            _ => None,
+        }
     }
 }
 
@@ -40,6 +71,34 @@ text_enum! {
         ModulePanic = "module-panic",
         /// An oops raised by the VMX module, with `panic_on_oops`.
         ModuleOops = "module-oops",
+        /// `panic()` in an interrupt.
+        ModuleIrqPanic = "module-irq-panic",
+        /// `nmi_panic()` in an NMI.
+        ModuleNmiPanic = "module-nmi-panic",
+        /// A CPU that spins with interrupts off, with `hardlockup_panic`; another CPU has to notice.
+        ModuleHardlockup = "module-hardlockup",
+    }
+}
+
+impl Trigger {
+    /// The VMX module's command for it.
+    #[must_use]
+    pub const fn module_command(self) -> Option<&'static str> {
+        match self {
+            Self::SysrqC | Self::Nmi => None,
+            Self::ModulePanic => Some("panic"),
+            Self::ModuleOops => Some("oops"),
+            Self::ModuleIrqPanic => Some("irq-panic"),
+            Self::ModuleNmiPanic => Some("nmi-panic"),
+            Self::ModuleHardlockup => Some("hardlockup"),
+        }
+    }
+
+    /// Whether the kernel goes from an oops straight to the capture kernel, without a panic's message. The header of
+    /// the oops is what announces the crash then.
+    #[must_use]
+    pub const fn is_oops(self) -> bool {
+        matches!(self, Self::ModuleOops)
     }
 }
 
@@ -81,6 +140,9 @@ pub struct Scenario {
     /// State to bring about before the crash.
     #[serde(default = "Scenario::default_vmx")]
     pub vmx: VmxState,
+    /// Number of the state: VMCSes of `vmcs-loaded`, pointer writes done of `list-add-cut` and `list-del-cut`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmx_number: Option<u32>,
     /// What crashes the kernel.
     pub trigger: Trigger,
     /// The CPU that crashes; any, if absent.
@@ -102,6 +164,33 @@ pub struct Scenario {
 impl Scenario {
     fn default_vmx() -> VmxState {
         VmxState::None
+    }
+
+    /// The number of its VMX state, where that has one.
+    #[must_use]
+    pub fn vmx_number(&self) -> Option<u32> {
+        self.vmx.number().map(|(default, _)| self.vmx_number.unwrap_or(default))
+    }
+
+    /// What is wrong with the combination of VMX state, trigger and CPU, for the one who wrote it.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn check_vmx(&self) -> Result<(), String> {
+        match (self.vmx_number, self.vmx.number()) {
+            (Some(_), None) => return Err(format!("the VMX state {} takes no vmx_number", self.vmx)),
+            (Some(number), Some((_, most))) if number > most || number == 0 && self.vmx == VmxState::VmcsLoaded => {
+                return Err(format!("vmx_number of {} is at most {most}, not {number}", self.vmx));
+            }
+            _ => {}
+        }
+        if self.trigger == Trigger::ModuleHardlockup && self.boot.cpus < 2 {
+            return Err("module-hardlockup needs a second CPU that notices: boot.cpus at least 2".into());
+        }
+        if self.cpu.is_some_and(|cpu| cpu >= self.boot.cpus) {
+            return Err(format!("cpu counts from 0 and must be below boot.cpus ({})", self.boot.cpus));
+        }
+        Ok(())
     }
 }
 
@@ -161,7 +250,8 @@ impl Default for Capture {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// Text that the intended panic's message contains (the part after `Kernel panic - not syncing: `).
+    /// Text that the intended panic's message contains (the part after `Kernel panic - not syncing: `), or of the
+    /// oops's header where the trigger is an oops.
     pub panic: String,
 }
 

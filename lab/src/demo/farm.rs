@@ -26,6 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long the server may take until it answers.
 const STARTUP: Duration = Duration::from_secs(60);
 
+/// QEMU for the demo: one machine of the controller's configuration.
+pub const QEMU: &str = "[[machine]]\nname = \"qemu-1\"\n\
+    # Emulated time is not real time: the timer check would only cost seconds.\n\
+    cmdline = \"no_timer_check\"\n\n[machine.qemu]\n";
+
 /// A running farm.
 pub struct Farm {
     data: PathBuf,
@@ -43,11 +48,12 @@ struct Member {
 
 impl Farm {
     /// Starts a fresh farm in `data`, which must be empty or an earlier demo's.
-    pub async fn start(data: &Path, listen: SocketAddr) -> anyhow::Result<Self> {
+    /// `machines` is the part of the controller's configuration that names its machines.
+    pub async fn start(data: &Path, listen: SocketAddr, machines: &str) -> anyhow::Result<Self> {
         let (data, lock) = take_directory(data).await?;
         let base = format!("http://{listen}");
         let mut farm = Self { data, members: Vec::new(), client: Client::new(&base, None), _lock: lock };
-        match farm.start_members(&base, listen).await {
+        match farm.start_members(&base, listen, machines).await {
             Ok(()) => Ok(farm),
             Err(error) => {
                 farm.stop().await;
@@ -56,7 +62,7 @@ impl Farm {
         }
     }
 
-    async fn start_members(&mut self, base: &str, listen: SocketAddr) -> anyhow::Result<()> {
+    async fn start_members(&mut self, base: &str, listen: SocketAddr, machines: &str) -> anyhow::Result<()> {
         let data = self.data.display();
         let config = format!(
             "listen = \"{listen}\"\ndatabase_url = \"sqlite:{data}/crashyard.db\"\nblobs = \"dir:{data}/blobs\"\n\
@@ -77,9 +83,7 @@ impl Farm {
         self.client = self.client.with_token(&submit.secret);
 
         let config = format!(
-            "name = \"demo\"\nserver = \"{base}\"\ntoken_file = \"controller.token\"\nstate = \"controller\"\n\n\
-             [[machine]]\nname = \"qemu-1\"\n# Emulated time is not real time: the timer check would only cost seconds.\n\
-             cmdline = \"no_timer_check\"\n\n[machine.qemu]\n"
+            "name = \"demo\"\nserver = \"{base}\"\ntoken_file = \"controller.token\"\nstate = \"controller\"\n\n{machines}"
         );
         let path = self.data.join("controller.toml");
         std::fs::write(&path, config)?;

@@ -11,19 +11,33 @@ use crashyard_protocol::{BuildId, RunId};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Name of the demo's plan.
-const PLAN: &str = "demo";
+/// What is submitted beside the image and the scenarios.
+pub struct Submission<'a> {
+    /// Name of the build; the package the kernel came from, where that says enough.
+    pub build: &'a str,
+    /// Name of its configuration.
+    pub config: &'a str,
+    /// Name of the plan.
+    pub plan: &'a str,
+    /// Driver of the machines that may take it.
+    pub driver: &'a str,
+}
 
 /// Submits everything and returns the run.
-pub async fn everything(client: &Client, image: &Image, stories: &[Story]) -> anyhow::Result<RunId> {
+pub async fn everything(
+    client: &Client,
+    what: &Submission<'_>,
+    image: &Image,
+    stories: &[Story],
+) -> anyhow::Result<RunId> {
     let build = client
         .create_build(&NewBuild {
             checkout: None,
-            name: image.package.clone(),
+            name: what.build.to_owned(),
             architecture: "x86_64".into(),
             release: image.release.clone(),
             build_id: image.build_id.clone(),
-            config_name: Some("debian-cloud".into()),
+            config_name: Some(what.config.to_owned()),
             cmdline: String::new(),
         })
         .await
@@ -36,14 +50,14 @@ pub async fn everything(client: &Client, image: &Image, stories: &[Story]) -> an
         client.put_scenario(&story.scenario).await.with_context(|| format!("store {}", story.scenario.name))?;
     }
     let plan = NewPlan {
-        name: PLAN.into(),
+        name: what.plan.to_owned(),
         scenarios: stories.iter().map(|story| story.scenario.name.clone()).collect(),
-        selector: BTreeMap::from([("driver".into(), "qemu".into())]),
+        selector: BTreeMap::from([("driver".into(), what.driver.to_owned())]),
         requires: Vec::new(),
         repetitions: 1,
     };
     client.put_plan(&plan).await.context("store the plan")?;
-    Ok(client.create_run(&NewRun::new(build, PLAN)).await.context("submit the run")?.id)
+    Ok(client.create_run(&NewRun::new(build, what.plan)).await.context("submit the run")?.id)
 }
 
 async fn send(client: &Client, build: &BuildId, name: &str, path: &Path) -> anyhow::Result<()> {

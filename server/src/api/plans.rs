@@ -79,10 +79,7 @@ fn check_scenario(name: &str, scenario: &Scenario) -> AppResult<()> {
     if !(1..=1024).contains(&scenario.boot.cpus) || !(64..=1 << 24).contains(&scenario.boot.memory_mib) {
         return invalid("boot.cpus must be 1 to 1024, boot.memory_mib at least 64");
     }
-    if scenario.cpu.is_some_and(|cpu| cpu >= 8192) {
-        return invalid("cpu must be below 8192");
-    }
-    Ok(())
+    scenario.check_vmx().map_err(AppError::Invalid)
 }
 
 /// Plans, newest first.

@@ -99,6 +99,7 @@ fn scenario(name: &str, title: &str) -> Scenario {
         name: name.into(),
         title: title.into(),
         vmx: VmxState::None,
+        vmx_number: None,
         trigger: Trigger::SysrqC,
         cpu: None,
         boot: crashyard_protocol::Boot::default(),

@@ -7,7 +7,7 @@
 mod launch;
 mod qmp;
 
-pub use launch::{ACCEL, QemuConfig};
+pub use launch::{ACCEL, QemuConfig, ShortPath};
 pub use qmp::Qmp;
 
 use super::filelog::FileLog;
@@ -15,7 +15,7 @@ use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
 use super::watch::Watcher;
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
-use launch::{Route, ShortPath, launch, names};
+use launch::{Route, launch, names};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qmp::RunState;

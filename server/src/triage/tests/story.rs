@@ -74,6 +74,7 @@ impl Story {
             name: "plain".into(),
             title: "Plain sysrq-c".into(),
             vmx: VmxState::None,
+            vmx_number: None,
             trigger: Trigger::SysrqC,
             cpu: None,
             boot: Boot::default(),
