@@ -5,6 +5,7 @@ use crate::command::output;
 use crate::image::{self, File, archive};
 use crate::kernel::Kernel;
 use anyhow::Context as _;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// `/init` of the guest.
@@ -32,7 +33,8 @@ impl Guest {
         let release = root.file_name().context("a kernel's directory has a name")?.to_string_lossy().into_owned();
         let image = root.join(format!("boot/vmlinuz-{release}"));
         let kernel = Kernel { package: release.clone(), release: release.clone(), image: image.clone(), root };
-        let mut files = image::userland(INIT, BTreeMap::from([("boot".to_owned(), image::modules(&kernel, &MODULES)?)]))?;
+        let mut files =
+            image::userland(INIT, BTreeMap::from([("boot".to_owned(), image::modules(&kernel, &MODULES)?)]))?;
         // The capture kernel is the same one again.
         files.insert("kernel".into(), File::read(&kernel.image, 0o644)?);
         let mut key = blake3::Hasher::new();
