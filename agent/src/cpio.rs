@@ -81,11 +81,13 @@ pub fn append(mut base: Vec<u8>, archive: &[u8]) -> Vec<u8> {
     base
 }
 
-/// What must be written behind an image of `length` bytes before another archive may follow.
+/// What to write behind an initramfs image of `length` bytes so that `archive` follows it where the kernel looks.
 #[must_use]
-pub fn padding(length: u64) -> Vec<u8> {
+pub fn behind(length: u64, archive: &[u8]) -> Vec<u8> {
     let missing = length.next_multiple_of(4) - length;
-    vec![0; usize::try_from(missing).expect("less than four")]
+    let mut bytes = vec![0; usize::try_from(missing).expect("less than four")];
+    bytes.extend_from_slice(archive);
+    bytes
 }
 
 /// Fills up to a multiple of four with zeros.
@@ -126,6 +128,11 @@ mod tests {
         let joined = append(vec![1, 2, 3], &sample().finish());
         assert_eq!(&joined[..10], b"\x01\x02\x03\x00070701");
         assert!(joined.len().is_multiple_of(4));
+        for length in 1..9 {
+            let base = vec![1; length];
+            let written = [base.clone(), behind(length as u64, b"archive.")].concat();
+            assert_eq!(written, append(base, b"archive."), "an image of {length} bytes");
+        }
     }
 
     #[test]

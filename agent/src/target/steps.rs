@@ -166,6 +166,6 @@ async fn fetch_files(guest: &Guest, directory: &Path) -> anyhow::Result<Files> {
     let ticket = Guest::archive(&guest.ticket, &guest.brief)?;
     let mut image = OpenOptions::new().append(true).open(&files.initrd)?;
     let length = image.metadata()?.len();
-    image.write_all(&cpio::append(cpio::padding(length), &ticket))?;
+    image.write_all(&cpio::behind(length, &ticket))?;
     Ok(files)
 }
