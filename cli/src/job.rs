@@ -51,22 +51,32 @@ async fn why(args: &Why) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&waiting)?);
     } else {
-        print!("{}", text::safe(&human(&waiting)));
+        print!("{}", human(&waiting));
     }
     Ok(())
 }
 
+/// Date and time of day; UTC, as everything on the farm's pages.
 fn when(at: Timestamp) -> String {
-    // Milliseconds since the epoch, as a time of day would need a time zone of somebody.
-    let seconds = at.0.div_euclid(1000).rem_euclid(86_400);
-    format!("{:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    let (days, seconds) = (at.0.div_euclid(86_400_000), at.0.div_euclid(1000).rem_euclid(86_400));
+    // Days since 0000-03-01, so that the leap day is a year's last one and months have a regular pattern.
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let of_era = days.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let march_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = year + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn human(waiting: &Waiting) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
         // Writing to a string does not fail.
-        let _ = writeln!(out, "{text}");
+        let _ = writeln!(out, "{}", text::safe(&text));
     };
     line(waiting.summary.clone());
     line(String::new());
@@ -78,7 +88,8 @@ fn human(waiting: &Waiting) -> String {
         line(format!("gives up   {}", when(at)));
     }
     if !waiting.constraints.is_empty() {
-        line("\nIt asks for:".into());
+        line(String::new());
+        line("It asks for:".into());
     }
     for one in &waiting.constraints {
         line(format!("  {:<32} {} machines have it, {} do not", one.constraint, one.satisfied_by, one.failed_by));
@@ -87,7 +98,8 @@ fn human(waiting: &Waiting) -> String {
         }
     }
     if !waiting.machines.is_empty() {
-        line(format!("\nMachines it could have ({}):", waiting.fitting));
+        line(String::new());
+        line(format!("Machines it could have ({}):", waiting.fitting));
     }
     for machine in &waiting.machines {
         let why = machine.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -95,7 +107,8 @@ fn human(waiting: &Waiting) -> String {
         line(format!("  {:<24} {} since {}{gone}{why}", machine.name, machine.state, when(machine.since)));
     }
     if !waiting.ahead.is_empty() {
-        line("\nOthers who want these machines:".into());
+        line(String::new());
+        line("Others who want these machines:".into());
     }
     for other in &waiting.ahead {
         let turn = if other.first { "comes first" } else { "comes later" };
@@ -143,10 +156,18 @@ mod tests {
             expected_start: None,
         };
         let text = human(&waiting);
-        for wanted in
-            ["1 of 3 machines", "vmx.unrestricted", "2 do not", "quarantined since 00:01:01 UTC: fan", "01:00:00 UTC"]
-        {
+        for wanted in [
+            "1 of 3 machines",
+            "vmx.unrestricted",
+            "2 do not",
+            "quarantined since 1970-01-01 00:01:01 UTC: fan",
+            "01:00:00 UTC",
+        ] {
             assert!(text.contains(wanted), "{wanted} in {text}");
         }
+        assert!(text.lines().count() > 6 && !text.contains("x0a"), "lines stay lines: {text}");
+        // A leap day, and a time whose date is known from `date -u -d @1795518281`.
+        assert_eq!(when(Timestamp(951_782_400_000)), "2000-02-29 00:00:00 UTC");
+        assert_eq!(when(Timestamp(1_795_518_281_106)), "2026-11-24 11:04:41 UTC");
     }
 }
