@@ -348,19 +348,105 @@ pub struct LoadedVmcs {
     pub vmcs: Option<Addr>,
     /// CPU it believes to be on.
     pub cpu: Option<i32>,
-    /// Its launch state: still launched in a dump means that it was not cleared.
+    /// KVM's own note of its launch state. The crash path leaves it as it is, so it proves nothing.
     pub launched: Option<bool>,
+    /// What the CPU left in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<VmcsPage>,
 }
 
-/// Bytes of the symbol `crashyard_vmx_record`, which the farm's VMX module exports; its layout belongs to that module.
+/// What a dump shows of VMX.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vmx {
+    /// The crash record of the farm's module, where it is loaded.
+    pub record: Option<VmxRecord>,
+    /// KVM, where it is loaded.
+    pub kvm: Option<Kvm>,
+    /// What could not be read.
+    pub warnings: Vec<String>,
+}
+
+/// What the crash callback of the farm's VMX module did (`docs/VMX.md`, layout version 1).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmxRecord {
     /// Module it was found in.
     pub module: String,
-    /// Its address.
+    /// Address of its header.
     pub address: Addr,
-    /// Its bytes in hexadecimal.
-    pub bytes: String,
+    /// One for each possible CPU.
+    #[serde(default)]
+    pub cpus: Vec<VmxCpu>,
+    /// Why there are fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The record of one CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmxCpu {
+    /// Number.
+    pub cpu: u32,
+    /// 0 off, 1 vmxon, 2 vmcs-loaded, 3 vmcs-launched, 4 list-add-cut, 5 list-del-cut.
+    pub state: u32,
+    /// The callback ran here.
+    pub ran: bool,
+    /// How its walk over the list ended: 0 not walked, 1 back at the head, 2 null pointer, 3 too long.
+    pub walk_end: u32,
+    /// Entries it saw.
+    pub visited: u32,
+    /// VMCLEARs that succeeded.
+    pub vmclears: u32,
+    /// VMCLEARs that the CPU refused.
+    pub vmclears_failed: u32,
+    /// VMCLEARs that faulted.
+    pub vmclear_faults: u32,
+    /// Current VMCS after the walk; all ones: none.
+    pub current_after: Addr,
+    /// VMXOFF: 0 not seen, 1 CR4.VMXE was clear afterwards, 2 still set.
+    pub vmxoff: u32,
+    /// Somebody looked, so that a `vmxoff` of 0 means that it never came to that.
+    pub vmxoff_observed: bool,
+    /// VMCSes of this CPU.
+    pub slots: Vec<VmxSlot>,
+}
+
+/// One VMCS of the farm's module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmxSlot {
+    /// Address of its region.
+    pub vmcs: Addr,
+    /// Where it was when the crash came.
+    pub state: SlotState,
+    /// In the crash: 0 untouched, 1 VMCLEARed, 2 and 3 refused, 4 fault.
+    pub cleared: u32,
+    /// What the CPU left in it, of loaded ones.
+    pub page: Option<VmcsPage>,
+}
+
+/// 1 clear and unlisted, 2 loaded, 3 launched, 4 insertion cut, 5 removal cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SlotState(pub u32);
+
+/// The start of a VMCS region, as the CPU left it in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmcsPage {
+    /// Revision id (Intel SDM volume 3, 24.2): names the format of what follows, which Intel does not publish.
+    pub revision: u32,
+    /// The first word of that.
+    pub word2: u32,
+}
+
+impl VmcsPage {
+    /// Revision of Bochs 2.7, whose source says that the word is the launch state.
+    const BOCHS: u32 = 0x2b;
+
+    /// Whether the VMCS is in the launch state *launched*, that is, was not VMCLEARed since; `None` where the format is
+    /// not known.
+    #[must_use]
+    pub fn launched(self) -> Option<bool> {
+        (self.revision & 0x7fff_ffff == Self::BOCHS).then_some(self.word2 != 0)
+    }
 }
 
 impl Capsule {

@@ -45,7 +45,7 @@ pub use memory::Memory;
 pub use modules::{Module, ModuleSymbol};
 pub use read_at::{Bytes, ReadAt};
 pub use registers::RegisterSource;
-pub use report::{Options, capsule, of_kernel};
+pub use report::{Options, capsule, of_kernel, vmx};
 pub use summary::{CpuNote, Summary, dmesg_only, summarise};
 pub use tables::TableCache;
 pub use typed::Object;

@@ -7,8 +7,9 @@ mod facts;
 mod kvm;
 mod stacks;
 mod tasks;
+mod vmx;
 
-use crate::capsule::{Capsule, ModuleInfo, TaskRef, VERSION};
+use crate::capsule::{Capsule, ModuleInfo, TaskRef, VERSION, Vmx};
 use crate::dmesg;
 use crate::error::{Error, Limits};
 use crate::format::Dump;
@@ -43,6 +44,16 @@ pub fn capsule(src: &dyn ReadAt, options: &Options) -> Result<Capsule, Error> {
         kernel.warn(cut);
     }
     Ok(of_kernel(&kernel))
+}
+
+/// Reads only what a dump shows of VMX: KVM's lists and the farm's crash records.
+///
+/// # Errors
+/// The dump cannot be opened; see [`Error`].
+pub fn vmx(src: &dyn ReadAt, limits: &Limits) -> Result<Vmx, Error> {
+    let kernel = Kernel::open(Dump::open(src, limits)?, limits, None)?;
+    let (record, kvm) = (vmx::record(&kernel), kvm::read(&kernel));
+    Ok(Vmx { record, kvm, warnings: kernel.warnings() })
 }
 
 /// Reads a capsule from an open kernel.
@@ -80,7 +91,7 @@ pub fn of_kernel(kernel: &Kernel) -> Capsule {
         modules: kernel.modules().iter().map(module).collect(),
         memory: facts::memory(kernel),
         kvm: kvm::read(kernel),
-        vmx_record: kvm::record(kernel),
+        vmx_record: vmx::record(kernel),
         dmesg: log.lines,
         stacks: stacks.into_list(),
         cpus,

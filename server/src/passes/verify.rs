@@ -37,9 +37,9 @@ async fn read(state: &AppState, id: &AttemptId) -> AppResult<DumpReading> {
         .await?
         .ok_or_else(|| AppError::Internal(anyhow::anyhow!("attempt {id} has no dump")))?;
     let stored = Stored::open(state, &artifact.id).await?;
-    let intent = Intent::new(id, &full.scenario);
+    let (intent, vmx) = (Intent::new(id, &full.scenario), full.scenario.vmx);
     let (outcome, failure) = tokio::task::spawn_blocking(move || {
-        let outcome = dump::read(&stored, &intent, &Limits::default());
+        let outcome = dump::read(&stored, &intent, vmx, &Limits::default());
         (outcome, stored.failure())
     })
     .await?;

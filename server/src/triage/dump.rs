@@ -5,13 +5,16 @@
 //! outcomes. "Could not be evaluated" is one of them and never counts as held: a dump whose log cannot be read does
 //! not contain the panic just because nobody could look.
 //!
-//! Further oracles (VMX state) add their facts to [`DumpFacts`] and their comparison to [`oracles`]; the judge asks
-//! for nothing but outcomes.
+//! A scenario that uses VMX adds its facts ([`DumpFacts::vmx`]) and its oracles (`vmx`); the judge asks for nothing
+//! but outcomes.
+
+mod vmx;
 
 use super::console::{Intent, is_marker};
+use crashyard_protocol::VmxState;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_vmcore::{Error, Limits, ReadAt, Summary, summarise};
+use crashyard_vmcore::{Error, Limits, ReadAt, Summary, Vmx, summarise};
 use serde::{Deserialize, Serialize};
 
 use super::evidence::{BuildFacts, EvidenceView};
@@ -55,6 +58,9 @@ pub struct DumpFacts {
     pub cpus_saved: u32,
     /// What could not be read.
     pub warnings: Vec<String>,
+    /// What it shows of VMX, where the scenario uses that and it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmx: Option<Box<Vmx>>,
 }
 
 /// Reads the facts of a complete dump. Blocking; runs on a thread of its own.
@@ -62,9 +68,24 @@ pub struct DumpFacts {
 /// # Errors
 /// The source failed. This says nothing about the dump and is worth another try; everything that is wrong with the
 /// dump itself is part of the result.
-pub fn read(dump: &dyn ReadAt, intent: &Intent, limits: &Limits) -> std::io::Result<Result<DumpFacts, Unreadable>> {
+pub fn read(
+    dump: &dyn ReadAt,
+    intent: &Intent,
+    state: VmxState,
+    limits: &Limits,
+) -> std::io::Result<Result<DumpFacts, Unreadable>> {
     match summarise(dump, limits) {
-        Ok(summary) => Ok(Ok(facts(summary, intent))),
+        Ok(summary) => {
+            let mut facts = facts(summary, intent);
+            if state != VmxState::None {
+                match crashyard_vmcore::vmx(dump, limits) {
+                    Ok(vmx) => facts.vmx = Some(Box::new(vmx)),
+                    Err(Error::Io(error)) => return Err(error),
+                    Err(error) => facts.warnings.push(format!("VMX: {error}")),
+                }
+            }
+            Ok(Ok(facts))
+        }
         Err(Error::Io(error)) => Err(error),
         Err(error) => {
             let broken = !matches!(error, Error::Unsupported(_) | Error::Limit { .. });
@@ -91,6 +112,7 @@ fn facts(summary: Summary, intent: &Intent) -> DumpFacts {
         cpus_saved: u32::try_from(cpus.len()).unwrap_or(u32::MAX),
         warnings: summary.warnings.into_iter().take(32).collect(),
         release: summary.release,
+        vmx: None,
     }
 }
 
@@ -136,17 +158,19 @@ pub struct Expected {
     pub build_id: Option<String>,
     /// The panic's message.
     pub intent: Intent,
+    /// The state of VMX that the crash found.
+    pub vmx: VmxState,
 }
 
 impl Expected {
     /// What the dump of one attempt must show.
     #[must_use]
-    pub fn of(build: &BuildFacts, intent: Intent, evidence: &EvidenceView) -> Self {
+    pub fn of(build: &BuildFacts, intent: Intent, vmx: VmxState, evidence: &EvidenceView) -> Self {
         let running = evidence.reports.iter().find_map(|said| match &said.report {
             Report::Kernel { release, build_id, .. } if *release == build.release => build_id.clone(),
             _ => None,
         });
-        Self { release: build.release.clone(), build_id: build.build_id.clone().or(running), intent }
+        Self { release: build.release.clone(), build_id: build.build_id.clone().or(running), intent, vmx }
     }
 }
 
@@ -190,6 +214,7 @@ pub fn oracles(facts: &DumpFacts, expected: &Expected) -> Vec<Oracle> {
             format!("{} of {online} online CPUs have saved registers", facts.cpus_saved),
         ),
     });
+    oracles.extend(vmx::oracles(facts.vmx.as_deref(), expected.vmx, facts.cpus_online));
     oracles
 }
 

@@ -1,19 +1,18 @@
-//! KVM and VMX: who uses virtualization, which VMCSs are still loaded where, and the record of the farm's own module.
+//! KVM and VMX: who uses virtualization, and which VMCSs are still loaded where.
 //!
 //! `loaded_vmcss_on_cpu` is the list that a crash must empty with VMCLEAR; a list that was never initialised, or whose links do not
 //! agree, is what made the crash path fault in the bug this farm was born from. So the links are checked both ways and what is
 //! wrong is said.
 
+use super::vmx::vmcs_page;
 use crate::btf::{Btf, TypeId};
-use crate::capsule::{Addr, Guest, Kvm, KvmCpu, LoadedVmcs, Vcpu, VmxRecord};
+use crate::capsule::{Addr, Guest, Kvm, KvmCpu, LoadedVmcs, Vcpu};
 use crate::kernel::Kernel;
 use crate::registers;
 use crate::typed::{Object, walk};
 use std::sync::Arc;
 
 const CR4_VMXE: u64 = 1 << 13;
-/// Most bytes of a crash record that are kept.
-const MAX_RECORD: u64 = 64 << 10;
 
 /// Modules that hold parts of KVM when it is not built in.
 const MODULES: [&str; 3] = ["kvm", "kvm_intel", "kvm_amd"];
@@ -135,9 +134,11 @@ fn loaded(kernel: &Kernel, head: u64) -> (Vec<LoadedVmcs>, Option<String>) {
         before = node;
         let vmcs = kernel.object_of(btf.clone(), ty, node.wrapping_sub(offset));
         let number = |name| vmcs.number(name).ok();
+        let region = number("vmcs");
         list.push(LoadedVmcs {
             address: Addr(vmcs.address()),
-            vmcs: number("vmcs").map(Addr),
+            vmcs: region.map(Addr),
+            page: region.and_then(|at| vmcs_page(kernel, at)),
             cpu: number("cpu").map(|c| c as i32),
             launched: number("launched").map(|l| l != 0),
         });
@@ -147,19 +148,4 @@ fn loaded(kernel: &Kernel, head: u64) -> (Vec<LoadedVmcs>, Option<String>) {
         error = Some("the list head does not point back to the last entry".into());
     }
     (list, walked.err().map(|fault| fault.to_string()).or(error))
-}
-
-/// The seam to the farm's VMX module: it exports one object under this name; what is in it is that module's business.
-pub(super) fn record(kernel: &Kernel) -> Option<VmxRecord> {
-    const NAME: &str = "crashyard_vmx_record";
-    // Only a module of the farm has it: reading the symbol tables of all others would cost more than the rest of the report.
-    let module = kernel.modules().iter().find(|m| m.name.starts_with("crashyard"))?;
-    let symbol = module.lookup(kernel, NAME)?;
-    let mut raw = vec![0u8; symbol.size.min(MAX_RECORD) as usize];
-    if let Err(fault) = kernel.memory().read(symbol.address, &mut raw) {
-        kernel.warn(format!("{NAME}: {fault}"));
-        return None;
-    }
-    let bytes = raw.iter().map(|b| format!("{b:02x}")).collect();
-    Some(VmxRecord { module: module.name.clone(), address: Addr(symbol.address), bytes })
 }

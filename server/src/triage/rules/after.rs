@@ -306,7 +306,7 @@ pub(super) fn verified(scene: &Scene<'_>) -> Assessment {
         match &reading.outcome {
             Ok(facts) => {
                 let intent = Intent::new(&scene.evidence.attempt, scene.scenario);
-                let expected = Expected::of(scene.build, intent, scene.evidence);
+                let expected = Expected::of(scene.build, intent, scene.scenario.vmx, scene.evidence);
                 match weigh(&oracles(facts, &expected)) {
                     (None, text, proofs) => proven = Some(Proven { at, text, proofs }),
                     (Some(status), text, proofs) => failures.push(Failure { at, status, text, proofs }),

@@ -3,6 +3,7 @@
 use super::story::{ATTEMPT, RELEASE};
 use crate::triage::console::Intent;
 use crate::triage::dump::{self, Expected, Outcome, Unreadable, oracles};
+use crashyard_protocol::VmxState;
 use crashyard_vmcore::{Limits, ReadAt};
 
 struct Source(std::io::Result<Vec<u8>>);
@@ -28,7 +29,8 @@ fn intent() -> Intent {
 #[test]
 fn what_is_no_dump_is_a_broken_dump() {
     for bytes in [Vec::new(), b"<html>".repeat(1000), vec![0; 1 << 16]] {
-        let read = dump::read(&Source(Ok(bytes)), &intent(), &Limits::default()).expect("the source works");
+        let read =
+            dump::read(&Source(Ok(bytes)), &intent(), VmxState::None, &Limits::default()).expect("the source works");
         assert!(matches!(read, Err(Unreadable { broken: true, .. })), "{read:?}");
     }
 }
@@ -36,12 +38,13 @@ fn what_is_no_dump_is_a_broken_dump() {
 #[test]
 fn a_store_that_fails_says_nothing_about_the_dump() {
     let source = Source(Err(std::io::ErrorKind::TimedOut.into()));
-    assert!(dump::read(&source, &intent(), &Limits::default()).is_err());
+    assert!(dump::read(&source, &intent(), VmxState::None, &Limits::default()).is_err());
 }
 
 #[test]
 fn facts_of_an_empty_dump_hold_nothing() {
-    let expected = Expected { release: RELEASE.into(), build_id: Some("00".into()), intent: intent() };
+    let expected =
+        Expected { release: RELEASE.into(), build_id: Some("00".into()), intent: intent(), vmx: VmxState::None };
     let oracles = oracles(&dump::DumpFacts::default(), &expected);
     let names: Vec<&str> = oracles.iter().map(|oracle| oracle.name.as_str()).collect();
     assert_eq!(names, ["release", "build-id", "marker", "panic", "registers"]);

@@ -354,5 +354,6 @@ pub fn good_dump() -> DumpFacts {
         cpus_online: Some(2),
         cpus_saved: 2,
         warnings: Vec::new(),
+        vmx: None,
     }
 }
