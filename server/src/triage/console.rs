@@ -102,6 +102,14 @@ pub enum MarkKind {
     },
     /// `end Kernel panic`, or a task that faulted while it died: this kernel does nothing any more.
     DeadEnd,
+    /// A register that the jump to another kernel prints when it dies itself (`relocate_kernel_64.S`, since 6.15): these
+    /// lines have no time and belong to no kernel message.
+    JumpDied {
+        /// `Exc` is the exception's number; of the others those that say why (`r12`: CR4 as found, `r13`: as wanted).
+        register: String,
+        /// Its value.
+        value: u64,
+    },
     /// The capture agent says on the console that it failed.
     DumpFailed {
         /// Whose fault it is.

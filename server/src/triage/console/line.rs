@@ -82,6 +82,16 @@ pub fn is_marker(text: &str, attempt: &AttemptId) -> bool {
     })
 }
 
+/// Registers that matter of those printed by a jump that died.
+pub(super) const JUMP_REGISTERS: [&str; 3] = ["Exc:", "r12:", "r13:"];
+
+fn jump_register(text: &str) -> Option<MarkKind> {
+    let register = JUMP_REGISTERS.into_iter().find(|register| text.starts_with(register))?;
+    let digits = text[register.len()..].trim_end();
+    let value = (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())??;
+    Some(MarkKind::JumpDied { register: register.trim_end_matches(':').to_owned(), value })
+}
+
 /// What a line says, if it matters. Whether a panic is the intended one is not decided here.
 pub(super) fn classify(text: &str, attempt: &AttemptId) -> Option<MarkKind> {
     // Before the panic itself, because this line repeats its message.
@@ -107,6 +117,9 @@ pub(super) fn classify(text: &str, attempt: &AttemptId) -> Option<MarkKind> {
         // The kernel's banner goes on with who built it; a chance mention does not.
         let (release, builder) = banner.split_once(' ')?;
         return builder.starts_with('(').then(|| MarkKind::Banner { release: release.to_owned() });
+    }
+    if let Some(kind) = jump_register(text) {
+        return Some(kind);
     }
     let payload = payload(text);
     OOPSES.iter().any(|start| payload.starts_with(start)).then(|| MarkKind::Oops { title: title(payload) })

@@ -9,8 +9,10 @@ use crashyard_crashlog::Finder;
 use std::sync::LazyLock;
 
 /// Four bytes of every phrase that matters.
-const KEYS: [&str; 14] =
-    ["pani", "PANI", "yard", "d li", "x ve", "BUG:", "BUG ", "Oops", "faul", "vide", "opco", "segm", "Unab", "rnal"];
+const KEYS: [&str; 17] = [
+    "pani", "PANI", "yard", "d li", "x ve", "BUG:", "BUG ", "Oops", "faul", "vide", "opco", "segm", "Unab", "rnal",
+    "Exc:", "r12:", "r13:",
+];
 
 /// Bytes looked at in one go, so that what lies behind a find is not looked at again and again.
 const BLOCK: usize = 4096;
@@ -59,7 +61,7 @@ fn control(bytes: &[u8], start: usize, end: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::{DUMP_FAILED, MARKER, OOPSES, PANIC, classify, first};
+    use super::super::line::{DUMP_FAILED, JUMP_REGISTERS, MARKER, OOPSES, PANIC, classify, first};
     use super::*;
     use crashyard_protocol::AttemptId;
     use proptest::prelude::*;
@@ -78,6 +80,7 @@ mod tests {
             "---[ end Kernel panic - not syncing: x".into(),
             "Fixing recursive fault but reboot is needed!".into(),
         ]);
+        lines.extend(JUMP_REGISTERS.map(|register| format!("{register}000000000000000d")));
         for line in lines {
             assert!(classify(&line, &attempt).is_some(), "{line:?} matters");
             assert!(notable(line.as_bytes()).is_some(), "{line:?} is looked at");

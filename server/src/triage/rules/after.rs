@@ -128,6 +128,7 @@ pub(super) fn captured(scene: &Scene<'_>) -> Assessment {
         );
         shown(line, Status::Fail, text)
     }));
+    failures.extend(jump_died(scene));
     let oops = oops(scene, Phase::Crashed);
     let in_crash_path = oops
         .map(|line| format!(" The crash path hit an unintended crash: {} ({}).", title(line), place(line)))
@@ -295,6 +296,29 @@ fn blame_dump(cause: DumpFailure) -> (Status, &'static str) {
             (Status::Error, "The dump disk could not be written. Check that it is there and large enough.")
         }
     }
+}
+
+/// The jump to the capture kernel took an exception and said which. CR4 is judged from what it printed: VMXE can only be
+/// cleared outside VMX operation (SDM volume 3, 24.8), and clearing it is one of the first things a jump does.
+fn jump_died(scene: &Scene<'_>) -> Option<Failure> {
+    const VMXE: u64 = 1 << 13;
+    let register = |wanted: &str| {
+        let line = scene
+            .line(Phase::Crashed, |kind| matches!(kind, MarkKind::JumpDied { register, .. } if register == wanted))?;
+        let MarkKind::JumpDied { value, .. } = line.mark.kind else { return None };
+        Some((line, value))
+    };
+    let ((line, vector), (_, found), (last, wanted)) = (register("Exc")?, register("r12")?, register("r13")?);
+    let why = if vector == 13 && found & VMXE != 0 && wanted & VMXE == 0 {
+        ": CR4.VMXE was set and could not be cleared, so this CPU was still in VMX operation"
+    } else {
+        ""
+    };
+    let text = format!("The jump to the capture kernel died of exception {vector} ({}){why}.", place(line));
+    let mut failure = shown(line, Status::Fail, text);
+    failure.at = last.mark.at;
+    failure.proofs.push(last.proof());
+    Some(failure)
 }
 
 /// The dump read, and every oracle held.

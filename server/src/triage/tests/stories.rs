@@ -195,6 +195,11 @@ fn an_nmi_that_was_not_delivered_is_the_labs_fault() {
 fn the_bug_of_the_seed_is_found_in_the_crash_path() {
     let hung = Story::panicked().console(12, SEED_BUG).ends_as("ppppF--M", Status::Fail, 191, SEED_TITLE);
     assert_eq!(hung.signature.as_deref(), Some(SEED_TITLE));
+    let registers = |r12: &str, r13: &str| format!("Exc:000000000000000d\r\nr12:{r12}\r\nr13:{r13}\r\n");
+    let leaked = Story::panicked().console(12, &registers("0000000000372630", "0000000000000020"));
+    leaked.ends_as("ppppF--M", Status::Fail, 12, "CR4.VMXE was set");
+    let other = Story::panicked().console(12, &registers("0000000000370630", "0000000000000020"));
+    other.ends_as("ppppF--M", Status::Fail, 12, "died of exception 13 (console line");
     let again = "[   20.3] x\r\n[   20.400000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x9\r\n";
     let nested = Story::panicked().console(12, SEED_BUG).console(13, again);
     nested.ends_as("ppppF--M", Status::Fail, 43, "panicked again inside the crash path");
