@@ -13,7 +13,7 @@ use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
 use crashyard_vmcore::TableCache;
 use rand::Rng;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,9 @@ pub struct App {
     /// Attempts with evidence that could not be judged when it came. Lost with the process and then not needed: a
     /// server that starts judges every live attempt.
     pub unjudged: Mutex<BTreeSet<AttemptId>>,
+    /// Attempts whose evidence could not be read, and until when the others go first. Lost with the process and then not
+    /// needed: every attempt is tried again.
+    pub unreadable: Mutex<BTreeMap<AttemptId, Timestamp>>,
     /// Decoded tables of kernels whose dumps were read: a cache, made again from the next dump.
     pub tables: Arc<TableCache>,
     /// Groups evidence writes into commits.
@@ -86,6 +89,7 @@ impl AppState {
             config,
             consoles: Consoles::default(),
             unjudged: Mutex::default(),
+            unreadable: Mutex::default(),
             tables: Arc::new(TableCache::new(TABLES_BYTES)),
             metrics: Metrics::new(),
             stop: CancellationToken::new(),

@@ -38,6 +38,7 @@ impl Metrics {
             ("crashyard_claims_total", Unit::Count, "Leases given."),
             ("crashyard_leases_lost_total", Unit::Count, "Leases that ran out."),
             ("crashyard_judgements_total", Unit::Count, "Judgements written."),
+            ("crashyard_findings_failures_total", Unit::Count, "Attempts whose evidence could not be read, each time."),
             ("crashyard_pass_failures_total", Unit::Count, "Passes that failed, by pass."),
         ] {
             recorder.describe_counter(KeyName::from(name), Some(unit), text.into());

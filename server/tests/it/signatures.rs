@@ -8,6 +8,7 @@ use crashyard_protocol::api::{Attempt, Page, Signature};
 use crashyard_protocol::problem::kind;
 use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::findings;
+use crashyard_server::passes::Next;
 use crashyard_server::passes::findings::tick;
 
 const TITLE: &str = "BUG: unable to handle kernel paging request in own_vmclear";
@@ -72,6 +73,27 @@ async fn a_crash_nobody_asked_for_is_a_signature_with_its_console_line() {
     assert!(html.contains(TITLE), "{html}");
     let href = format!("/attempts/{}/console/serial0?at={}#L10", claim.attempt, seen.start);
     assert!(html.contains(&href), "{href} in {html}");
+}
+
+#[tokio::test]
+async fn an_attempt_whose_console_cannot_be_read_steps_aside_and_comes_back() {
+    let server = Server::new().await;
+    let (_, lost) = (crashed(&server).await, crashed(&server).await);
+    let lost: Attempt = server.get(format!("/api/v1/attempts/{}", lost.attempt)).await.ok();
+    let console = lost.artifacts[0].id.as_str();
+    let blobs = server.dir.path().join("blobs").join(&console[console.len() - 2..]).join(console);
+    let away = server.dir.path().join("away");
+    std::fs::rename(&blobs, &away).unwrap();
+    let mut next = Next::Now;
+    while next == Next::Now {
+        next = tick(&server.state).await.unwrap();
+    }
+    assert!(matches!(next, Next::At(_)), "{next:?}");
+    assert_eq!(signatures(&server, "").await[0].attempts, 1, "the older attempt was read meanwhile");
+    std::fs::rename(&away, &blobs).unwrap();
+    server.advance(601);
+    while tick(&server.state).await.unwrap() == Next::Now {}
+    assert_eq!(signatures(&server, "").await[0].attempts, 2);
 }
 
 #[tokio::test]
