@@ -8,6 +8,7 @@ mod attempt;
 pub mod bochs;
 mod config;
 mod consoles;
+mod emulated;
 mod filelog;
 mod images;
 pub mod machine;

@@ -1,14 +1,12 @@
 //! What a Bochs machine is made of, and how its keeper is started.
 
+use crate::controller::emulated::{self, DISK_SLACK};
 use crate::controller::machine::BootPlan;
-use crate::controller::qemu::ShortPath;
 use crate::disk;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -31,9 +29,6 @@ const WRONG_CLOCK: [&str; 4] = ["corei7_skylake_x", "corei3_cnl", "corei7_icelak
 
 /// A disk of Bochs has cylinders of 16 heads with 63 sectors.
 const CYLINDER: u64 = 16 * 63 * 512;
-
-/// Room on the dump disk beyond the machine's memory: headers, and a dump that does not compress.
-const DISK_SLACK: u64 = 64 * 1024 * 1024;
 
 /// Port of the console inside the namespace, where nothing else is.
 pub const CONSOLE_PORT: u16 = 18083;
@@ -77,20 +72,14 @@ impl BochsConfig {
 
 /// Names of the files in a machine's directory.
 pub mod names {
+    pub use crate::controller::emulated::names::*;
+
     /// Control socket of the keeper.
     pub const CONTROL: &str = "control.sock";
-    /// Socket that types into the serial console.
-    pub const SERIAL_INPUT: &str = "serial.sock";
-    /// Everything the serial console printed.
-    pub const SERIAL: &str = "serial.log";
-    /// Bochs's own log.
-    pub const EMULATOR: &str = "emulator.log";
     /// What Bochs and its keeper printed.
     pub const OUTPUT: &str = "emulator.out";
     /// Process id of the keeper.
     pub const PID: &str = "keeper.pid";
-    /// Image of the dump disk.
-    pub const DUMP_DISK: &str = "dump.disk";
     /// What Bochs leaves beside the image while it runs, and when it is killed.
     pub const DUMP_DISK_LOCK: &str = "dump.disk.lock";
     /// CD the machine boots from.
@@ -104,9 +93,6 @@ pub mod names {
 }
 
 /// Starts a machine in `directory`. Its keeper runs when this returns, and Bochs is about to.
-///
-/// The control socket is made here and handed over as standard input: it takes connections from the first moment, and
-/// refuses them from the moment the keeper is gone, so that a controller that comes back can tell the two apart.
 pub async fn launch(
     config: &BochsConfig,
     keeper: &Path,
@@ -117,39 +103,16 @@ pub async fn launch(
     let bytes = (u64::from(plan.memory_mib) * 1024 * 1024 + DISK_SLACK).next_multiple_of(CYLINDER);
     disk::blank(&directory.join(names::DUMP_DISK), bytes)?;
     // A killed Bochs leaves its lock, and the next one would refuse the disk.
-    remove(&directory.join(names::DUMP_DISK_LOCK))?;
+    emulated::remove(&directory.join(names::DUMP_DISK_LOCK))?;
     burn(directory, plan).await?;
     std::fs::write(directory.join(names::CONFIG), configuration(config, plan))?;
     std::fs::write(directory.join(names::DEBUGGER), DEBUGGER)?;
     std::fs::write(directory.join(names::SLIRP), SLIRP)?;
 
-    let short = ShortPath::to(directory)?;
-    let socket = short.of(names::CONTROL);
-    remove(&socket)?;
-    let listener = UnixListener::bind(&socket).context("make the control socket")?;
-    let log = OpenOptions::new().create(true).append(true).open(directory.join(names::OUTPUT))?;
-    let mut child = tokio::process::Command::new(keeper)
-        .args(["keep-bochs", &config.program, server])
-        .current_dir(directory)
-        .stdin(Stdio::from(OwnedFd::from(listener)))
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // A group of its own: Ctrl-C in a terminal is meant for the controller, not for its machines.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("start {}", keeper.display()))?;
-    // Somebody has to collect its exit status as long as this controller lives.
-    tokio::spawn(async move { child.wait().await });
-    Ok(())
-}
-
-fn remove(path: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    let mut command = tokio::process::Command::new(keeper);
+    command.args(["keep-bochs", &config.program, server]);
+    emulated::start(command, directory, names::CONTROL, names::OUTPUT)
+        .with_context(|| format!("start {}", keeper.display()))
 }
 
 /// Makes the CD. Bochs has no other way to boot a kernel with an initramfs and a command line.

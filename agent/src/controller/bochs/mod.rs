@@ -13,15 +13,14 @@ mod namespace;
 
 pub use launch::BochsConfig;
 
+use super::emulated::{self, ShortPath};
 use super::filelog::FileLog;
 use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
-use super::qemu::ShortPath;
 use super::watch::Watcher;
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use launch::{launch, names};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,9 +33,6 @@ const OBEDIENCE: Duration = Duration::from_secs(10);
 
 /// Where an emulated machine reaches the server: slirp's own address, which is the namespace's loopback.
 const INSIDE: &str = "10.0.2.2:80";
-
-/// Free space in the state directory below which a machine takes no job: a dump and its console must fit.
-const FREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Words for the command line of every boot. Emulated time is not real time, so the timer check only costs seconds;
 /// checksums of the crash kernel by emulated code cost a minute; the early console is the only one that a fault in the
@@ -57,20 +53,9 @@ impl Bochs {
     /// For a machine of the configuration; `server` is the server's URL as this process reaches it.
     pub fn new(config: &BochsConfig, server: &str, watcher: Watcher) -> anyhow::Result<Self> {
         config.check()?;
-        let url: reqwest::Url = server.parse().with_context(|| format!("the server's URL {server:?}"))?;
-        if url.scheme() != "http" {
-            bail!("emulated machines reach the server by http only; {server} is something else");
-        }
-        let port = url.port_or_known_default().context("the server's URL has no port")?;
-        let host = url.host_str().context("the server's URL has no host")?;
+        let (host, port) = emulated::host_and_port(server)?;
         let keeper = std::env::current_exe().context("find this program")?;
         Ok(Self { config: config.clone(), server: format!("{host}:{port}"), keeper, watcher })
-    }
-
-    /// The same with another program as its keeper, for whoever is not the agent itself.
-    #[must_use]
-    pub fn with_keeper(self, keeper: &Path) -> Self {
-        Self { keeper: keeper.to_owned(), ..self }
     }
 }
 
@@ -169,17 +154,6 @@ impl Emulated {
         }
     }
 
-    fn pid(&self) -> Option<Pid> {
-        let text = std::fs::read_to_string(self.directory.join(names::PID)).ok()?;
-        text.trim().parse().ok().map(Pid::from_raw)
-    }
-
-    /// Whether the machine ever ran: it printed something, or its keeper got as far as writing its pid.
-    fn was_on(&self) -> bool {
-        let printed = std::fs::metadata(self.directory.join(names::SERIAL)).is_ok_and(|log| log.len() > 0);
-        printed || self.directory.join(names::PID).exists()
-    }
-
     /// What the machine ended as when there is no keeper to ask: its log is still there.
     fn traces(&self) -> String {
         let log = std::fs::read(self.directory.join(names::EMULATOR)).unwrap_or_default();
@@ -211,7 +185,7 @@ impl Power for Emulated {
         Ok(match said {
             Some(Said::Running) => PowerStatus::On,
             Some(Said::Ended(how)) => PowerStatus::Ended(how),
-            None if self.was_on() => PowerStatus::Ended(self.traces()),
+            None if emulated::was_on(&self.directory, names::PID) => PowerStatus::Ended(self.traces()),
             None => PowerStatus::NeverOn,
         })
     }
@@ -255,19 +229,15 @@ impl Power for Emulated {
         if self.keeper().await?.is_some() {
             bail!("Bochs's keeper still runs after power-off");
         }
-        let space = nix::sys::statvfs::statvfs(&self.directory).context("look for free space")?;
-        let free = space.blocks_available() * space.fragment_size();
-        if free < FREE_BYTES {
-            bail!("only {} MiB are free in {}", free >> 20, self.directory.display());
-        }
-        Ok(format!("Bochs is gone, {} MiB free", free >> 20))
+        Ok(format!("Bochs is gone, {}", emulated::free_space(&self.directory)?))
     }
 }
 
 impl Emulated {
     /// The last resort. Bochs dies with its keeper.
     fn kill(&self) -> anyhow::Result<String> {
-        let pid = self.pid().context("the keeper does not answer, and has left no process id to kill it by")?;
+        let pid = emulated::pid(&self.directory.join(names::PID))
+            .context("the keeper does not answer, and has left no process id to kill it by")?;
         kill(pid, Signal::SIGKILL).with_context(|| format!("kill the keeper (process {pid})"))?;
         Ok("the keeper did not obey and was killed, and Bochs with it".into())
     }

@@ -1,17 +1,12 @@
-//! QEMU's command line, and how a process is started that outlives its controller.
+//! QEMU's configuration and command line.
 
+use crate::controller::emulated::{self, DISK_SLACK};
 use crate::controller::machine::BootPlan;
 use crate::disk;
 use anyhow::Context as _;
 use serde::Deserialize;
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
-/// Memory image the dump disk has beyond the machine's memory: headers, and a dump that does not compress.
-const DISK_SLACK_MIB: u64 = 64;
+use tokio::process::Command;
 
 /// All CPUs of a machine in one thread. With a thread for each, a CPU may still run what QEMU translated before another
 /// one patched the kernel's text, and trap on a breakpoint that is gone: seen as `Oops: int3` while Debian's 7.3 boots, in
@@ -54,18 +49,12 @@ impl Default for QemuConfig {
 
 /// Names of the files in a machine's directory.
 pub mod names {
+    pub use crate::controller::emulated::names::*;
+
     /// Control socket.
     pub const QMP: &str = "qmp.sock";
-    /// Socket that types into the serial console.
-    pub const SERIAL_INPUT: &str = "serial.sock";
-    /// Everything the serial console printed.
-    pub const SERIAL: &str = "serial.log";
-    /// Everything QEMU itself said.
-    pub const EMULATOR: &str = "emulator.log";
     /// Process id, while it runs.
     pub const PID: &str = "qemu.pid";
-    /// Image of the dump disk.
-    pub const DUMP_DISK: &str = "dump.disk";
 }
 
 /// Where the machine finds the server: the address, and what stands behind it.
@@ -79,50 +68,13 @@ pub struct Route {
     pub relay: PathBuf,
 }
 
-/// A path below `directory` that is short enough for a socket address (108 bytes, unix(7)), wherever it is.
-pub struct ShortPath {
-    directory: File,
-}
-
-impl ShortPath {
-    /// For a directory.
-    pub fn to(directory: &Path) -> anyhow::Result<Self> {
-        Ok(Self { directory: File::open(directory).with_context(|| format!("open {}", directory.display()))? })
-    }
-
-    /// The short path of `name`, valid as long as this lives.
-    pub fn of(&self, name: &str) -> PathBuf {
-        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
-    }
-}
-
 /// Starts QEMU in `directory`. The machine's CPUs run when this returns, or QEMU is about to say why not.
-///
-/// The control socket is made here and handed over as standard input: it takes connections from the first moment, and
-/// it refuses them from the moment QEMU is gone, so that a controller that comes back can tell the two apart.
 pub fn launch(config: &QemuConfig, route: &Route, directory: &Path, plan: &BootPlan) -> anyhow::Result<()> {
-    disk::blank(&directory.join(names::DUMP_DISK), (u64::from(plan.memory_mib) + DISK_SLACK_MIB) * 1024 * 1024)?;
-    let short = ShortPath::to(directory)?;
-    let socket = short.of(names::QMP);
-    match std::fs::remove_file(&socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&socket).context("make the control socket")?;
-    let log = OpenOptions::new().create(true).append(true).open(directory.join(names::EMULATOR))?;
-    let mut child = tokio::process::Command::new(&config.program)
-        .args(arguments(config, route, plan))
-        .current_dir(directory)
-        .stdin(Stdio::from(OwnedFd::from(listener)))
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // A group of its own: Ctrl-C in a terminal is meant for the controller, not for its machines.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("start {} (Debian package qemu-system-x86)", config.program))?;
-    // Somebody has to collect its exit status as long as this controller lives.
-    tokio::spawn(async move { child.wait().await });
-    Ok(())
+    disk::blank(&directory.join(names::DUMP_DISK), u64::from(plan.memory_mib) * 1024 * 1024 + DISK_SLACK)?;
+    let mut command = Command::new(&config.program);
+    command.args(arguments(config, route, plan));
+    emulated::start(command, directory, names::QMP, names::EMULATOR)
+        .with_context(|| format!("start {} (Debian package qemu-system-x86)", config.program))
 }
 
 fn arguments(config: &QemuConfig, route: &Route, plan: &BootPlan) -> Vec<String> {
@@ -189,15 +141,5 @@ mod tests {
         assert!(closed.contains("restrict=on,guestfwd=tcp:10.0.2.100:80-cmd:/a,,b relay 127.0.0.1:8480 "), "{closed}");
         let open = sample(&QemuConfig { open_network: true, ..QemuConfig::default() });
         assert!(open.contains("-netdev user,id=net -device"), "{open}");
-    }
-
-    #[test]
-    fn a_socket_may_lie_deeper_than_a_socket_address_is_long() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("x".repeat(120));
-        std::fs::create_dir(&deep).unwrap();
-        let short = ShortPath::to(&deep).unwrap();
-        let _listener = UnixListener::bind(short.of(names::QMP)).unwrap();
-        assert!(deep.join(names::QMP).exists());
     }
 }

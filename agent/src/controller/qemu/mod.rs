@@ -7,9 +7,10 @@
 mod launch;
 mod qmp;
 
-pub use launch::{ACCEL, QemuConfig, ShortPath};
+pub use launch::{ACCEL, QemuConfig};
 pub use qmp::Qmp;
 
+use super::emulated::{self, ShortPath};
 use super::filelog::FileLog;
 use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
 use super::watch::Watcher;
@@ -35,9 +36,6 @@ const INSIDE: &str = "10.0.2.100:80";
 /// The address of the machine running QEMU in QEMU's user network.
 const HOST_INSIDE: &str = "10.0.2.2";
 
-/// Free space in the state directory below which a machine takes no job: a dump and its console must fit.
-const FREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-
 /// Drives one emulated machine.
 pub struct Qemu {
     config: QemuConfig,
@@ -48,19 +46,14 @@ pub struct Qemu {
 impl Qemu {
     /// For a machine of the configuration; `server` is the server's URL as this process reaches it.
     pub fn new(config: &QemuConfig, server: &str, watcher: Watcher) -> anyhow::Result<Self> {
-        let url: reqwest::Url = server.parse().with_context(|| format!("the server's URL {server:?}"))?;
-        let port = url.port_or_known_default().context("the server's URL has no port")?;
-        let host = url.host_str().context("the server's URL has no host")?;
+        let (host, port) = emulated::host_and_port(server)?;
         let relay = std::env::current_exe().context("find this program")?;
         let route = if config.open_network {
-            if url.scheme() != "http" || !matches!(host, "127.0.0.1" | "localhost" | "[::1]") {
-                bail!("with open_network, an emulated machine reaches only a server on this host, by http");
+            if !matches!(host.as_str(), "127.0.0.1" | "localhost" | "[::1]") {
+                bail!("with open_network, an emulated machine reaches only a server on this host");
             }
             Route { inside: format!("{HOST_INSIDE}:{port}"), outside: String::new(), relay }
         } else {
-            if url.scheme() != "http" {
-                bail!("emulated machines reach the server by http only; {server} is something else");
-            }
             Route { inside: INSIDE.into(), outside: format!("{host}:{port}"), relay }
         };
         Ok(Self { config: config.clone(), route, watcher })
@@ -134,14 +127,7 @@ impl Emulated {
     }
 
     fn pid(&self) -> Option<Pid> {
-        let text = std::fs::read_to_string(self.directory.join(names::PID)).ok()?;
-        text.trim().parse().ok().map(Pid::from_raw)
-    }
-
-    /// Whether the machine ever ran: it printed something, or QEMU got as far as writing its pid.
-    fn was_on(&self) -> bool {
-        let printed = std::fs::metadata(self.directory.join(names::SERIAL)).is_ok_and(|log| log.len() > 0);
-        printed || self.directory.join(names::PID).exists()
+        emulated::pid(&self.directory.join(names::PID))
     }
 
     fn last_words(&self) -> String {
@@ -156,7 +142,9 @@ impl Power for Emulated {
         Ok(match self.qmp().await?.map(|qmp| qmp.state()) {
             Some(RunState::Running) => PowerStatus::On,
             Some(RunState::Stopped(detail)) => PowerStatus::Ended(detail),
-            Some(RunState::Gone) | None if self.was_on() => PowerStatus::Ended("QEMU is gone".into()),
+            Some(RunState::Gone) | None if emulated::was_on(&self.directory, names::PID) => {
+                PowerStatus::Ended("QEMU is gone".into())
+            }
             Some(RunState::Gone) | None => PowerStatus::NeverOn,
         })
     }
@@ -216,11 +204,6 @@ impl Power for Emulated {
         if self.qmp().await?.is_some() {
             bail!("QEMU still runs after power-off");
         }
-        let space = nix::sys::statvfs::statvfs(&self.directory).context("look for free space")?;
-        let free = space.blocks_available() * space.fragment_size();
-        if free < FREE_BYTES {
-            bail!("only {} MiB are free in {}", free >> 20, self.directory.display());
-        }
-        Ok(format!("QEMU is gone, {} MiB free", free >> 20))
+        Ok(format!("QEMU is gone, {}", emulated::free_space(&self.directory)?))
     }
 }
