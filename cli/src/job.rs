@@ -1,7 +1,7 @@
 //! `crashyard job`: jobs of a run.
 
+use crate::server::{Server, said};
 use crate::triage::vmcore::text;
-use crate::vmcore::{Server, said};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use crashyard_protocol::JobId;
@@ -58,18 +58,9 @@ async fn why(args: &Why) -> anyhow::Result<()> {
 
 /// Date and time of day; UTC, as everything on the farm's pages.
 fn when(at: Timestamp) -> String {
-    let (days, seconds) = (at.0.div_euclid(86_400_000), at.0.div_euclid(1000).rem_euclid(86_400));
-    // Days since 0000-03-01, so that the leap day is a year's last one and months have a regular pattern.
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let march_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = year + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    // A time that no calendar holds can only come from a broken row.
+    jiff::Timestamp::from_millisecond(at.0)
+        .map_or_else(|_| format!("{} ms", at.0), |at| at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
 fn human(waiting: &Waiting) -> String {

@@ -3,6 +3,7 @@
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
 mod job;
+mod server;
 mod triage;
 mod vmcore;
 

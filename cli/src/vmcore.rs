@@ -7,6 +7,7 @@
 mod fetch;
 mod tools;
 
+use crate::server::{Server, said};
 use crate::triage::vmcore::text;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -36,29 +37,6 @@ A dump that the server has dropped to save space is shown by its capsule, which 
     Hold(Hold),
     /// Let go of a held dump: the server's rules count for it again
     Release(Which),
-}
-
-/// Which server.
-#[derive(Args)]
-pub struct Server {
-    /// The server's address
-    #[arg(long, env = "CRASHYARD_SERVER", default_value = "http://127.0.0.1:8480")]
-    server: String,
-    /// A token, where the server asks for one; better given in the environment, where nobody sees it
-    #[arg(long, env = "CRASHYARD_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-}
-
-impl Server {
-    /// A client for it.
-    pub fn client(&self) -> Client {
-        Client::new(&self.server, self.token.clone())
-    }
-
-    /// Its address.
-    pub fn address(&self) -> &str {
-        self.server.trim_end_matches('/')
-    }
 }
 
 /// Which dump.
@@ -123,20 +101,7 @@ impl Vmcore {
     }
 }
 
-/// An error of the server, for a terminal.
-pub fn said(error: &ClientError) -> anyhow::Error {
-    let next = match error {
-        ClientError::Problem(problem) => format!("\n{}", text::safe(&problem.next)),
-        ClientError::Transport(_) => "\nIs the address right? Give it with --server or CRASHYARD_SERVER.".to_owned(),
-    };
-    anyhow::anyhow!("{}{next}", text::safe(&error.to_string()))
-}
-
 impl Which {
-    fn client(&self) -> Client {
-        self.server.client()
-    }
-
     /// The attempt that is meant and its dump, if it has one.
     async fn find(&self, client: &Client) -> anyhow::Result<(Attempt, Option<Artifact>)> {
         let not_an_id = || format!("{:?} is no id; copy one from the address of a job or an attempt", self.id);
@@ -183,7 +148,7 @@ fn with_dump(attempt: Attempt) -> (Attempt, Option<Artifact>) {
 }
 
 fn open(args: &Open, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
-    let client = args.which.client();
+    let client = args.which.server.client();
     let (attempt, dump) = runtime.block_on(args.which.dump(&client))?;
     match dump.state {
         ArtifactState::Complete => {}
@@ -193,7 +158,7 @@ fn open(args: &Open, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
              can be read of it: {}/attempts/{}",
             attempt.id,
             dump.size,
-            args.which.server.server.trim_end_matches('/'),
+            args.which.server.address(),
             attempt.id
         ),
     }
@@ -231,7 +196,7 @@ fn print(capsule: &Capsule) -> anyhow::Result<()> {
 }
 
 async fn hold(args: &Hold) -> anyhow::Result<()> {
-    let client = args.which.client();
+    let client = args.which.server.client();
     let (attempt, dump) = args.which.dump(&client).await?;
     client.hold_dump(&dump.id, &NewHold { reason: args.reason.clone() }).await.map_err(|error| said(&error))?;
     println!("The dump of attempt {} is held.", attempt.id);
@@ -239,7 +204,7 @@ async fn hold(args: &Hold) -> anyhow::Result<()> {
 }
 
 async fn release(which: &Which) -> anyhow::Result<()> {
-    let client = which.client();
+    let client = which.server.client();
     let (attempt, dump) = which.dump(&client).await?;
     client.release_dump(&dump.id).await.map_err(|error| said(&error))?;
     println!("The dump of attempt {} is released: the server's rules count for it again.", attempt.id);

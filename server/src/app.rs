@@ -4,6 +4,7 @@ use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::consoles::Consoles;
 use crate::db::Db;
+use crate::group::Group;
 use crate::ids::Ids;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
@@ -46,9 +47,9 @@ pub struct App {
     /// Decoded tables of kernels whose dumps were read: a cache, made again from the next dump.
     pub tables: Arc<TableCache>,
     /// Groups evidence writes into commits.
-    pub writer: LedgerWriter,
+    pub writer: Group<LedgerWriter>,
     /// Groups claims into commits.
-    pub placer: Placer,
+    pub placer: Group<Placer>,
     /// What is counted.
     pub metrics: Metrics,
     /// Cancelled when the server is to stop.
@@ -78,8 +79,8 @@ impl AppState {
         let ids = Ids::new(clock.clone(), random);
         let instance = ids.next().to_string();
         Self(Arc::new(App {
-            writer: LedgerWriter::start(db.clone()),
-            placer: Placer::start(db.clone()),
+            writer: Group::start(db.clone()),
+            placer: Group::start(db.clone()),
             db,
             blobs,
             started_at: clock.now(),

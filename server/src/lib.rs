@@ -20,6 +20,7 @@ pub mod db;
 pub mod error;
 pub mod extract;
 pub mod findings;
+pub mod group;
 pub mod ids;
 pub mod judging;
 pub mod ledger_writer;

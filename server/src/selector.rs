@@ -256,11 +256,11 @@ impl Selector {
         Ok(this)
     }
 
-    /// From what the ledger keeps, which was read once already.
-    #[must_use]
-    pub fn stored(labels: &Labels, requires: &[String]) -> Self {
-        let requires = requires.iter().filter_map(|text| Constraint::parse(text).ok()).collect();
-        Self { labels: labels.clone(), requires }
+    /// From what the ledger keeps. A constraint that this version cannot read is an error: to leave it out would give
+    /// jobs machines that they must not have.
+    pub fn stored(labels: &Labels, requires: &[String]) -> Result<Self, String> {
+        let requires = requires.iter().map(|text| Constraint::parse(text)).collect::<Result<_, _>>()?;
+        Ok(Self { labels: labels.clone(), requires })
     }
 
     /// Labels that must be equal.
@@ -379,7 +379,8 @@ mod tests {
         let one = Selector::new(&labels(&[("a", "1")]), &texts(&["b>=2", "c in (y,x)", "d = 4"])).unwrap();
         let two = Selector::new(&labels(&[("d", "4")]), &texts(&["c in (x, y)", " b >= 2 ", "a=1", "b >= 2"])).unwrap();
         assert_eq!(one.key(), two.key());
-        assert_eq!(Selector::stored(one.labels(), &one.requires()), one);
+        assert_eq!(Selector::stored(one.labels(), &one.requires()), Ok(one));
+        assert!(Selector::stored(&Labels::new(), &texts(&["memory ~ 4"])).is_err(), "never left out in silence");
         let plain = Selector::new(&labels(&[("a", "1")]), &[]).unwrap();
         assert_eq!(plain.key(), r#"{"a":"1"}"#, "as before there were constraints");
         let error = Selector::new(&labels(&[("a", "1")]), &texts(&["a = 2"])).unwrap_err();

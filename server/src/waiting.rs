@@ -1,7 +1,7 @@
 //! "Why is my job waiting?": which machines it could have and where those are, who comes first, when it may start.
 //!
-//! Everything but the expected start is exact for the moment it was read. The expected start is an estimate and says
-//! from what it was made.
+//! Everything but the expected start is exact for the moment it was read; of very long queues it says "at least". The
+//! expected start is an estimate from how long such attempts took.
 
 use crate::app::AppState;
 use crate::db::machine::NamedMachine;
@@ -21,7 +21,7 @@ const NAMED: usize = 50;
 pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
     let job = db::run::job(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "job"))?.job;
     let machines = waiting::machines(&state.db).await?;
-    let selector = waiting::selector(&state.db, &job).await?.selector();
+    let selector = waiting::selector(&state.db, &job).await?.selector()?;
     let flow = waiting::flow(&state.db, &job.flow_id).await?;
     let others = waiting::competitors(&state.db, &flow.flow).await?;
     let before = waiting::before(&state.db, &job).await?;
@@ -171,9 +171,9 @@ fn summary(waiting: &Waiting, fitting: &[&NamedMachine], all: usize, now: Timest
         parts.push(format!("{} has its {} machines already", waiting.submitter, limit.machines));
     }
     let others: u64 = waiting.ahead.iter().filter(|ahead| ahead.first).map(|ahead| ahead.jobs).sum();
-    parts.push(format!("{} jobs before it in its own queue", waiting.before));
+    parts.push(format!("{} jobs before it in its own queue", counted(waiting.before)));
     if others > 0 {
-        parts.push(format!("{others} of others whose turn comes first"));
+        parts.push(format!("{} of others whose turn comes first", counted(others)));
     }
     if !fitting.is_empty() {
         parts.push(match waiting.expected_start {
@@ -183,6 +183,11 @@ fn summary(waiting: &Waiting, fitting: &[&NamedMachine], all: usize, now: Timest
         });
     }
     parts.join("; ")
+}
+
+/// A number that was counted up to a bound only.
+fn counted(jobs: u64) -> String {
+    if jobs < unsigned(waiting::COUNTED) { jobs.to_string() } else { format!("at least {jobs}") }
 }
 
 /// Machines by state; where few are in a state for a reason, with it.

@@ -3,7 +3,8 @@
 //! A versioned JSON document, well under 1 MB for an ordinary machine. Equal stacks are stored once and referred to by number.
 //! Addresses are strings of hexadecimal, because JSON readers commonly lose the low bits of 64-bit numbers.
 //!
-//! **Stability**: fields are only added. A change of meaning raises [`VERSION`].
+//! **Stability**: fields are only added. Anything else raises [`VERSION`]: 2 has the VMX record decoded, where 1 had its
+//! header's bytes.
 
 use crate::dmesg::DmesgLine;
 use crate::format::{Format, PageCounts};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// Version of the capsule document.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An address or register value; `"0xffffffff81000000"` in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -423,10 +424,29 @@ pub struct VmxSlot {
     pub page: Option<VmcsPage>,
 }
 
-/// 1 clear and unlisted, 2 loaded, 3 launched, 4 insertion cut, 5 removal cut.
+/// Where a VMCS of the farm's module is; other numbers mean nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SlotState(pub u32);
+
+impl SlotState {
+    /// There is none.
+    pub const FREE: Self = Self(0);
+    /// On the list, and current once: the CPU may hold it in its cache.
+    pub const LOADED: Self = Self(2);
+    /// As loaded, and a guest was entered.
+    pub const LAUNCHED: Self = Self(3);
+    /// Its insertion was cut: the walk must not see it.
+    pub const INSERTION_CUT: Self = Self(4);
+    /// Its removal was cut: the walk must still see it.
+    pub const REMOVAL_CUT: Self = Self(5);
+
+    /// Whether the CPU may hold it in its cache.
+    #[must_use]
+    pub fn is_loaded(self) -> bool {
+        matches!(self, Self::LOADED | Self::LAUNCHED)
+    }
+}
 
 /// The start of a VMCS region, as the CPU left it in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

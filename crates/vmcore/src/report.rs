@@ -50,8 +50,8 @@ pub fn capsule(src: &dyn ReadAt, options: &Options) -> Result<Capsule, Error> {
 ///
 /// # Errors
 /// The dump cannot be opened; see [`Error`].
-pub fn vmx(src: &dyn ReadAt, limits: &Limits) -> Result<Vmx, Error> {
-    let kernel = Kernel::open(Dump::open(src, limits)?, limits, None)?;
+pub fn vmx(src: &dyn ReadAt, options: &Options) -> Result<Vmx, Error> {
+    let kernel = Kernel::open(Dump::open(src, &options.limits)?, &options.limits, options.cache)?;
     let (record, kvm) = (vmx::record(&kernel), kvm::read(&kernel));
     Ok(Vmx { record, kvm, warnings: kernel.warnings() })
 }

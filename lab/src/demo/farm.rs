@@ -13,9 +13,10 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A file that says that a directory belongs to a demo and may be emptied. It is also the lock.
 const MARK: &str = ".crashyard-demo";
@@ -132,7 +133,7 @@ impl Farm {
     }
 
     /// Waits until a member ends by itself, and says which and why. Cancelling this does no harm.
-    pub async fn member_died(&mut self) -> anyhow::Error {
+    async fn member_died(&mut self) -> anyhow::Error {
         let ends = self.members.iter_mut().map(|member| {
             Box::pin(async {
                 let status = member.child.wait().await;
@@ -143,8 +144,39 @@ impl Farm {
         futures::future::select_all(ends).await.0
     }
 
+    /// Follows `course` to its verdicts, then serves until Ctrl-C unless told to `exit`. The farm is taken down before this
+    /// returns; the exit status says whether everything was as predicted.
+    pub async fn run(
+        mut self,
+        listen: SocketAddr,
+        exit: bool,
+        course: impl Future<Output = anyhow::Result<bool>>,
+    ) -> anyhow::Result<ExitCode> {
+        let mut interrupts = signal(SignalKind::interrupt())?;
+        let mut terminations = signal(SignalKind::terminate())?;
+        let how_to_go_on = self.how_to_go_on(listen);
+        println!("Dashboard: http://{listen}");
+        let course = async {
+            let as_predicted = course.await?;
+            if !exit {
+                println!("{how_to_go_on}");
+                std::future::pending::<()>().await;
+            }
+            anyhow::Ok(as_predicted)
+        };
+        let result = tokio::select! {
+            result = course => result,
+            died = self.member_died() => Err(died),
+            // Serving is ended like this; waiting for verdicts that must come is not.
+            _ = interrupts.recv() => Ok(!exit),
+            _ = terminations.recv() => Ok(!exit),
+        };
+        self.stop().await;
+        Ok(if result? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
     /// What a person can do with a farm that goes on.
-    pub fn how_to_go_on(&self, listen: SocketAddr) -> String {
+    fn how_to_go_on(&self, listen: SocketAddr) -> String {
         format!(
             "\nThe farm goes on at http://{listen} until Ctrl-C. Submit to it yourself with the token in\n\
              {}/submit.token; logs, consoles and dumps are in the same directory.",

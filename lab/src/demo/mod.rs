@@ -17,7 +17,6 @@ use farm::Farm;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// What can be said on the command line.
 #[derive(Debug, Args)]
@@ -45,45 +44,20 @@ pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> 
     let build_id = image.build_id.as_deref().unwrap_or("unknown");
     println!("Kernel under test: {} ({}, build id {build_id})", image.release, image.package);
 
-    let mut farm = Farm::start(&options.data, options.listen, farm::QEMU).await?;
-    println!("Dashboard: http://{}", options.listen);
-    let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut terminations = signal(SignalKind::terminate())?;
+    let farm = Farm::start(&options.data, options.listen, farm::QEMU).await?;
     let client = farm.client().clone();
-    let how_to_go_on = farm.how_to_go_on(options.listen);
     let course = async {
         let what = submit::Submission { build: &image.package, config: "debian-cloud", plan: "demo", driver: "qemu" };
         let run = submit::everything(&client, &what, &image, &stories).await?;
         println!("Run: http://{}/runs/{run}", options.listen);
-        let as_predicted = outcome(&client, &run, &stories).await?;
-        if !options.exit {
-            println!("{how_to_go_on}");
-            std::future::pending::<()>().await;
-        }
-        anyhow::Ok(as_predicted)
+        outcome(&client, &run, &stories).await
     };
-    let result = tokio::select! {
-        result = course => result,
-        died = farm.member_died() => Err(died),
-        // Serving is ended like this; waiting for verdicts that must come is not.
-        _ = interrupts.recv() => Ok(!options.exit),
-        _ = terminations.recv() => Ok(!options.exit),
-    };
-    farm.stop().await;
-    Ok(if result? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    farm.run(options.listen, options.exit, course).await
 }
 
 /// Follows the run and prints what came of it; whether all of it was as predicted.
 async fn outcome(client: &Client, run: &RunId, stories: &[stories::Story]) -> anyhow::Result<bool> {
     progress::follow(client, run).await.context("follow the run")?;
     let results = table::results(client, run, stories).await.context("read the verdicts")?;
-    println!("{}", table::render(&results));
-    let wrong: Vec<_> = results.iter().filter(|result| !result.wrong.is_empty()).collect();
-    for result in &wrong {
-        for wrong in &result.wrong {
-            println!("{}: {wrong}", result.scenario);
-        }
-    }
-    println!("{} of {} as predicted", results.len() - wrong.len(), results.len());
-    Ok(wrong.is_empty())
+    Ok(table::show(&results))
 }

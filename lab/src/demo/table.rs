@@ -106,8 +106,21 @@ fn words(status: Status, blamed: Option<StageName>) -> String {
     blamed.map_or_else(|| status.to_string(), |stage| format!("{status} at {stage}"))
 }
 
+/// Prints the table and what is not as predicted; whether all of it is.
+pub fn show(results: &[Outcome]) -> bool {
+    println!("{}", render(results));
+    let wrong: Vec<_> = results.iter().filter(|result| !result.wrong.is_empty()).collect();
+    for result in &wrong {
+        for wrong in &result.wrong {
+            println!("{}: {wrong}", result.scenario);
+        }
+    }
+    println!("{} of {} as predicted", results.len() - wrong.len(), results.len());
+    wrong.is_empty()
+}
+
 /// The verdict table.
-pub fn render(results: &[Outcome]) -> Table {
+fn render(results: &[Outcome]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);

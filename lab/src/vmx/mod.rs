@@ -16,7 +16,6 @@ use crashyard_protocol::client::Client;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// What can be said on the command line.
 #[derive(Debug, Args)]
@@ -65,12 +64,8 @@ pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> 
     println!("Kernel, modules and images (the first time, this builds a kernel: 15 to 20 minutes on two cores)");
     let images = tokio::task::spawn_blocking(move || builds::build(&Cache::open()?, &source, &kinds)).await??;
 
-    let mut farm = Farm::start(&options.data, options.listen, &bochs(options.machines)).await?;
-    println!("Dashboard: http://{}", options.listen);
-    let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut terminations = signal(SignalKind::terminate())?;
+    let farm = Farm::start(&options.data, options.listen, &bochs(options.machines)).await?;
     let client = farm.client().clone();
-    let how_to_go_on = farm.how_to_go_on(options.listen);
     let course = async {
         let mut runs = Vec::new();
         for ((kind, stories), (_, image)) in chosen.iter().zip(&images) {
@@ -80,22 +75,9 @@ pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> 
             println!("{}: http://{}/runs/{run}", kind.name(), options.listen);
             runs.push((*kind, run, stories));
         }
-        let as_predicted = outcome(&client, &runs).await?;
-        if !options.exit {
-            println!("{how_to_go_on}");
-            std::future::pending::<()>().await;
-        }
-        anyhow::Ok(as_predicted)
+        outcome(&client, &runs).await
     };
-    let result = tokio::select! {
-        result = course => result,
-        died = farm.member_died() => Err(died),
-        // Serving is ended like this; waiting for verdicts that must come is not.
-        _ = interrupts.recv() => Ok(!options.exit),
-        _ = terminations.recv() => Ok(!options.exit),
-    };
-    farm.stop().await;
-    Ok(if result? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    farm.run(options.listen, options.exit, course).await
 }
 
 /// Machines of the controller's configuration.
@@ -118,13 +100,5 @@ async fn outcome(client: &Client, runs: &[(Kind, crashyard_protocol::RunId, &Vec
             all.push(result);
         }
     }
-    println!("{}", table::render(&all));
-    let wrong: Vec<_> = all.iter().filter(|result| !result.wrong.is_empty()).collect();
-    for result in &wrong {
-        for wrong in &result.wrong {
-            println!("{}: {wrong}", result.scenario);
-        }
-    }
-    println!("{} of {} as predicted", all.len() - wrong.len(), all.len());
-    Ok(wrong.is_empty())
+    Ok(table::show(&all))
 }

@@ -139,7 +139,7 @@ async fn try_machines(
             expires_at: now.plus(state.config.lease()),
         };
         let secret = state.ids.secret();
-        let placed = state.placer.claim(placer::Claim {
+        let placed = state.placer.ask(placer::Claim {
             ask: Ask { lease, machines: part.to_vec() },
             idle: std::mem::take(&mut idle),
             token: TokenId::from_ulid(state.ids.next()),
@@ -227,9 +227,6 @@ pub async fn offer(state: &AppState, selector: &SelectorId, jobs: usize) -> AppR
 
 /// Wakes claims that wait at this server; how many more jobs there are than it had waiting.
 pub async fn offer_here(state: &AppState, selector: &SelectorId, jobs: usize) -> AppResult<usize> {
-    if state.wake.waiting() == 0 {
-        return Ok(jobs);
-    }
     let mut left = jobs.saturating_add(SPARE);
     for machine in queue::idle_machines(&state.db, selector).await? {
         if left == 0 {

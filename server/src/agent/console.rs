@@ -146,7 +146,7 @@ async fn append(
     };
     state.blobs.put(&segment, bytes).await?;
     let append = Append { attempt: caller.attempt.id.clone(), epoch: caller.epoch, segment };
-    Ok(state.writer.append(append).await?)
+    Ok(state.writer.ask(append).await?)
 }
 
 /// Reads the new bytes, and judges if they say anything that matters. The bytes are safe whatever happens here: what

@@ -39,24 +39,7 @@ pub enum Applied {
     Stale,
 }
 
-/// Writes the first stages of an attempt, when its lease is given.
-pub async fn open_stages(
-    tx: &mut Tx,
-    attempt: &AttemptId,
-    stages: &[Stage],
-    check_at: Option<Timestamp>,
-) -> DbResult<()> {
-    open_all(tx, &[(attempt.clone(), stages.to_vec())]).await?;
-    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET check_at = $2 WHERE id = $1")
-        .bind(attempt)
-        .bind(check_at)
-        .execute(c)
-        .await
-        .map(drop))?;
-    Ok(())
-}
-
-/// The same for several attempts at once, whose rows say already when to look.
+/// Writes the first stages of attempts whose leases are given.
 pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbResult<()> {
     let stages = || attempts.iter().flat_map(|(id, stages)| stages.iter().map(move |stage| (id, stage)));
     if stages().next().is_none() {

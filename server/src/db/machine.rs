@@ -79,9 +79,9 @@ pub struct SelectorRow {
 
 impl SelectorRow {
     /// What it asks for.
-    #[must_use]
-    pub fn selector(&self) -> Selector {
+    pub fn selector(&self) -> DbResult<Selector> {
         Selector::stored(&self.labels, &self.requires)
+            .map_err(|why| DbError::Other(sqlx::Error::Decode(format!("selector {}: {why}", self.id).into())))
     }
 }
 
@@ -168,8 +168,10 @@ pub async fn match_machine(tx: &mut Tx, machine: &MachineRow) -> DbResult<()> {
     let selectors: Vec<SelectorRow> =
         on_tx!(tx, |c| sqlx::query_as("SELECT id, labels, requires FROM selector").fetch_all(c).await)?;
     let named: NamedMachine = on_tx!(tx, |c| sqlx::query_as(NAMED).bind(&machine.id).fetch_one(c).await)?;
-    for selector in selectors.iter().filter(|selector| selector.selector().holds(&named.facts())) {
-        link(tx, &machine.id, &selector.id).await?;
+    for selector in &selectors {
+        if selector.selector()?.holds(&named.facts()) {
+            link(tx, &machine.id, &selector.id).await?;
+        }
     }
     Ok(())
 }
@@ -239,14 +241,6 @@ pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<Nam
     .await)?)
 }
 
-/// The machines of one controller.
-pub async fn of_controller(db: &Db, controller: &ControllerId) -> DbResult<Vec<MachineRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM machine WHERE controller_id = $1 ORDER BY id")
-        .bind(controller)
-        .fetch_all(c)
-        .await)?)
-}
-
 /// The machines a controller announces, each with the attempt that owns it.
 pub async fn announced(db: &Db, controller: &ControllerId) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
     Ok(on!(db.read(), |c| sqlx::query_as("SELECT id, attempt_id FROM machine WHERE controller_id = $1 AND announced")
@@ -264,13 +258,8 @@ pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
     Ok(count > 0)
 }
 
-/// Records that a controller offered machines as idle: they are seen now, and those never seen idle are available.
-pub async fn seen_idle(tx: &mut Tx, controller: &ControllerId, machines: &[MachineId], now: Timestamp) -> DbResult<()> {
-    seen_all(tx, &[controller].into(), &machines.iter().collect(), now).await
-}
-
-/// The same for several controllers at once; the machines must be theirs.
-pub async fn seen_all(
+/// Records that controllers offered machines of theirs as idle: they are seen now, and those never seen idle are available.
+pub async fn seen_idle(
     tx: &mut Tx,
     controllers: &BTreeSet<&ControllerId>,
     machines: &BTreeSet<&MachineId>,

@@ -153,13 +153,6 @@ pub async fn give_up(tx: &mut Tx, id: &JobId, why: &str, now: Timestamp) -> DbRe
     Ok(waits == 1)
 }
 
-/// Gives the machine the job that is its turn; `None` if there is none or the machine is not free.
-pub async fn lease_next(tx: &mut Tx, machine: &MachineId, lease: &NewLease) -> DbResult<Option<Leased>> {
-    let ask = Ask { lease: lease.clone(), machines: vec![machine.clone()] };
-    let batch = take(tx, &[ask]).await?;
-    Ok(record(tx, batch).await?.pop().flatten())
-}
-
 /// A flow that a machine could be served from.
 #[derive(Clone, Debug, FromRow)]
 struct Candidate {
@@ -274,8 +267,8 @@ impl Choice {
         let mut shares = HashMap::new();
         for row in rows {
             let room = match row.max_machines {
-                Some(most) if competing.contains(&row.id) => Some(most - flow::machines_held(tx, &row.id, most).await?),
-                other => other,
+                Some(most) => Some(most - flow::machines_held(tx, &row.id, most).await?),
+                None => None,
             };
             shares.insert(row.id.clone(), Share { row, room, added: 0 });
         }

@@ -236,16 +236,6 @@ pub async fn attempts_of(db: &Db, job: &JobId) -> DbResult<Vec<AttemptId>> {
         .await)?)
 }
 
-/// Release and GNU build id of the kernel a run tests.
-pub async fn build_facts_of(tx: &mut Tx, run: &RunId) -> DbResult<(String, Option<String>)> {
-    Ok(on_tx!(tx, |c| sqlx::query_as(
-        "SELECT b.release, b.build_id FROM run r JOIN build b ON b.id = r.build_id WHERE r.id = $1",
-    )
-    .bind(run)
-    .fetch_one(c)
-    .await)?)
-}
-
 /// What a job shall become.
 #[derive(Clone, Debug)]
 pub struct JobChange<'a> {

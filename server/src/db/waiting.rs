@@ -28,30 +28,36 @@ pub struct Competitor {
     pub jobs: i64,
 }
 
-const COMPETITOR: &str = "SELECT f.*, s.name AS submitter, s.weight, s.virtual_time, s.max_machines, \
-     (SELECT COUNT(*) FROM (SELECT 1 FROM job q WHERE q.flow_id = f.id AND q.state = 'queued' LIMIT 10000) AS first) \
-     AS jobs FROM flow f JOIN submitter s ON s.id = f.submitter_id WHERE f.id = $1";
+/// Flows with their submitters; `$1` is [`COUNTED`].
+macro_rules! competitors {
+    ($which:literal) => {
+        concat!(
+            "SELECT f.*, s.name AS submitter, s.weight, s.virtual_time, s.max_machines, (SELECT COUNT(*) FROM \
+             (SELECT 1 FROM job q WHERE q.flow_id = f.id AND q.state = 'queued' LIMIT $1) AS first) AS jobs \
+             FROM flow f JOIN submitter s ON s.id = f.submitter_id WHERE ",
+            $which
+        )
+    };
+}
 
 /// The flow a job stands in.
 pub async fn flow(db: &Db, id: &FlowId) -> DbResult<Competitor> {
-    Ok(on!(db.read(), |c| sqlx::query_as(COMPETITOR).bind(id).fetch_one(c).await)?)
+    Ok(on!(db.read(), |c| sqlx::query_as(competitors!("f.id = $2")).bind(COUNTED).bind(id).fetch_one(c).await)?)
 }
 
 /// Other waiting flows that want any of the machines this one wants.
 pub async fn competitors(db: &Db, flow: &FlowRow) -> DbResult<Vec<Competitor>> {
     Ok(on!(db.read(), |c| {
-        sqlx::query_as(
-        "SELECT f.*, s.name AS submitter, s.weight, s.virtual_time, s.max_machines, \
-         (SELECT COUNT(*) FROM (SELECT 1 FROM job q WHERE q.flow_id = f.id AND q.state = 'queued' LIMIT 10000) AS first) \
-         AS jobs FROM flow f JOIN submitter s ON s.id = f.submitter_id WHERE f.waiting AND f.id <> $1 \
-         AND (f.selector_id = $2 OR EXISTS (SELECT 1 FROM machine_selector a JOIN machine_selector b \
-         ON b.machine_id = a.machine_id WHERE a.selector_id = $2 AND b.selector_id = f.selector_id)) \
-         ORDER BY f.class, s.virtual_time, f.id",
-    )
-    .bind(&flow.id)
-    .bind(&flow.selector_id)
-    .fetch_all(c)
-    .await
+        sqlx::query_as(competitors!(
+            "f.waiting AND f.id <> $2 AND (f.selector_id = $3 OR EXISTS (SELECT 1 FROM machine_selector a \
+             JOIN machine_selector b ON b.machine_id = a.machine_id WHERE a.selector_id = $3 \
+             AND b.selector_id = f.selector_id)) ORDER BY f.class, s.virtual_time, f.id"
+        ))
+        .bind(COUNTED)
+        .bind(&flow.id)
+        .bind(&flow.selector_id)
+        .fetch_all(c)
+        .await
     })?)
 }
 
@@ -59,11 +65,12 @@ pub async fn competitors(db: &Db, flow: &FlowRow) -> DbResult<Vec<Competitor>> {
 pub async fn before(db: &Db, job: &JobRow) -> DbResult<i64> {
     Ok(on!(db.read(), |c| sqlx::query_scalar(
         "SELECT COUNT(*) FROM (SELECT 1 FROM job q WHERE q.flow_id = $1 AND q.state = 'queued' \
-         AND (q.rank < $2 OR (q.rank = $2 AND q.id < $3)) ORDER BY q.rank, q.id LIMIT 10000) AS first",
+         AND (q.rank < $2 OR (q.rank = $2 AND q.id < $3)) ORDER BY q.rank, q.id LIMIT $4) AS first",
     )
     .bind(&job.flow_id)
     .bind(job.rank)
     .bind(&job.id)
+    .bind(COUNTED)
     .fetch_one(c)
     .await)?)
 }

@@ -11,7 +11,7 @@ use crate::ranges::Stored;
 use crate::triage::{DumpReading, Intent, dump};
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::api::DUMP;
-use crashyard_vmcore::Limits;
+use crashyard_vmcore::Options;
 
 /// Dumps read in one tick; reading is slow, and others may have come meanwhile.
 const DUMPS: i64 = 1;
@@ -38,8 +38,9 @@ async fn read(state: &AppState, id: &AttemptId) -> AppResult<DumpReading> {
         .ok_or_else(|| AppError::Internal(anyhow::anyhow!("attempt {id} has no dump")))?;
     let stored = Stored::open(state, &artifact.id).await?;
     let (intent, vmx) = (Intent::new(id, &full.scenario), full.scenario.vmx);
+    let tables = state.tables.clone();
     let (outcome, failure) = tokio::task::spawn_blocking(move || {
-        let outcome = dump::read(&stored, &intent, vmx, &Limits::default());
+        let outcome = dump::read(&stored, &intent, vmx, &Options { cache: Some(&tables), ..Options::default() });
         (outcome, stored.failure())
     })
     .await?;

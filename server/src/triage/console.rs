@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use line::{is_marker, may_be_cut};
 
 /// Version of the reading rules; facts made by an older reader are worth making again.
-pub const READER: u32 = 1;
+pub const READER: u32 = 2;
 
 /// Bytes of one line that are looked at; the rest is skipped. The kernel's own limit is 1,024.
 const LINE_MAX: usize = 4096;

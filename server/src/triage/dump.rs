@@ -14,7 +14,7 @@ use super::console::{Intent, is_marker};
 use crashyard_protocol::VmxState;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_vmcore::{Error, Limits, ReadAt, Summary, Vmx, summarise};
+use crashyard_vmcore::{Error, Options, ReadAt, Summary, Vmx, summarise};
 use serde::{Deserialize, Serialize};
 
 use super::evidence::{BuildFacts, EvidenceView};
@@ -72,13 +72,13 @@ pub fn read(
     dump: &dyn ReadAt,
     intent: &Intent,
     state: VmxState,
-    limits: &Limits,
+    options: &Options<'_>,
 ) -> std::io::Result<Result<DumpFacts, Unreadable>> {
-    match summarise(dump, limits) {
+    match summarise(dump, &options.limits) {
         Ok(summary) => {
             let mut facts = facts(summary, intent);
             if state != VmxState::None {
-                match crashyard_vmcore::vmx(dump, limits) {
+                match crashyard_vmcore::vmx(dump, options) {
                     Ok(vmx) => facts.vmx = Some(Box::new(vmx)),
                     Err(Error::Io(error)) => return Err(error),
                     Err(error) => facts.warnings.push(format!("VMX: {error}")),

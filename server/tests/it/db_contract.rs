@@ -14,13 +14,13 @@ use crashyard_server::db::judgement::{self, Applied, Verdict};
 use crashyard_server::db::lease::{self, End, Settled};
 use crashyard_server::db::machine::{self, ControllerRow, MachineRow};
 use crashyard_server::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
-use crashyard_server::db::queue::{self, Leased, NewLease};
+use crashyard_server::db::queue::{self, Ask, Leased, NewLease};
 use crashyard_server::db::report::{self, ReportRow};
 use crashyard_server::db::run::{self, JobChange, JobRow, RunRow};
 use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::db::token::{self, TokenRow};
 use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
-use crashyard_server::db::{Db, DbError, Tx, attempt, flow};
+use crashyard_server::db::{Db, DbError, DbResult, Tx, attempt, flow};
 use crashyard_server::selector::Selector;
 use sqlx::types::Json;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -300,7 +300,7 @@ async fn machines_and_selectors(db: &Db) {
     let taken = machine::put_machine(&mut tx, &machine_row("mm1", &other.id)).await;
     assert!(matches!(taken, Err(DbError::Conflict(_))), "{taken:?}");
     drop(tx);
-    write!(db, |tx| machine::seen_idle(tx, &one.id, std::slice::from_ref(&m1.id), at(3)));
+    write!(db, |tx| machine::seen_idle(tx, &[&one.id].into(), &[&m1.id].into(), at(3)));
     let seen = machine::get(db, &m1.id).await.unwrap();
     assert_eq!(
         (seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()),
@@ -308,10 +308,10 @@ async fn machines_and_selectors(db: &Db) {
     );
     let held = write!(db, |tx| machine::set_state(tx, &m1.id, MachineState::Reserved, Some("mine"), at(4)));
     assert_eq!(held.unwrap().reason.as_deref(), Some("mine"));
-    write!(db, |tx| machine::seen_idle(tx, &one.id, std::slice::from_ref(&m1.id), at(5)));
+    write!(db, |tx| machine::seen_idle(tx, &[&one.id].into(), &[&m1.id].into(), at(5)));
     assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Reserved, "a person has it");
     write!(db, |tx| machine::withdraw_machines(tx, &one.id));
-    assert!(machine::of_controller(db, &one.id).await.unwrap().iter().all(|machine| !machine.announced));
+    assert!(machine::announced(db, &one.id).await.unwrap().is_empty());
     assert!(queue::idle_machines(db, &by_label).await.unwrap().is_empty());
     assert_eq!(machine::list(db, None, 2).await.unwrap().len(), 2);
     let moved = write!(db, |tx| machine::put_machine(tx, &machine_row("mm1", &other.id)));
@@ -405,12 +405,31 @@ fn new_lease(farm: &Farm, now: Timestamp) -> NewLease {
 }
 
 async fn lease(db: &Db, farm: &Farm, machine: usize) -> Option<Leased> {
+    lease_until(db, farm, machine, None).await
+}
+
+/// The same for an attempt that the judge wants to look at first at `check_at`.
+async fn lease_until(db: &Db, farm: &Farm, machine: usize, check_at: Option<Timestamp>) -> Option<Leased> {
     let machine = farm.machines[machine].id.clone();
     let new = new_lease(farm, NOW);
     let mut tx = begin(db).await;
-    let leased = queue::lease_next(&mut tx, &machine, &new).await.unwrap();
+    let leased = lease_next(&mut tx, &machine, &new, check_at).await.unwrap();
     tx.commit().await.unwrap();
     leased
+}
+
+/// Gives the machine the job that is its turn, as a claim for it alone does.
+async fn lease_next(
+    tx: &mut Tx,
+    machine: &MachineId,
+    new: &NewLease,
+    check_at: Option<Timestamp>,
+) -> DbResult<Option<Leased>> {
+    let mut batch = queue::take(tx, &[Ask { lease: new.clone(), machines: vec![machine.clone()] }]).await?;
+    for taken in batch.taken.iter_mut().flatten() {
+        taken.check_at = check_at;
+    }
+    Ok(queue::record(tx, batch).await?.pop().flatten())
 }
 
 async fn queue_and_leases(db: &Db) {
@@ -429,7 +448,8 @@ async fn queue_and_leases(db: &Db) {
     );
     assert!(lease(db, &farm, 0).await.is_none(), "a machine has at most one lease");
     assert_eq!(lease(db, &farm, 1).await.unwrap().job.id, jobs[1].id);
-    assert_eq!(run::build_facts_of(&mut begin(db).await, &run.id).await.unwrap(), ("6.1".into(), None));
+    let builds = build::of_runs(&mut begin(db).await, &[&run.id].into()).await.unwrap();
+    assert_eq!((builds[&run.id].release.as_str(), &builds[&run.id].build_id), ("6.1", &None));
 
     let id = &first.attempt.id;
     let full = attempt::full(db, id).await.unwrap();
@@ -472,7 +492,7 @@ async fn two_claimants(db: &Db) {
         let (db, machine, new) = (db.clone(), farm.machines[index % 8].id.clone(), new_lease(&farm, NOW));
         tokio::spawn(async move {
             let mut tx = db.begin().await.unwrap();
-            match queue::lease_next(&mut tx, &machine, &new).await {
+            match lease_next(&mut tx, &machine, &new, None).await {
                 Ok(Some(leased)) => tx.commit().await.map(|()| leased).ok(),
                 Ok(None) | Err(DbError::Conflict(_) | DbError::Unavailable(_)) => None,
                 Err(error) => panic!("{error}"),
@@ -526,9 +546,9 @@ fn verdict(settled: usize, verdict: Option<Status>) -> Verdict {
 async fn judgements(db: &Db) {
     let farm = farm(db, "f-judge", 1).await;
     let (run, jobs) = submit(db, &farm, 1).await;
-    let leased = lease(db, &farm, 0).await.unwrap();
+    let leased = lease_until(db, &farm, 0, Some(at(40))).await.unwrap();
     let id = &leased.attempt.id;
-    write!(db, |tx| judgement::open_stages(tx, id, &stages(0), Some(at(40))));
+    write!(db, |tx| judgement::open_all(tx, &[(id.clone(), stages(0))]));
     assert_eq!(attempt::stages(db, id).await.unwrap(), stages(0));
     assert_eq!(attempt::stages_of_run(db, &run.id).await.unwrap().len(), 8);
     assert!(!attempt::due(db, at(39), 100).await.unwrap().contains(id));

@@ -22,6 +22,12 @@ const MACHINES: usize = 10;
 /// Jobs of one submission.
 const JOBS: u32 = 20;
 const KILL_EVERY: Duration = Duration::from_secs(5);
+/// Between the console writes of an attempt, of which there are three.
+const WRITE_EVERY: Duration = Duration::from_millis(50);
+const SUBMIT_EVERY: Duration = Duration::from_millis(200);
+/// Before a request that failed goes to the next server.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long what is owed may take after the last kill.
 const SETTLE: Duration = Duration::from_secs(180);
 
@@ -91,6 +97,10 @@ async fn measure(what: &str, mut servers: Vec<Server>, seconds: u64) -> anyhow::
     submitting.await??;
     let runs = lab.book().runs.clone();
     let lost = lab.not_done(&runs).await?;
+    // A machine's life has no end of its own: one that is over met an answer that no agent may get.
+    if let Some(ended) = work.try_join_next() {
+        ended?.context("a machine gave up")?;
+    }
     work.shutdown().await;
     let console_errors = lab.consoles_that_differ().await?;
     let stuck = stuck(&admin).await?;
@@ -124,7 +134,7 @@ impl Lab {
             match call(self.clients[at % self.clients.len()].clone()).await {
                 Err(error) if error.is_transient() => {
                     at += 1;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(RETRY_AFTER).await;
                 }
                 answer => return answer,
             }
@@ -163,7 +173,7 @@ impl Lab {
             });
             put.await.context("console")?;
             sent += text.len() as u64;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(WRITE_EVERY).await;
         }
         self.book().consoles.insert(claim.attempt.clone(), sent);
         // Before it is handed back: whoever gets the job then may have it.
@@ -188,7 +198,7 @@ impl Lab {
             let made = made.await?;
             self.book().runs.push(made.id);
             number += 1;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(SUBMIT_EVERY).await;
         }
         Ok(())
     }
@@ -209,7 +219,7 @@ impl Lab {
                 }
             }
             open = still;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(lost + open.len())
     }

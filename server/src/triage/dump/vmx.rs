@@ -10,13 +10,8 @@ mod tests;
 
 use super::{Oracle, Outcome};
 use crashyard_protocol::VmxState;
-use crashyard_vmcore::{Kvm, VmcsPage, Vmx, VmxCpu, VmxRecord};
+use crashyard_vmcore::{Kvm, SlotState, VmcsPage, Vmx, VmxCpu, VmxRecord};
 
-/// States of a slot in the record.
-const LOADED: u32 = 2;
-const LAUNCHED: u32 = 3;
-const INSERTION_CUT: u32 = 4;
-const REMOVAL_CUT: u32 = 5;
 /// What VMPTRST stores when there is no current VMCS.
 const NO_VMCS: u64 = u64::MAX;
 
@@ -67,7 +62,7 @@ fn of_module(vmx: &Vmx, wanted: VmxState, online: Option<u32>) -> Vec<Oracle> {
         nothing_wrong("vmcs-list", list, "each CPU's list of VMCSes leads back to its head".into()),
         vmclear(&used),
     ];
-    let loaded = used.iter().flat_map(|cpu| cpu.slots.iter()).filter(|slot| matches!(slot.state.0, LOADED | LAUNCHED));
+    let loaded = used.iter().flat_map(|cpu| cpu.slots.iter()).filter(|slot| slot.state.is_loaded());
     oracles.extend(launch_state(loaded.map(|slot| slot.page)));
     oracles.push(vmxoff(&used));
     oracles
@@ -88,10 +83,10 @@ fn number(state: VmxState) -> u32 {
 /// Every VMCS that could be reached was VMCLEARed, the one that was only being added was not, and nothing else was seen.
 fn vmclear(used: &[&VmxCpu]) -> Oracle {
     let wrong = used.iter().find_map(|cpu| {
-        let reached = cpu.slots.iter().filter(|slot| matches!(slot.state.0, LOADED | LAUNCHED | REMOVAL_CUT));
+        let reached = cpu.slots.iter().filter(|slot| slot.state.is_loaded() || slot.state == SlotState::REMOVAL_CUT);
         let owed = u32::try_from(reached.clone().count()).unwrap_or(u32::MAX);
         let mut left = reached.filter(|slot| slot.cleared != 1);
-        let seen = cpu.slots.iter().find(|slot| slot.state.0 == INSERTION_CUT && slot.cleared != 0);
+        let seen = cpu.slots.iter().find(|slot| slot.state == SlotState::INSERTION_CUT && slot.cleared != 0);
         if !cpu.ran {
             Some(format!("the crash callback never ran on CPU {}, so nothing was VMCLEARed there", cpu.cpu))
         } else if let Some(slot) = left.next() {

@@ -4,7 +4,7 @@ use super::story::{ATTEMPT, RELEASE};
 use crate::triage::console::Intent;
 use crate::triage::dump::{self, Expected, Outcome, Unreadable, oracles};
 use crashyard_protocol::VmxState;
-use crashyard_vmcore::{Limits, ReadAt};
+use crashyard_vmcore::{Options, ReadAt};
 
 struct Source(std::io::Result<Vec<u8>>);
 
@@ -30,7 +30,7 @@ fn intent() -> Intent {
 fn what_is_no_dump_is_a_broken_dump() {
     for bytes in [Vec::new(), b"<html>".repeat(1000), vec![0; 1 << 16]] {
         let read =
-            dump::read(&Source(Ok(bytes)), &intent(), VmxState::None, &Limits::default()).expect("the source works");
+            dump::read(&Source(Ok(bytes)), &intent(), VmxState::None, &Options::default()).expect("the source works");
         assert!(matches!(read, Err(Unreadable { broken: true, .. })), "{read:?}");
     }
 }
@@ -38,7 +38,7 @@ fn what_is_no_dump_is_a_broken_dump() {
 #[test]
 fn a_store_that_fails_says_nothing_about_the_dump() {
     let source = Source(Err(std::io::ErrorKind::TimedOut.into()));
-    assert!(dump::read(&source, &intent(), VmxState::None, &Limits::default()).is_err());
+    assert!(dump::read(&source, &intent(), VmxState::None, &Options::default()).is_err());
 }
 
 #[test]

@@ -7,8 +7,8 @@ use crashyard_server::db::dump::{self, GlimpseRow};
 async fn arriving(db: &Db, name: &str) -> (attempt::AttemptRow, ArtifactId) {
     let farm = farm(db, name, 1).await;
     submit(db, &farm, 1).await;
-    let attempt = lease(db, &farm, 0).await.unwrap().attempt;
-    write!(db, |tx| judgement::open_stages(tx, &attempt.id, &stages(0), Some(at(40))));
+    let attempt = lease_until(db, &farm, 0, Some(at(40))).await.unwrap().attempt;
+    write!(db, |tx| judgement::open_all(tx, &[(attempt.id.clone(), stages(0))]));
     let dump = open(db, &Owner::Attempt(attempt.id.clone()), "vmcore").await;
     write!(db, |tx| artifact::add_chunk(tx, &segment(&dump.id, 0, 100, "a")));
     (attempt::get(db, &attempt.id).await.unwrap(), dump.id)

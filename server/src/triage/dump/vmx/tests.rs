@@ -1,7 +1,7 @@
 //! A dump in which everything was cleared holds; each single thing that was not breaks the oracle that is about it.
 
 use super::*;
-use crashyard_vmcore::{Addr, KvmCpu, LoadedVmcs, SlotState, VmxSlot};
+use crashyard_vmcore::{Addr, KvmCpu, LoadedVmcs, VmxSlot};
 
 const BOCHS: u32 = 0x2b;
 const SILICON: u32 = 0x12;
@@ -10,8 +10,8 @@ fn page(revision: u32, word2: u32) -> Option<VmcsPage> {
     Some(VmcsPage { revision, word2 })
 }
 
-fn slot(state: u32, cleared: u32) -> VmxSlot {
-    VmxSlot { vmcs: Addr(0xffff_8880_0000_1000), state: SlotState(state), cleared, page: page(BOCHS, 0) }
+fn slot(state: SlotState, cleared: u32) -> VmxSlot {
+    VmxSlot { vmcs: Addr(0xffff_8880_0000_1000), state, cleared, page: page(BOCHS, 0) }
 }
 
 fn cpu(number: u32) -> VmxCpu {
@@ -27,7 +27,7 @@ fn cpu(number: u32) -> VmxCpu {
         current_after: Addr(u64::MAX),
         vmxoff: 1,
         vmxoff_observed: true,
-        slots: vec![slot(LOADED, 1), slot(LAUNCHED, 1)],
+        slots: vec![slot(SlotState::LOADED, 1), slot(SlotState::LAUNCHED, 1)],
     }
 }
 
@@ -111,7 +111,8 @@ fn each_thing_that_the_modules_crash_path_left_out_breaks_its_oracle() {
 fn a_cut_list_must_be_seen_as_the_order_of_its_writes_promises() {
     let adding = |vmx: &mut Vmx| {
         for cpu in &mut vmx.record.as_mut().unwrap().cpus {
-            (cpu.state, cpu.visited, cpu.slots) = (4, 1, vec![slot(LOADED, 1), slot(INSERTION_CUT, 0)]);
+            (cpu.state, cpu.visited, cpu.slots) =
+                (4, 1, vec![slot(SlotState::LOADED, 1), slot(SlotState::INSERTION_CUT, 0)]);
         }
     };
     assert_eq!(after(adding, VmxState::ListAddCut), []);
@@ -123,7 +124,7 @@ fn a_cut_list_must_be_seen_as_the_order_of_its_writes_promises() {
     let deleting = |cleared| {
         move |vmx: &mut Vmx| {
             for cpu in &mut vmx.record.as_mut().unwrap().cpus {
-                (cpu.state, cpu.slots) = (5, vec![slot(LOADED, 1), slot(REMOVAL_CUT, cleared)]);
+                (cpu.state, cpu.slots) = (5, vec![slot(SlotState::LOADED, 1), slot(SlotState::REMOVAL_CUT, cleared)]);
             }
         }
     };

@@ -1,0 +1,77 @@
+//! Groups writes into commits.
+//!
+//! What is acknowledged must be durable, and a durable commit costs a flush of the disk. Writes that arrive while a commit
+//! is under way wait for the next one together: one flush for all of them, no waiting where there is only one, no timer.
+//!
+//! What it must never do: let one write that spoils a transaction take the others with it.
+
+use crate::db::{Db, DbError, DbResult};
+use tokio::sync::{mpsc, oneshot};
+
+/// What several writes of one kind have in common.
+pub trait Together: Send + Sync + 'static {
+    /// What is asked for.
+    type Ask: Send + Sync + 'static;
+    /// What comes of it.
+    type Answer: Send + 'static;
+    /// Asks waiting for the next commit; beyond it, askers wait for a place (backpressure, not memory).
+    const QUEUE: usize;
+    /// Asks in one commit.
+    const BATCH: usize;
+
+    /// Does all of them in one transaction: an answer for each, in their order. An error means that nothing was written.
+    fn write(db: &Db, asks: &[Self::Ask]) -> impl Future<Output = DbResult<Vec<DbResult<Self::Answer>>>> + Send;
+}
+
+type Waiting<T> = (<T as Together>::Ask, oneshot::Sender<DbResult<<T as Together>::Answer>>);
+
+/// Handle to a task that writes.
+#[derive(Debug)]
+pub struct Group<T: Together>(mpsc::Sender<Waiting<T>>);
+
+impl<T: Together> Group<T> {
+    /// Starts the task; it ends when the last handle is gone.
+    #[must_use]
+    pub fn start(db: Db) -> Self {
+        let (sender, mut waiting) = mpsc::channel::<Waiting<T>>(T::QUEUE);
+        tokio::spawn(async move {
+            let mut batch = Vec::with_capacity(T::BATCH);
+            while waiting.recv_many(&mut batch, T::BATCH).await > 0 {
+                // Who hung up was promised nothing, and asks again.
+                batch.retain(|(_, sender)| !sender.is_closed());
+                let (asks, senders) = batch.drain(..).unzip();
+                Box::pin(write::<T>(&db, asks, senders)).await;
+            }
+        });
+        Self(sender)
+    }
+
+    /// Asks; what is answered is durable.
+    pub async fn ask(&self, ask: T::Ask) -> DbResult<T::Answer> {
+        let gone = || DbError::Unavailable(sqlx::Error::PoolClosed);
+        let (sender, answer) = oneshot::channel();
+        self.0.send((ask, sender)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+async fn write<T: Together>(db: &Db, asks: Vec<T::Ask>, senders: Vec<oneshot::Sender<DbResult<T::Answer>>>) {
+    if asks.is_empty() {
+        return;
+    }
+    let answers = match T::write(db, &asks).await {
+        Ok(answers) => answers,
+        Err(error) if asks.len() == 1 => vec![Err(error)],
+        // One of them spoils the transaction: each for itself then.
+        Err(_) => {
+            for (ask, sender) in asks.into_iter().zip(senders) {
+                Box::pin(write::<T>(db, vec![ask], vec![sender])).await;
+            }
+            return;
+        }
+    };
+    for (answer, sender) in answers.into_iter().zip(senders) {
+        // Who hung up at this moment does not want its answer.
+        let _ = sender.send(answer);
+    }
+}
