@@ -3,11 +3,14 @@
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
 mod job;
+mod machine;
 mod server;
+mod time;
 mod triage;
 mod vmcore;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Crashyard: does the crash dump come out right?
 #[derive(Parser)]
@@ -25,15 +28,33 @@ enum Command {
     /// Jobs: why one is waiting
     #[command(subcommand)]
     Job(job::Job),
+    /// Machines: where each is in its life, why, and what a person decides about it
+    #[command(subcommand)]
+    Machine(machine::MachineCommand),
+    /// Take a machine out of the farm for a time
+    Reserve(machine::Reserve),
     /// Dumps that the server keeps: open one here, hold it, let go of it
     #[command(subcommand)]
     Vmcore(vmcore::Vmcore),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // What a person needs is the chain of reasons, and never a stack.
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Triage(what) => what.run(),
         Command::Job(what) => what.run(),
+        Command::Machine(what) => server::wait(what.run()),
+        Command::Reserve(what) => server::wait(what.run()),
         Command::Vmcore(what) => what.run(),
     }
 }

@@ -27,6 +27,11 @@ impl Server {
     }
 }
 
+/// Runs what talks to the server.
+pub fn wait(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
 /// An error of the server, for a terminal.
 pub fn said(error: &ClientError) -> anyhow::Error {
     let next = match error {

@@ -38,7 +38,7 @@ impl Story {
             _ => serde_json::Value::Null,
         };
         serde_json::json!({
-            "id": ATTEMPT, "job": JOB, "run": OTHER, "number": 1, "machine": OTHER, "machine_name": "m", "controller": OTHER,
+            "id": ATTEMPT, "job": JOB, "run": OTHER, "number": 1, "purpose": "test", "build": "01JDB4Q1W5Z8N6K3X0V7T2R9MF", "machine": OTHER, "machine_name": "m", "controller": OTHER,
             "state": "done", "verdict": "FAIL", "reason": null, "blamed_stage": null, "started_at": 0, "finished_at": 1,
             "stages": [], "artifacts": [{ "id": DUMP, "build": null, "attempt": ATTEMPT, "name": "vmcore", "state": self.state,
                 "size": self.bytes.len(), "blake3": self.hash, "created_at": 0, "dropped": dropped }],

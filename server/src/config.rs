@@ -2,6 +2,8 @@
 //!
 //! Unknown keys are refused: a typing mistake must not quietly leave a default in place.
 
+use crate::db::lease::Care;
+use crate::trust::Rule;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -28,6 +30,12 @@ pub struct Config {
     pub lease_seconds: u32,
     /// How many attempts a job gets when the lab does not deliver.
     pub max_attempts: u32,
+    /// A machine is quarantined when so many of its last attempts failed without a kernel's doing; 0 never.
+    pub quarantine_failures: u32,
+    /// How many of its last attempts are looked at for that.
+    pub quarantine_window: u32,
+    /// Minutes of a first quarantine; each in a row lasts twice as long.
+    pub quarantine_minutes: u32,
     /// Minutes after which a waiting job counts as one priority higher.
     pub promote_after_minutes: u32,
     /// Largest single artifact, in bytes.
@@ -69,6 +77,9 @@ impl Default for Config {
             admin_token_file: "admin.token".into(),
             lease_seconds: 60,
             max_attempts: 2,
+            quarantine_failures: 3,
+            quarantine_window: 10,
+            quarantine_minutes: 60,
             promote_after_minutes: 360,
             max_artifact_bytes: 8 << 30,
             max_attempt_bytes: 16 << 30,
@@ -118,6 +129,11 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(self.lease_seconds >= 3, "lease_seconds must be at least 3");
         anyhow::ensure!(self.max_attempts >= 1, "max_attempts must be at least 1");
+        anyhow::ensure!(
+            (self.quarantine_failures..=1000).contains(&self.quarantine_window),
+            "quarantine_window must be at least quarantine_failures and at most 1000"
+        );
+        anyhow::ensure!(self.quarantine_minutes >= 1, "quarantine_minutes must be at least 1");
         anyhow::ensure!(self.promote_after_minutes >= 1, "promote_after_minutes must be at least 1");
         anyhow::ensure!(self.database_connections >= 2, "database_connections must be at least 2");
         Ok(())
@@ -127,6 +143,19 @@ impl Config {
     #[must_use]
     pub fn promote_after(&self) -> Duration {
         Duration::from_secs(u64::from(self.promote_after_minutes) * 60)
+    }
+
+    /// How failures are dealt with.
+    #[must_use]
+    pub fn care(&self) -> Care {
+        Care {
+            tries: self.max_attempts,
+            rule: Rule {
+                failures: self.quarantine_failures,
+                window: self.quarantine_window,
+                probation: Duration::from_secs(u64::from(self.quarantine_minutes) * 60),
+            },
+        }
     }
 
     /// How long a lease lasts without being renewed.

@@ -10,15 +10,19 @@ use crate::db::artifact::{ArtifactRow, Owner};
 use crate::db::attempt::FullAttempt;
 use crate::db::judgement::{Applied, Verdict};
 use crate::db::lease::{self, Settled};
-use crate::db::{self, unsigned};
+use crate::db::life::SERVER;
+use crate::db::reservation::{self, ReservationRow};
+use crate::db::{self, Tx, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::triage::away::Span;
 use crate::triage::{BuildFacts, ConsoleEvidence, DumpEvidence, EvidenceView, Intent, Judgement, Lease, judge};
 use crate::wake::{Pass, Topic};
+use crashyard_protocol::agent::Directive;
 use crashyard_protocol::api::{DUMP, Evidence};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, Stage};
+use crashyard_protocol::{AttemptId, AttemptState, Purpose, ReservationId, Stage, Status};
 use std::sync::PoisonError;
+use std::time::Duration;
 
 /// How often a judgement is made again because another came between, before the server says that it is overloaded.
 const TRIES: usize = 16;
@@ -46,7 +50,12 @@ pub async fn judge_attempt(state: &AppState, id: &AttemptId) -> AppResult<Judgem
         let full = db::attempt::full(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
         let evidence = load(state, &full).await?;
         let now = state.now();
-        let judgement = judge(&full.scenario, &build_facts(&full), &evidence, now);
+        let mut judgement = judge(&full.scenario, &build_facts(&full), &evidence, now);
+        if full.attempt.gave_way {
+            // Somebody waits for the machine, whatever the evidence says of this attempt.
+            (judgement.controller, judgement.target, judgement.capture) =
+                (Directive::Collect, Directive::Collect, Directive::Collect);
+        }
         match write(state, &full, &evidence.stages, &judgement, now).await? {
             Applied::Stale => {}
             Applied::Same => return Ok(judgement),
@@ -83,9 +92,48 @@ async fn write(
     let mut tx = state.db.begin().await?;
     let applied = db::judgement::apply(&mut tx, &full.attempt, stages_before, &verdict, now).await?;
     if applied == Applied::Changed {
+        if full.attempt.judged_at.is_none() && judgement.verdict == Some(Status::Fail) {
+            hold(state, &mut tx, full, judgement, now).await?;
+        }
         tx.commit().await?;
     }
     Ok(applied)
+}
+
+/// Keeps the machine as the failure left it, where the plan wants that; its verdict does not wait for its return.
+async fn hold(
+    state: &AppState,
+    tx: &mut Tx,
+    full: &FullAttempt,
+    judgement: &Judgement,
+    now: Timestamp,
+) -> AppResult<()> {
+    let attempt = &full.attempt;
+    let minutes = full.policy.hold_minutes;
+    if minutes == 0 || attempt.purpose != Purpose::Test || !attempt.is_live() {
+        return Ok(());
+    }
+    let owner = db::flow::submitter_of(tx, &attempt.id).await?.unwrap_or_else(|| SERVER.to_owned());
+    let at = judgement.blamed_stage.map_or_else(String::new, |stage| format!(" at {stage}"));
+    let row = ReservationRow {
+        id: ReservationId::from_ulid(state.ids.next()),
+        machine_id: attempt.machine_id.clone(),
+        owner,
+        reason: format!("held after FAIL{at}, for a look"),
+        created_at: now,
+        began_at: Some(now),
+        until_at: now.plus(Duration::from_secs(u64::from(minutes) * 60)),
+        warned_at: None,
+        ended_at: None,
+        ended_by: None,
+        attempt_id: Some(attempt.id.clone()),
+    };
+    if reservation::hold(tx, &row, now).await? {
+        let held = db::attempt::get_in(tx, &attempt.id).await?;
+        lease::settle_held(tx, &held, &state.config.care(), now).await?;
+        state.wake.wake(&Topic::Pass(Pass::Machines));
+    }
+    Ok(())
 }
 
 /// Everything that is recorded about an attempt, as the judge wants to see it.
@@ -99,7 +147,12 @@ async fn load(state: &AppState, full: &FullAttempt) -> AppResult<EvidenceView> {
         let facts = consoles::facts(state, console, &intent).await?;
         console_evidence.push(ConsoleEvidence { artifact: console.id.clone(), facts });
     }
-    let away = lease::away_since(&state.db, attempt.started_at).await?;
+    let mut away = lease::away_since(&state.db, attempt.started_at).await?;
+    if let (Some(from), Some(to)) = (attempt.judged_at, attempt.held_until) {
+        // A machine that is kept for a person is not late.
+        away.push((from, to.min(state.now())));
+        away.sort();
+    }
     let reading = match &attempt.dump_facts {
         Some(facts) => Some(
             serde_json::from_value(facts.0.clone())
@@ -176,7 +229,7 @@ pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
     if ended.is_live() {
         return Ok(false);
     }
-    let settled = lease::settle(&mut tx, &ended, state.config.max_attempts, state.now()).await?;
+    let settled = lease::settle(&mut tx, &ended, &state.config.care(), state.now()).await?;
     tx.commit().await?;
     for artifact in db::artifact::list(&state.db, &Owner::Attempt(id.clone())).await? {
         state.consoles.forget(&artifact.id);
@@ -188,8 +241,14 @@ pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
     state.wake.wake(&Topic::Pass(Pass::Dumps));
     crate::agent::claim::offer_room(state, id).await?;
     if settled == Settled::Queued {
-        let job = db::run::job(&state.db, &ended.job_id).await?;
-        crate::agent::claim::offer(state, &job.job.selector_id, 1).await?;
+        let job = db::run::job(&state.db, &ended.job_id).await?.job;
+        match &job.only_machine_id {
+            Some(machine) => {
+                state.wake.wake(&Topic::Machine(machine.clone()));
+            }
+            None => crate::agent::claim::offer(state, &job.selector_id, 1).await?,
+        }
+        state.wake.wake(&Topic::Pass(Pass::Machines));
     }
     Ok(true)
 }

@@ -12,7 +12,7 @@ use crate::db::{self, Db, DbError, DbResult};
 use crate::group::Together;
 use crate::judging;
 use crate::triage::BuildFacts;
-use crashyard_protocol::{BuildId, MachineId, RunId, Scope, TokenId};
+use crashyard_protocol::{AttemptId, BuildId, MachineId, RunId, Scope, TokenId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -73,9 +73,13 @@ async fn place(db: &Db, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
     let builds = db::build::of_runs(&mut tx, &runs).await?;
     let mut stages = Vec::new();
     let mut tokens = Vec::new();
+    let mut booted = HashMap::new();
     for (one, claim) in taken.taken.iter_mut().zip(claims) {
         let Some(one) = one else { continue };
-        let build = builds.get(&one.job.run_id).ok_or(DbError::NotFound)?;
+        let build = match one.boots_build() {
+            Some(id) => db::build::get_in(&mut tx, id).await?,
+            None => builds.get(&one.job.run_id).cloned().ok_or(DbError::NotFound)?,
+        };
         let facts = BuildFacts { release: build.release.clone(), build_id: build.build_id.clone() };
         let judged = judging::first(&one.lease.attempt, &one.job.scenario, &facts, one.lease.now);
         one.check_at = judged.check_at;
@@ -90,24 +94,25 @@ async fn place(db: &Db, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
             revoked_at: None,
         };
         tokens.push((token, secret_hash(&claim.secret)));
+        booted.insert(one.lease.attempt.clone(), build);
     }
     let leased = queue::record(&mut tx, taken).await?;
     db::judgement::open_all(&mut tx, &stages).await?;
     db::token::create_all(&mut tx, &tokens).await?;
     tx.commit().await?;
-    with_builds(db, leased, &builds).await
+    with_builds(db, leased, &booted).await
 }
 
 /// Adds what briefs are made of: once for each build.
 async fn with_builds(
     db: &Db,
     leased: Vec<Option<Leased>>,
-    builds: &HashMap<RunId, BuildRow>,
+    builds: &HashMap<AttemptId, BuildRow>,
 ) -> DbResult<Vec<Option<Placed>>> {
     let mut files: HashMap<&BuildId, Arc<Vec<ArtifactRow>>> = HashMap::new();
     let mut placed = Vec::with_capacity(leased.len());
     for one in leased {
-        let Some((build, leased)) = one.and_then(|one| Some((builds.get(&one.attempt.run_id)?, one))) else {
+        let Some((build, leased)) = one.and_then(|one| Some((builds.get(&one.attempt.id)?, one))) else {
             placed.push(None);
             continue;
         };

@@ -10,7 +10,7 @@ use crate::db::{self, unsigned};
 use crate::error::{AppError, AppResult};
 use crashyard_protocol::api::{Ahead, Unsatisfied, Waiting, WaitingConstraint, WaitingLimit, WaitingMachine};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{JobId, JobState, MachineState};
+use crashyard_protocol::{JobId, JobState, MachineId, MachineState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -75,7 +75,17 @@ pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
         limit: flow.max_machines.map(|most| WaitingLimit { machines: count(most), held: count(held) }),
         expected_start: expected,
     };
-    waiting.summary = summary(&waiting, &fitting, machines.len(), state.now());
+    let bound = |id: &Option<MachineId>| {
+        let named =
+            |id: &MachineId| machines.iter().find(|one| one.machine.id == *id).map(|one| one.machine.name.as_str());
+        id.as_ref().and_then(named)
+    };
+    let bound = match (bound(&job.only_machine_id), bound(&job.not_machine_id)) {
+        (Some(only), _) => Some(format!("its next attempt is on {only} and nowhere else")),
+        (None, Some(not)) => Some(format!("its next attempt is not on {not}, where it failed")),
+        (None, None) => None,
+    };
+    waiting.summary = summary(&waiting, bound, &fitting, machines.len(), state.now());
     Ok(waiting)
 }
 
@@ -102,9 +112,10 @@ fn shown(machine: &NamedMachine) -> WaitingMachine {
 }
 
 /// Whether a machine is in the round: it will take jobs without anybody doing anything.
-fn in_the_round(machine: &NamedMachine) -> bool {
+fn in_the_round(machine: &NamedMachine, now: Timestamp) -> bool {
     let row = &machine.machine;
-    row.announced && matches!(row.state, MachineState::Enrolled | MachineState::Available | MachineState::Leased)
+    machine.is_reachable(now)
+        && matches!(row.state, MachineState::Enrolled | MachineState::Available | MachineState::Leased)
 }
 
 /// An estimate: the jobs that come first, shared over the machines in the round, each as long as such jobs took lately.
@@ -115,7 +126,7 @@ fn expect(
     fitting: &[&NamedMachine],
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let machines = i64::try_from(fitting.iter().filter(|machine| in_the_round(machine)).count()).ok()?;
+    let machines = i64::try_from(fitting.iter().filter(|machine| in_the_round(machine, now)).count()).ok()?;
     if machines == 0 {
         return None;
     }
@@ -134,7 +145,7 @@ fn expect(
         })
         .sum::<i64>()
         .saturating_add(before);
-    let idle = fitting.iter().filter(|one| in_the_round(one) && one.machine.state != MachineState::Leased).count();
+    let idle = fitting.iter().filter(|one| in_the_round(one, now) && one.machine.state != MachineState::Leased).count();
     let busy_rounds = first.saturating_sub(i64::try_from(idle).ok()?).saturating_add(machines) / machines;
     if first < i64::try_from(idle).ok()? {
         return Some(now);
@@ -148,7 +159,7 @@ fn expect(
 }
 
 /// All of it in one sentence.
-fn summary(waiting: &Waiting, fitting: &[&NamedMachine], all: usize, now: Timestamp) -> String {
+fn summary(waiting: &Waiting, bound: Option<String>, fitting: &[&NamedMachine], all: usize, now: Timestamp) -> String {
     match waiting.state {
         JobState::Queued => {}
         JobState::Leased => return "It is not waiting: a machine has it.".into(),
@@ -163,8 +174,9 @@ fn summary(waiting: &Waiting, fitting: &[&NamedMachine], all: usize, now: Timest
             _ => format!("none of {all} machines satisfies all of its constraints together"),
         });
     } else {
-        parts.push(format!("{} of {all} machines satisfy it: {}", fitting.len(), states(fitting)));
+        parts.push(format!("{} of {all} machines satisfy it: {}", fitting.len(), states(fitting, now)));
     }
+    parts.extend(bound);
     if let Some(limit) = &waiting.limit
         && limit.held >= limit.machines
     {
@@ -191,13 +203,17 @@ fn counted(jobs: u64) -> String {
 }
 
 /// Machines by state; where few are in a state for a reason, with it.
-fn states(fitting: &[&NamedMachine]) -> String {
+fn states(fitting: &[&NamedMachine], now: Timestamp) -> String {
     let mut groups: BTreeMap<String, usize> = BTreeMap::new();
     for machine in fitting {
         let row = &machine.machine;
         let since = crate::pages::format::When(row.state_since).minute();
         let words = match (row.announced, &row.reason) {
             (false, _) => "not announced by its controller".to_owned(),
+            (true, _) if !machine.is_reachable(now) => {
+                let since = crate::pages::format::When(machine.heard_of_at()).minute();
+                format!("unknown, because nothing was heard of its controller since {since}")
+            }
             (true, Some(reason)) => format!("{} since {since} ({reason})", row.state),
             (true, None) => row.state.to_string(),
         };

@@ -44,6 +44,8 @@ pub enum Pass {
     Compact,
     /// More of a dump has arrived.
     Glimpse,
+    /// A reservation or a quarantine has a new end, or a job waits for a certain machine.
+    Machines,
     /// A dump may be dropped: its attempt was read or settled, or nobody holds it any more.
     Dumps,
 }

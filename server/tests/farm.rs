@@ -4,7 +4,7 @@
 //!
 //! All of it follows from a seed. `FARM_SEED=n` repeats one run; a failure names its seed.
 
-use crashyard_protocol::api::{NewBuild, NewPlan, NewRun, Run, TokenWithSecret};
+use crashyard_protocol::api::{NewBuild, NewPlan, NewRun, Policy, Run, TokenWithSecret};
 use crashyard_protocol::clock::{ManualClock, Timestamp};
 use crashyard_protocol::{
     Boot, Capture, Deadlines, Expect, RunId, RunState, Scenario, Scope, Status, Trigger, VmxState,
@@ -154,7 +154,14 @@ async fn submit(wire: &mut Wire, admin: &str) -> RunId {
         assert!(answer.status.is_success(), "{answer:?}");
     }
     let selector = BTreeMap::from([("driver".to_owned(), "fake".to_owned())]);
-    let plan = NewPlan { name: "all".into(), scenarios: names, selector, requires: Vec::new(), repetitions: 1 };
+    let plan = NewPlan {
+        name: "all".into(),
+        scenarios: names,
+        selector,
+        requires: Vec::new(),
+        repetitions: 1,
+        policy: Policy::default(),
+    };
     let body = serde_json::to_vec(&plan).unwrap();
     let answer = wire.call(axum::http::Method::PUT, "/api/v1/plans/all", admin, None, body.into()).await.unwrap();
     assert!(answer.status.is_success(), "{answer:?}");

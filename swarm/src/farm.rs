@@ -3,7 +3,7 @@
 use crashyard_protocol::agent::{
     CHUNK_BYTES, Claim, ClaimRequest, CompleteRequest, EnrolRequest, Enrolled, MachineSpec,
 };
-use crashyard_protocol::api::{NewBuild, NewPlan, NewRun, Run};
+use crashyard_protocol::api::{NewBuild, NewPlan, NewRun, Policy, Run};
 use crashyard_protocol::chunk::{chunk_hash, hex};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{Boot, BuildId, Capture, Deadlines, Expect, Scenario, Trigger, VmxState};
@@ -38,7 +38,14 @@ pub async fn prepare(admin: &Client, scenarios: usize) -> anyhow::Result<BuildId
     }
     let selector = BTreeMap::from([("driver".to_owned(), "simulated".to_owned())]);
     admin
-        .put_plan(&NewPlan { name: PLAN.into(), scenarios: names, selector, requires: Vec::new(), repetitions: 1 })
+        .put_plan(&NewPlan {
+            name: PLAN.into(),
+            scenarios: names,
+            selector,
+            requires: Vec::new(),
+            repetitions: 1,
+            policy: Policy::default(),
+        })
         .await?;
     Ok(build.id)
 }

@@ -37,6 +37,8 @@ fn spawn(place: &Place, data: &Path, token_file: &Path) -> anyhow::Result<Child>
         .env("CRASHYARD_BLOBS", format!("dir:{}", place.blobs.display()))
         .env("CRASHYARD_ADMIN_TOKEN_FILE", token_file)
         .env("CRASHYARD_LOG_FILTER", "warn")
+        // Simulated machines show no kernel, so every attempt of theirs ends as MISS.
+        .env("CRASHYARD_QUARANTINE_FAILURES", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -5,8 +5,8 @@
 use crate::clock::Timestamp;
 use crate::{
     ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId, CheckoutId, ControllerId, JobId, JobState, MachineId,
-    MachineState, PlanId, Priority, RunId, RunState, Scenario, ScenarioId, Scope, SignatureId, Stage, StageName,
-    Status, SubmitterId, TokenId, TreeId,
+    MachineState, PlanId, Priority, Purpose, ReservationId, RunId, RunState, Scenario, ScenarioId, Scope, SignatureId,
+    Stage, StageName, Status, SubmitterId, TokenId, TreeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,7 +36,43 @@ impl NewRun {
     /// A submission with nothing special about it.
     #[must_use]
     pub fn new(build: BuildId, plan: &str) -> Self {
-        Self { build, plan: plan.to_owned(), key: None, priority: None, start_within_seconds: None, deadline: None }
+        Self {
+            build,
+            plan: plan.to_owned(),
+            key: None,
+            priority: None,
+            start_within_seconds: None,
+            deadline: None,
+            policy: None,
+        }
+    }
+}
+
+/// What is done about failures of a job. The default: what the lab did not deliver is tried again, and a `FAIL` is final.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Tries of each attempt that the lab owes (it ended as `MISS`, or as `ERROR` of machine or network); the server's
+    /// `max_attempts` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tries: Option<u32>,
+    /// A kernel that passes. Before a `FAIL` is final, it has to pass on the same machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_good: Option<BuildId>,
+    /// Before a `FAIL` is final, the kernel is tried on another machine too.
+    pub elsewhere: bool,
+    /// Minutes for which a machine stays in the state in which a job failed on it, for a person to look at; 0 is not at all.
+    pub hold_minutes: u32,
+    /// Whether it gives its machine away, as long as it is not armed, to jobs of a higher priority and to people.
+    pub preemptible: bool,
+}
+
+impl Policy {
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -242,6 +278,9 @@ wire! {
         pub requires: Vec<String>,
         /// How often each scenario runs.
         pub repetitions: u32,
+        /// What is done about failures.
+        #[serde(default, skip_serializing_if = "Policy::is_default")]
+        pub policy: Policy,
     }
 
     /// Submits a build against a plan.
@@ -262,6 +301,9 @@ wire! {
         /// A job that no machine has taken by then ends as `MISS`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub deadline: Option<Timestamp>,
+        /// What is done about failures; the plan's policy if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub policy: Option<Policy>,
     }
 
     /// A build against a plan.
@@ -335,6 +377,13 @@ wire! {
         pub run: RunId,
         /// Counts from 1 inside the job.
         pub number: u32,
+        /// What it is for.
+        pub purpose: Purpose,
+        /// The kernel it boots.
+        pub build: BuildId,
+        /// Until when its machine is kept as the failure left it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub held_until: Option<Timestamp>,
         /// The machine.
         pub machine: MachineId,
         /// The machine's name.
@@ -449,6 +498,77 @@ wire! {
         pub lease_epoch: u64,
         /// When its controller last named it.
         pub last_seen_at: Timestamp,
+        /// Whether its controller has been heard of lately. If not, the state is the last one known and the machine gets no
+        /// job.
+        pub reachable: bool,
+        /// When a quarantine ends by itself; without it, a person ends it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub quarantined_until: Option<Timestamp>,
+        /// Whether it came back from quarantine and has not proven itself yet.
+        #[serde(default)]
+        pub on_probation: bool,
+        /// Who has it or gets it next.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub reservation: Option<Reservation>,
+    }
+
+    /// A machine taken by a person, or kept for one.
+    pub struct Reservation {
+        /// Id.
+        pub id: ReservationId,
+        /// Who has it: `token:NAME`, or the submitter whose failed job it is kept for.
+        pub owner: String,
+        /// What for.
+        pub reason: String,
+        /// When it was asked for.
+        pub created_at: Timestamp,
+        /// When the machine was theirs; absent while an attempt still has it.
+        pub began_at: Option<Timestamp>,
+        /// When it ends by itself.
+        pub until: Timestamp,
+        /// Whether its end is near and was announced.
+        pub warned: bool,
+        /// The failed attempt that left the machine as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub attempt: Option<AttemptId>,
+    }
+
+    /// Takes a machine for a person.
+    pub struct NewReservation {
+        /// For how long, from now; at most four weeks.
+        pub minutes: u32,
+        /// What for; everybody sees it who waits for the machine.
+        pub reason: String,
+    }
+
+    /// What a person decides about a machine.
+    pub struct NewMachineState {
+        /// `available` gives it back to the jobs; `quarantined` and `retired` keep them away from it.
+        pub state: MachineState,
+        /// Why, for everybody who sees it.
+        #[serde(default)]
+        pub reason: Option<String>,
+    }
+
+    /// Prolongs a reservation.
+    pub struct Extension {
+        /// For how long, from now.
+        pub minutes: u32,
+    }
+
+    /// Something that happened to a machine.
+    pub struct MachineEvent {
+        /// When.
+        pub at: Timestamp,
+        /// The state it came into.
+        pub state: MachineState,
+        /// Why.
+        pub reason: Option<String>,
+        /// Who decided it: `server`, or `token:NAME`.
+        pub by: String,
+        /// The attempt that it has to do with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub attempt: Option<AttemptId>,
     }
 
     /// Why a job waits. Exact for the moment it was asked for, but for the expected start.

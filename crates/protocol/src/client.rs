@@ -143,6 +143,18 @@ impl Client {
     }
 }
 
+/// A name as one part of a path.
+fn segment(name: &str) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
 /// The REST API.
 impl Client {
     /// Registers a tree.
@@ -237,6 +249,51 @@ impl Client {
     /// Who shares the farm, by name.
     pub async fn submitters(&self) -> Answer<Vec<api::Submitter>> {
         self.get("/api/v1/submitters").await
+    }
+
+    /// Every machine, newest first.
+    pub async fn machines(&self) -> Answer<Vec<api::Machine>> {
+        let mut machines = Vec::new();
+        let mut path = "/api/v1/machines?limit=200".to_owned();
+        loop {
+            let page: api::Page<api::Machine> = self.get(&path).await?;
+            machines.extend(page.items);
+            match page.next {
+                Some(next) => path = format!("/api/v1/machines?limit=200&before={next}"),
+                None => return Ok(machines),
+            }
+        }
+    }
+
+    /// One machine, by name or id.
+    pub async fn machine(&self, machine: &str) -> Answer<api::Machine> {
+        self.get(&format!("/api/v1/machines/{}", segment(machine))).await
+    }
+
+    /// What happened to a machine, newest first.
+    pub async fn machine_history(&self, machine: &str) -> Answer<Vec<api::MachineEvent>> {
+        self.get(&format!("/api/v1/machines/{}/history", segment(machine))).await
+    }
+
+    /// Takes a machine for a person.
+    pub async fn reserve(&self, machine: &str, reservation: &api::NewReservation) -> Answer<api::Machine> {
+        self.post(&format!("/api/v1/machines/{}/reservation", segment(machine)), reservation).await
+    }
+
+    /// Prolongs a reservation.
+    pub async fn extend(&self, machine: &str, extension: &api::Extension) -> Answer<api::Machine> {
+        self.put(&format!("/api/v1/machines/{}/reservation", segment(machine)), extension).await
+    }
+
+    /// Hands a machine back.
+    pub async fn hand_back(&self, machine: &str) -> Answer<api::Machine> {
+        let path = format!("/api/v1/machines/{}/reservation", segment(machine));
+        Ok(self.send(self.request(Method::DELETE, &path)).await?.json().await?)
+    }
+
+    /// Puts a machine that nobody has into another state.
+    pub async fn set_machine_state(&self, machine: &str, new: &api::NewMachineState) -> Answer<api::Machine> {
+        self.put(&format!("/api/v1/machines/{}/state", segment(machine)), new).await
     }
 
     /// Sets a submitter's weight and limit.

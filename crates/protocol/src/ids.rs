@@ -105,4 +105,6 @@ ids! {
     SubmitterId,
     /// The queue of one submitter, priority and selector.
     FlowId,
+    /// A machine taken by a person, or kept for one.
+    ReservationId,
 }

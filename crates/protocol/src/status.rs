@@ -91,6 +91,18 @@ impl Priority {
 }
 
 text_enum! {
+    /// What an attempt of a job is for.
+    Purpose {
+        /// The test that is owed.
+        Test = "test",
+        /// The same test of a kernel that is known to be good, on the machine where it failed.
+        KnownGood = "known-good",
+        /// The same test on another machine than the one where it failed.
+        Elsewhere = "elsewhere",
+    }
+}
+
+text_enum! {
     /// Where a run is.
     RunState {
         /// Some jobs are not done.

@@ -5,7 +5,7 @@ use super::stories::Story;
 use crate::image::Image;
 use anyhow::Context as _;
 use crashyard_agent::upload::{self, Destination};
-use crashyard_protocol::api::{NewBuild, NewPlan, NewRun};
+use crashyard_protocol::api::{NewBuild, NewPlan, NewRun, Policy};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{BuildId, RunId};
 use std::collections::BTreeMap;
@@ -55,6 +55,7 @@ pub async fn everything(
         selector: BTreeMap::from([("driver".into(), what.driver.to_owned())]),
         requires: Vec::new(),
         repetitions: 1,
+        policy: Policy::default(),
     };
     client.put_plan(&plan).await.context("store the plan")?;
     Ok(client.create_run(&NewRun::new(build, what.plan)).await.context("submit the run")?.id)

@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use crashyard_protocol::AttemptState;
 use crashyard_protocol::agent::{Brief, Directive, ReleaseRequest, RenewReply, RenewRequest};
+use crashyard_protocol::clock::Timestamp;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -46,7 +47,7 @@ pub async fn renew(
     let mut attempt = lease::renew(&mut tx, id, caller.epoch, expires_at).await?;
     tx.commit().await?;
     let end = Instant::now() + wait;
-    while directive(&attempt) == Directive::Continue && Instant::now() < end {
+    while directive(&attempt, state.now()) == Directive::Continue && Instant::now() < end {
         tokio::select! {
             _ = timeout_at(end.min(Instant::now() + SAFETY), waiter.woken()) => {}
             () = state.stop.cancelled() => break,
@@ -54,12 +55,14 @@ pub async fn renew(
         attempt = db::attempt::get(&state.db, id).await?;
         attempt.check_epoch(caller.epoch)?;
     }
-    Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&attempt) }))
+    Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&attempt, state.now()) }))
 }
 
-fn directive(attempt: &AttemptRow) -> Directive {
+fn directive(attempt: &AttemptRow, now: Timestamp) -> Directive {
     match attempt.state {
         AttemptState::Running => Directive::Continue,
+        // Somebody wants to look at the machine as it is.
+        AttemptState::Collecting if attempt.held_until.is_some_and(|until| now < until) => Directive::Continue,
         AttemptState::Collecting | AttemptState::Done | AttemptState::Lost => Directive::Collect,
     }
 }
@@ -77,7 +80,7 @@ pub async fn release(
     let id = &caller.attempt.id;
     let end = End::Released { epoch: caller.epoch, healthy: request.healthy, detail: &request.detail };
     let mut tx = state.db.begin().await?;
-    lease::end(&mut tx, id, &end, state.now()).await?;
+    lease::end(&mut tx, id, &end, &state.config.care().rule, state.now()).await?;
     tx.commit().await?;
     // The lease is back, whatever happens below: a pass finishes what is left undone here.
     if let Err(error) = judging::finish(&state, id).await {

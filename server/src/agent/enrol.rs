@@ -52,6 +52,8 @@ pub async fn enrol(
             lease_epoch: 0,
             last_seen_at: now,
             created_at: now,
+            quarantined_until: None,
+            probation: 0,
         };
         let put = machine::put_machine(&mut tx, &row).await?;
         machine::match_machine(&mut tx, &put).await?;

@@ -1,16 +1,20 @@
-//! Machines.
+//! Machines: where each is in its life, what happened to it, and what a person decides about it.
 
 use super::{PageQuery, wire};
 use crate::app::AppState;
 use crate::auth::{Admin, Reader};
-use crate::db::machine;
+use crate::db::machine::{self, NamedMachine};
+use crate::db::{life, reservation};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name};
 use crate::wake::Topic;
 use axum::extract::State;
-use crashyard_protocol::api::{Machine, Page};
-use crashyard_protocol::{MachineId, MachineState};
-use serde::{Deserialize, Serialize};
+use crashyard_protocol::api::{Machine, MachineEvent, NewMachineState, Page};
+use crashyard_protocol::{AttemptState, MachineId, MachineState};
+use std::collections::HashMap;
+
+/// Events of a history at most, of each kind.
+const HISTORY: i64 = 200;
 
 /// Machines, newest first.
 #[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(PageQuery), responses((status = 200, body = Page<Machine>)))]
@@ -20,55 +24,134 @@ pub async fn list_machines(
     Query(query): Query<PageQuery>,
 ) -> AppResult<Json<Page<Machine>>> {
     let (before, limit) = query.checked()?;
-    let rows = machine::list(&state.db, before, limit).await?;
-    Ok(Json(query.page(rows.into_iter().map(wire::machine).collect(), |machine: &Machine| machine.id.to_string())))
+    let machines = shown(&state, machine::list(&state.db, before, limit).await?).await?;
+    Ok(Json(query.page(machines, |machine: &Machine| machine.id.to_string())))
+}
+
+/// Machines as they are shown, with the reservations that are open for them.
+pub async fn shown(state: &AppState, rows: Vec<NamedMachine>) -> AppResult<Vec<Machine>> {
+    let open = reservation::all_open(&state.db).await?;
+    let mut open: HashMap<MachineId, _> = open.into_iter().map(|row| (row.machine_id.clone(), row)).collect();
+    let now = state.now();
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let reserved = open.remove(&row.machine.id);
+            wire::machine(row, reserved, now)
+        })
+        .collect())
+}
+
+/// The machine of this name or id.
+pub async fn find(state: &AppState, key: &str) -> AppResult<NamedMachine> {
+    let found = match key.parse::<MachineId>() {
+        Ok(id) => machine::get(&state.db, &id).await,
+        Err(_) => machine::by_name(&state.db, key).await,
+    };
+    found.map_err(|error| AppError::or_not_found(error, "machine"))
+}
+
+/// One machine as it is now.
+pub async fn show(state: &AppState, id: &MachineId) -> AppResult<Json<Machine>> {
+    let row = machine::get(&state.db, id).await?;
+    let reserved = reservation::open(&state.db, id).await?;
+    Ok(Json(wire::machine(row, reserved, state.now())))
 }
 
 /// One machine.
-#[utoipa::path(get, path = "/api/v1/machines/{id}", tag = "machines", params(("id" = MachineId, Path)), responses((status = 200, body = Machine)))]
+#[utoipa::path(get, path = "/api/v1/machines/{machine}", tag = "machines",
+    params(("machine" = String, Path, description = "name or id")), responses((status = 200, body = Machine)))]
 pub async fn get_machine(
     _: Reader,
     State(state): State<AppState>,
-    Path(id): Path<MachineId>,
+    Path(machine): Path<String>,
 ) -> AppResult<Json<Machine>> {
-    let row = machine::get(&state.db, &id).await.map_err(|error| AppError::or_not_found(error, "machine"))?;
-    Ok(Json(wire::machine(row)))
+    let id = find(&state, &machine).await?.machine.id;
+    show(&state, &id).await
 }
 
-/// What a person decides about a machine.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewMachineState {
-    /// `available` gives it back, `reserved`, `held`, `quarantined` and `retired` keep jobs away from it.
-    pub state: MachineState,
-    /// Why, for everybody who sees it.
-    #[serde(default)]
-    pub reason: Option<String>,
+/// What happened to a machine, newest first: what people and the server decided, and its attempts.
+#[utoipa::path(get, path = "/api/v1/machines/{machine}/history", tag = "machines",
+    params(("machine" = String, Path, description = "name or id")),
+    responses((status = 200, body = Vec<MachineEvent>)))]
+pub async fn machine_history(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(machine): Path<String>,
+) -> AppResult<Json<Vec<MachineEvent>>> {
+    let id = find(&state, &machine).await?.machine.id;
+    Ok(Json(history(&state, &id).await?))
+}
+
+/// What happened to a machine, newest first.
+pub async fn history(state: &AppState, id: &MachineId) -> AppResult<Vec<MachineEvent>> {
+    let mut events: Vec<MachineEvent> = life::changes(&state.db, id, HISTORY)
+        .await?
+        .into_iter()
+        .map(|row| MachineEvent {
+            at: row.at,
+            state: row.state,
+            reason: row.reason,
+            by: row.decided_by,
+            attempt: row.attempt_id,
+        })
+        .collect();
+    for past in life::attempts(&state.db, id, HISTORY).await? {
+        let event = |at, machine, reason: String| MachineEvent {
+            at,
+            state: machine,
+            reason: Some(reason),
+            by: life::SERVER.to_owned(),
+            attempt: Some(past.id.clone()),
+        };
+        let title = &past.scenario.title;
+        events.push(event(past.started_at, MachineState::Leased, title.clone()));
+        if let Some(at) = past.finished_at {
+            let (machine, how) = match past.state {
+                AttemptState::Lost => (MachineState::Enrolled, "its lease ran out"),
+                _ => (MachineState::Available, "returned"),
+            };
+            events.push(event(at, machine, format!("{title}: {}, {how}", past.verdict)));
+        }
+    }
+    // What follows from an attempt's end has the same time and comes after it.
+    events.sort_by_key(|event| (event.at, event.by != life::SERVER || event.state != MachineState::Available));
+    events.reverse();
+    events.truncate(usize::try_from(HISTORY).unwrap_or(usize::MAX));
+    Ok(events)
 }
 
 /// Puts a machine that no attempt owns into another state.
-#[utoipa::path(put, path = "/api/v1/machines/{id}/state", tag = "machines", params(("id" = MachineId, Path)),
-    request_body = NewMachineState, responses((status = 200, body = Machine)))]
+#[utoipa::path(put, path = "/api/v1/machines/{machine}/state", tag = "machines",
+    params(("machine" = String, Path, description = "name or id")), request_body = NewMachineState,
+    responses((status = 200, body = Machine)))]
 pub async fn set_machine_state(
-    _: Admin,
+    caller: Admin,
     State(state): State<AppState>,
-    Path(id): Path<MachineId>,
+    Path(machine): Path<String>,
     Json(new): Json<NewMachineState>,
 ) -> AppResult<Json<Machine>> {
-    if matches!(new.state, MachineState::Leased | MachineState::Enrolled) {
-        return Err(AppError::Invalid(format!("only the server makes a machine {}", new.state)));
+    match new.state {
+        MachineState::Available | MachineState::Quarantined | MachineState::Retired => {}
+        MachineState::Leased | MachineState::Enrolled | MachineState::Held => {
+            return Err(AppError::Invalid(format!("only the server makes a machine {}", new.state)));
+        }
+        MachineState::Reserved => {
+            let text = "a reservation has an end: POST /api/v1/machines/NAME/reservation, or `crashyard reserve NAME`";
+            return Err(AppError::Invalid(text.into()));
+        }
     }
     if let Some(reason) = &new.reason {
         check_name("reason", reason)?;
     }
-    machine::get(&state.db, &id).await.map_err(|error| AppError::or_not_found(error, "machine"))?;
+    let id = find(&state, &machine).await?.machine.id;
+    let by = format!("token:{}", caller.0.name);
     let mut tx = state.db.begin().await?;
-    let changed = machine::set_state(&mut tx, &id, new.state, new.reason.as_deref(), state.now()).await?;
+    let changed = life::decide(&mut tx, &id, new.state, new.reason.as_deref(), &by, state.now()).await?;
     tx.commit().await?;
     if changed.is_none() {
-        return Err(AppError::Conflict("an attempt owns this machine; wait until it is over".into()));
+        return Err(AppError::Conflict("an attempt owns this machine; wait until it is over, or reserve it".into()));
     }
     state.wake.wake(&Topic::Machine(id.clone()));
-    let row = machine::get(&state.db, &id).await?;
-    Ok(Json(wire::machine(row)))
+    show(&state, &id).await
 }

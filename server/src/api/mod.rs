@@ -6,6 +6,7 @@ pub mod builds;
 pub mod dumps;
 pub mod machines;
 pub mod plans;
+pub mod reservations;
 pub mod runs;
 pub mod signatures;
 pub mod submitters;
@@ -90,6 +91,8 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(machines::list_machines))
         .routes(routes!(machines::get_machine))
         .routes(routes!(machines::set_machine_state))
+        .routes(routes!(machines::machine_history))
+        .routes(routes!(reservations::reserve, reservations::extend, reservations::hand_back))
         .routes(routes!(submitters::list_submitters))
         .routes(routes!(submitters::set_submitter))
         .routes(routes!(signatures::list_signatures))

@@ -4,13 +4,14 @@ use super::{PageQuery, wire};
 use crate::agent::enrol::check_labels;
 use crate::app::AppState;
 use crate::auth::{Reader, Submitter};
+use crate::db::artifact::Owner;
 use crate::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name, check_path_name};
 use crate::selector::Selector;
 use axum::extract::State;
-use crashyard_protocol::api::{NewPlan, Page, Plan, StoredScenario};
-use crashyard_protocol::{PlanId, Scenario, ScenarioId};
+use crashyard_protocol::api::{NewPlan, Page, Plan, Policy, StoredScenario};
+use crashyard_protocol::{ArtifactState, PlanId, Scenario, ScenarioId};
 use sqlx::types::Json as Document;
 
 /// Jobs that one run may owe.
@@ -82,6 +83,32 @@ fn check_scenario(name: &str, scenario: &Scenario) -> AppResult<()> {
     scenario.check_vmx().map_err(AppError::Invalid)
 }
 
+/// Longest time for which a machine is kept, in minutes: four weeks.
+pub const KEEP_MAX: u32 = 4 * 7 * 24 * 60;
+/// Most tries of what the lab owes.
+const TRIES_MAX: u32 = 20;
+
+/// A policy that can be kept: its kernel is there, its numbers are sane.
+pub async fn check_policy(state: &AppState, policy: &Policy) -> AppResult<()> {
+    if policy.tries.is_some_and(|tries| !(1..=TRIES_MAX).contains(&tries)) {
+        return Err(AppError::Invalid(format!("policy.tries must be 1 to {TRIES_MAX}")));
+    }
+    if policy.hold_minutes > KEEP_MAX {
+        return Err(AppError::Invalid(format!("policy.hold_minutes may be at most {KEEP_MAX}")));
+    }
+    if let Some(build) = &policy.known_good {
+        crate::db::build::get(&state.db, build)
+            .await
+            .map_err(|error| AppError::or_not_found(error, "build: policy.known_good"))?;
+        let files = crate::db::artifact::list(&state.db, &Owner::Build(build.clone())).await?;
+        if let Some(open) = files.iter().find(|file| file.state == ArtifactState::Open) {
+            let text = format!("the upload of {:?} of the known-good build is not complete", open.name);
+            return Err(AppError::Conflict(text));
+        }
+    }
+    Ok(())
+}
+
 /// Plans, newest first.
 #[utoipa::path(get, path = "/api/v1/plans", tag = "plans", params(PageQuery), responses((status = 200, body = Page<Plan>)))]
 pub async fn list_plans(
@@ -120,6 +147,7 @@ pub async fn put_plan(
     if !(1..=JOBS_MAX).contains(&jobs) {
         return Err(AppError::Invalid(format!("scenarios times repetitions must be 1 to {JOBS_MAX}")));
     }
+    check_policy(&state, &new.policy).await?;
     for scenario in &new.scenarios {
         plan::scenario(&state.db, scenario)
             .await
@@ -130,6 +158,7 @@ pub async fn put_plan(
         selector: new.selector,
         requires: new.requires,
         repetitions: new.repetitions,
+        policy: new.policy,
     };
     let row = PlanRow { id: PlanId::from_ulid(state.ids.next()), name, body: Document(body), updated_at: state.now() };
     let mut tx = state.db.begin().await?;

@@ -1,6 +1,6 @@
 //! Runs, their jobs, and their events.
 
-use super::plans::JOBS_MAX;
+use super::plans::{JOBS_MAX, check_policy};
 use super::{PageQuery, wire};
 use crate::agent::claim::offer;
 use crate::app::AppState;
@@ -14,15 +14,17 @@ use crate::db::token::Credential;
 use crate::db::{self, build};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name};
+use crate::preempt;
 use crate::selector::Selector;
 use crate::sse::{self, After};
 use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use axum::response::Response;
-use crashyard_protocol::api::{Job, NewRun, Page, Run, Waiting};
+use crashyard_protocol::api::{Job, NewRun, Page, Policy, Run, Waiting};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    ArtifactState, FlowId, JobId, JobState, Priority, RunId, RunState, Scenario, SelectorId, Status, SubmitterId,
+    ArtifactState, FlowId, JobId, JobState, Priority, Purpose, RunId, RunState, Scenario, SelectorId, Status,
+    SubmitterId,
 };
 use sqlx::types::Json as Document;
 use std::time::Duration;
@@ -61,6 +63,9 @@ pub async fn create_run(
         return Err(AppError::Conflict(format!("the upload of {:?} of this build is not complete", open.name)));
     }
     let plan = db::plan::plan(&state.db, &new.plan).await.map_err(|error| AppError::or_not_found(error, "plan"))?;
+    if let Some(policy) = &new.policy {
+        check_policy(&state, policy).await?;
+    }
     let now = state.now();
     let row = RunRow {
         id: RunId::from_ulid(state.ids.next()),
@@ -85,7 +90,8 @@ pub async fn create_run(
     let priority = new.priority.unwrap_or(Priority::Normal);
     let id = FlowId::from_ulid(state.ids.next());
     let flow = flow::put_flow(&mut tx, &id, &selector, &submitter, priority).await?;
-    let place = Place { selector: selector.clone(), flow, deadline };
+    let policy = new.policy.unwrap_or_else(|| plan.body.policy.clone());
+    let place = Place { selector: selector.clone(), flow, deadline, policy };
     let jobs = jobs(&state, &row, &place, &scenarios, plan.body.repetitions, now);
     let (row, made) = run::create(&mut tx, &row, &jobs).await?;
     tx.commit().await?;
@@ -94,6 +100,7 @@ pub async fn create_run(
             state.wake.wake(&Topic::Pass(Pass::Queue));
         }
         offer(&state, &selector, jobs.len()).await?;
+        preempt::make_room(&state, &selector, priority, jobs.len()).await?;
     } else if row.build_id != build.id || row.plan != new.plan {
         return Err(AppError::Conflict(format!("run {} was submitted with this key and is another one", row.id)));
     }
@@ -121,6 +128,7 @@ struct Place {
     selector: SelectorId,
     flow: FlowId,
     deadline: Option<Timestamp>,
+    policy: Policy,
 }
 
 async fn scenarios(state: &AppState, plan: &PlanBody) -> AppResult<Vec<Scenario>> {
@@ -161,6 +169,10 @@ fn jobs(
             attempt_count: 0,
             created_at: now,
             finished_at: None,
+            policy: Document(place.policy.clone()),
+            purpose: Purpose::Test,
+            only_machine_id: None,
+            not_machine_id: None,
         })
         .collect()
 }

@@ -9,13 +9,15 @@ use crate::db::flow::SubmitterNow;
 use crate::db::machine::NamedMachine;
 use crate::db::plan::{PlanBody, PlanRow, ScenarioRow};
 use crate::db::report::ReportRow;
+use crate::db::reservation::ReservationRow;
 use crate::db::run::{CountRow, RunRow, SelectedJob};
 use crate::db::signature::{PlaceRow, SignatureRow};
 use crate::db::token::TokenRow;
 use crate::db::tree::{CheckoutRow, TreeRow};
 use crate::db::{self, unsigned};
 use crate::error::AppResult;
-use crashyard_protocol::{AttemptId, Status, api};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptId, MachineState, Status, api};
 use std::collections::BTreeMap;
 
 /// A stored count, as the wire has it.
@@ -122,10 +124,10 @@ pub fn scenario(row: ScenarioRow) -> api::StoredScenario {
 /// A stored plan.
 #[must_use]
 pub fn plan(row: PlanRow) -> api::Plan {
-    let PlanBody { scenarios, selector, requires, repetitions } = row.body.0;
+    let PlanBody { scenarios, selector, requires, repetitions, policy } = row.body.0;
     api::Plan {
         id: row.id,
-        plan: api::NewPlan { name: row.name, scenarios, selector, requires, repetitions },
+        plan: api::NewPlan { name: row.name, scenarios, selector, requires, repetitions, policy },
         updated_at: row.updated_at,
     }
 }
@@ -199,6 +201,9 @@ pub async fn attempt(state: &AppState, full: FullAttempt) -> AppResult<api::Atte
         job: row.job_id,
         run: row.run_id,
         number: count(row.number),
+        purpose: row.purpose,
+        build: full.build_id,
+        held_until: row.held_until,
         machine: row.machine_id,
         machine_name: full.machine_name,
         controller: row.controller_id,
@@ -217,11 +222,16 @@ pub fn evidence(row: ReportRow) -> api::Evidence {
     api::Evidence { by: row.role, seq: unsigned(row.seq), report: row.body.0, received_at: row.received_at }
 }
 
-/// A machine.
+/// A machine with the reservation that is open for it.
 #[must_use]
-pub fn machine(named: NamedMachine) -> api::Machine {
+pub fn machine(named: NamedMachine, reserved: Option<ReservationRow>, now: Timestamp) -> api::Machine {
+    let reachable = named.is_reachable(now);
     let row = named.machine;
     api::Machine {
+        reachable,
+        quarantined_until: row.quarantined_until,
+        on_probation: row.probation > 0 && row.state != MachineState::Quarantined,
+        reservation: reserved.map(reservation),
         id: row.id,
         name: row.name,
         driver: row.driver,
@@ -234,6 +244,21 @@ pub fn machine(named: NamedMachine) -> api::Machine {
         attempt: row.attempt_id,
         lease_epoch: unsigned(row.lease_epoch),
         last_seen_at: row.last_seen_at,
+    }
+}
+
+/// A reservation.
+#[must_use]
+pub fn reservation(row: ReservationRow) -> api::Reservation {
+    api::Reservation {
+        id: row.id,
+        owner: row.owner,
+        reason: row.reason,
+        created_at: row.created_at,
+        began_at: row.began_at,
+        until: row.until_at,
+        warned: row.warned_at.is_some(),
+        attempt: row.attempt_id,
     }
 }
 

@@ -3,9 +3,11 @@
 
 use super::machine::Labels;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
+use crashyard_protocol::api::Policy;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, AttemptState, BuildId, ControllerId, JobId, MachineId, RunId, Scenario, Stage, StageName, Status,
+    AttemptId, AttemptState, BuildId, ControllerId, JobId, MachineId, Purpose, RunId, Scenario, Stage, StageName,
+    Status,
 };
 use sqlx::FromRow;
 use sqlx::types::Json;
@@ -57,6 +59,14 @@ pub struct AttemptRow {
     pub release_detail: Option<String>,
     /// When the last progress of the dump was told.
     pub progress_event_at: Option<Timestamp>,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The kernel it boots, where that is not the run's.
+    pub boots_build_id: Option<BuildId>,
+    /// Whether its machine was given to somebody else before it armed.
+    pub gave_way: bool,
+    /// Until when its machine is kept as it is.
+    pub held_until: Option<Timestamp>,
 }
 
 impl AttemptRow {
@@ -90,6 +100,8 @@ pub struct FullAttempt {
     pub machine_labels: Json<Labels>,
     /// Its job's scenario.
     pub scenario: Json<Scenario>,
+    /// What its job's plan does about failures.
+    pub policy: Json<Policy>,
     /// The kernel under test.
     pub build_id: BuildId,
     /// Its `uname -r`.
@@ -119,10 +131,10 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
 /// One attempt with what belongs to it.
 pub async fn full(db: &Db, id: &AttemptId) -> DbResult<FullAttempt> {
     Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, r.build_id, \
+        "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, j.policy, b.id AS build_id, \
          b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline FROM attempt a \
          JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
-         JOIN build b ON b.id = r.build_id WHERE a.id = $1",
+         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE a.id = $1",
     )
     .bind(id)
     .fetch_one(c)

@@ -57,6 +57,11 @@ pub async fn get(db: &Db, id: &BuildId) -> DbResult<BuildRow> {
     Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM build WHERE id = $1").bind(id).fetch_one(c).await)?)
 }
 
+/// One build, as a transaction sees it.
+pub async fn get_in(tx: &mut Tx, id: &BuildId) -> DbResult<BuildRow> {
+    Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM build WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
 /// The builds of these runs, by run.
 pub async fn of_runs(tx: &mut Tx, runs: &BTreeSet<&RunId>) -> DbResult<HashMap<RunId, BuildRow>> {
     #[derive(FromRow)]

@@ -355,6 +355,16 @@ pub async fn selectors_of(db: &Db, id: &SubmitterId) -> DbResult<Vec<SelectorId>
     .await)?)
 }
 
+/// The name of the submitter whose machine time an attempt takes.
+pub async fn submitter_of(tx: &mut Tx, attempt: &AttemptId) -> DbResult<Option<String>> {
+    Ok(on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT s.name FROM attempt a JOIN submitter s ON s.id = a.submitter_id WHERE a.id = $1",
+    )
+    .bind(attempt)
+    .fetch_optional(c)
+    .await)?)
+}
+
 /// The limited submitter of an attempt, if it has a limit.
 pub async fn limited_submitter_of(db: &Db, attempt: &AttemptId) -> DbResult<Option<SubmitterId>> {
     Ok(on!(db.read(), |c| sqlx::query_scalar(

@@ -9,7 +9,7 @@ use super::event::{self, About};
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, Stage, StageName, Status};
+use crashyard_protocol::{AttemptId, AttemptState, Purpose, Stage, StageName, Status};
 use sqlx::QueryBuilder;
 use sqlx::types::Json;
 
@@ -108,7 +108,9 @@ pub async fn apply(
         event::append(tx, about, now, EventBody::Stage { stage: stage.clone() }).await?;
     }
     if newly_judged {
-        show_in_job(tx, before, verdict, blamed, reason.as_deref()).await?;
+        if before.purpose == Purpose::Test {
+            show_in_job(tx, before, verdict, blamed, reason.as_deref()).await?;
+        }
         event::append(tx, about, now, EventBody::AttemptJudged { verdict, blamed_stage: blamed, reason }).await?;
     }
     Ok(Applied::Changed)

@@ -2,11 +2,18 @@
 
 use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
-use super::run::{self, JobChange};
-use super::{Db, DbError, DbResult, Tx, flow, machine, on, on_tx, signed};
+use super::life::{self, SERVER};
+use super::run::{self, JobChange, JobRow};
+use super::{Db, DbError, DbResult, Tx, flow, machine, on, on_tx, reservation, signed};
+use crate::retries::{self, Next, Tried};
+use crate::trust::Rule;
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, ControllerId, JobState, MachineId, MachineState, Status};
+use crashyard_protocol::{
+    AttemptId, AttemptState, ControllerId, JobId, JobState, MachineId, MachineState, Purpose, SelectorId, StageName,
+    Status,
+};
+use sqlx::FromRow;
 
 /// Prolongs a lease. Time alone does not end it: as long as nobody has declared it lost, its holder may go on.
 pub async fn renew(tx: &mut Tx, id: &AttemptId, epoch: u64, expires_at: Timestamp) -> DbResult<AttemptRow> {
@@ -107,8 +114,15 @@ pub enum End<'a> {
 }
 
 /// Ends an attempt. Its evidence is closed with it; the caller judges it a last time and then settles the job with
-/// [`settle`]. `Ok(None)` if a lost lease was renewed in the meantime; ending it twice in the same way is harmless.
-pub async fn end(tx: &mut Tx, id: &AttemptId, end: &End<'_>, now: Timestamp) -> DbResult<Option<AttemptRow>> {
+/// [`settle`]. The machine is free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease
+/// was renewed in the meantime; ending it twice in the same way is harmless.
+pub async fn end(
+    tx: &mut Tx,
+    id: &AttemptId,
+    end: &End<'_>,
+    rule: &Rule,
+    now: Timestamp,
+) -> DbResult<Option<AttemptRow>> {
     let (state, expired_before, epoch, healthy, detail) = match end {
         End::Released { epoch, healthy, detail } => {
             (AttemptState::Done, Timestamp(i64::MAX), Some(signed(*epoch)), Some(*healthy), Some(*detail))
@@ -145,11 +159,19 @@ pub async fn end(tx: &mut Tx, id: &AttemptId, end: &End<'_>, now: Timestamp) -> 
     };
     let lost = format!("the lease of attempt {id} ran out; it waits until its controller calls it idle again");
     let (machine_state, reason) = match end {
-        End::Released { healthy: true, .. } => (MachineState::Available, None),
-        End::Released { detail, .. } => (MachineState::Quarantined, Some(*detail)),
+        End::Released { .. } => (MachineState::Available, None),
         End::Lost => (MachineState::Enrolled, Some(lost.as_str())),
     };
-    machine::leave_attempt(tx, &ended.machine_id, id, machine_state, reason, now).await?;
+    let unhealthy = match end {
+        End::Released { healthy: false, detail, .. } => Some(*detail),
+        End::Released { .. } | End::Lost => None,
+    };
+    let seen = matches!(end, End::Released { .. });
+    machine::leave_attempt(tx, &ended.machine_id, id, machine_state, reason, seen, now).await?;
+    if ended.held_until.is_some() {
+        reservation::close_hold(tx, id, SERVER, now).await?;
+    }
+    life::after_attempt(tx, &ended.machine_id, id, unhealthy, rule, now).await?;
     flow::correct(tx, id).await?;
     Ok(Some(ended))
 }
@@ -165,32 +187,249 @@ pub enum Settled {
     Before,
 }
 
-/// Settles the job of an attempt that has ended: with the attempt's verdict, or, where there is none (the lab did not
-/// deliver), with another try as long as fewer than `max_attempts` were made.
-pub async fn settle(tx: &mut Tx, ended: &AttemptRow, max_attempts: u32, now: Timestamp) -> DbResult<Settled> {
-    // The first to come settles it; the row's lock makes others wait and then find it settled.
-    let owed = on_tx!(tx, |c| sqlx::query(
-        "UPDATE job SET attempt_count = attempt_count WHERE id = $1 AND state = 'leased' AND attempt_count = $2",
+/// How failures are dealt with, as the server is configured.
+#[derive(Clone, Copy, Debug)]
+pub struct Care {
+    /// Tries where the policy of a job does not say.
+    pub tries: u32,
+    /// When a machine is quarantined.
+    pub rule: Rule,
+}
+
+#[derive(FromRow)]
+struct TriedRow {
+    purpose: Purpose,
+    machine_id: MachineId,
+    machine_name: String,
+    verdict: Status,
+    blamed_stage: Option<StageName>,
+    reason: Option<String>,
+    gave_way: bool,
+}
+
+/// The attempts of a job, the oldest first.
+async fn tried(tx: &mut Tx, job: &JobId) -> DbResult<Vec<Tried>> {
+    let rows: Vec<TriedRow> = on_tx!(tx, |c| sqlx::query_as(
+        "SELECT a.purpose, a.machine_id, m.name AS machine_name, a.verdict, a.blamed_stage, a.reason, a.gave_way \
+         FROM attempt a JOIN machine m ON m.id = a.machine_id WHERE a.job_id = $1 ORDER BY a.number",
+    )
+    .bind(job)
+    .fetch_all(c)
+    .await)?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Tried {
+            purpose: row.purpose,
+            machine: row.machine_id,
+            machine_name: row.machine_name,
+            verdict: row.verdict,
+            blamed: row.blamed_stage,
+            reason: row.reason,
+            gave_way: row.gave_way,
+        })
+        .collect())
+}
+
+/// Whether jobs of a selector may get any machine but this one.
+async fn others(tx: &mut Tx, selector: &SelectorId, machine: &MachineId) -> DbResult<bool> {
+    let found: i64 = on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM machine_selector ms JOIN machine m ON m.id = ms.machine_id \
+         WHERE ms.selector_id = $1 AND m.id <> $2 AND m.announced AND m.state NOT IN ('quarantined', 'retired') \
+         LIMIT 1) AS first",
+    )
+    .bind(selector)
+    .bind(machine)
+    .fetch_one(c)
+    .await)?;
+    Ok(found > 0)
+}
+
+/// The job of an attempt, locked, if it is this attempt's to settle: the first to come settles it, others wait and then
+/// find it settled.
+async fn owed(tx: &mut Tx, ended: &AttemptRow) -> DbResult<Option<JobRow>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
+        "UPDATE job SET attempt_count = attempt_count WHERE id = $1 AND state = 'leased' AND attempt_count = $2 \
+         RETURNING *",
     )
     .bind(&ended.job_id)
     .bind(ended.number)
+    .fetch_optional(c)
+    .await)?)
+}
+
+/// Settles the job of an attempt that has ended: with a verdict, or with another try, as [`retries`] says.
+pub async fn settle(tx: &mut Tx, ended: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<Settled> {
+    let Some(job) = owed(tx, ended).await? else { return Ok(Settled::Before) };
+    let next = next(tx, &job, ended, care).await?;
+    set_aside(tx, &next, ended, care, now).await?;
+    let about = About { run: &ended.run_id, job: Some(&ended.job_id), attempt: Some(&ended.id) };
+    event::append(tx, about, now, EventBody::AttemptDone).await?;
+    write(tx, &job, &next, now).await?;
+    Ok(if matches!(next, Next::Done { .. }) { Settled::Done } else { Settled::Queued })
+}
+
+/// Settles the job of an attempt whose machine is held, unless it needs another try: that waits for the machine's return.
+pub async fn settle_held(tx: &mut Tx, held: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
+    let Some(job) = owed(tx, held).await? else { return Ok(()) };
+    let next = next(tx, &job, held, care).await?;
+    if matches!(next, Next::Done { .. }) {
+        write(tx, &job, &next, now).await?;
+    }
+    Ok(())
+}
+
+async fn next(tx: &mut Tx, job: &JobRow, last: &AttemptRow, care: &Care) -> DbResult<Next> {
+    let tried = tried(tx, &job.id).await?;
+    let elsewhere = others(tx, &job.selector_id, &last.machine_id).await?;
+    Ok(retries::next(&job.policy, care.tries, &tried, elsewhere))
+}
+
+/// Quarantines the machine that a comparison has found out, before anything of the run is locked.
+async fn set_aside(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
+    if let Next::Done { suspect: Some((machine, why)), .. } = next {
+        life::quarantine(tx, machine, why, &last.id, &care.rule, now).await?;
+    }
+    Ok(())
+}
+
+/// Gives up waiting for another try of a job that is bound to machines it cannot have; `false` if it does not wait.
+pub async fn conclude(tx: &mut Tx, id: &JobId, why: &str, care: &Care, now: Timestamp) -> DbResult<bool> {
+    let waits: Option<JobRow> =
+        on_tx!(tx, |c| sqlx::query_as("UPDATE job SET rank = rank WHERE id = $1 AND state = 'queued' RETURNING *",)
+            .bind(id)
+            .fetch_optional(c)
+            .await)?;
+    let Some(job) = waits else { return Ok(false) };
+    let last: AttemptRow =
+        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE job_id = $1 ORDER BY number DESC LIMIT 1",)
+            .bind(id)
+            .fetch_one(c)
+            .await)?;
+    let next = retries::give_up(&tried(tx, id).await?, why);
+    set_aside(tx, &next, &last, care, now).await?;
+    write(tx, &job, &next, now).await?;
+    Ok(true)
+}
+
+async fn write(tx: &mut Tx, job: &JobRow, next: &Next, now: Timestamp) -> DbResult<()> {
+    match next {
+        Next::Done { status, blamed, reason, .. } => {
+            let change =
+                JobChange { state: JobState::Done, status: *status, reason: reason.as_deref(), blamed_stage: *blamed };
+            run::change_job(tx, &job.id, &change, now).await
+        }
+        Next::Again { purpose, only, not, reason } => {
+            on_tx!(tx, |c| sqlx::query(
+                "UPDATE job SET purpose = $2, only_machine_id = $3, not_machine_id = $4 WHERE id = $1",
+            )
+            .bind(&job.id)
+            .bind(purpose)
+            .bind(only)
+            .bind(not)
+            .execute(c)
+            .await
+            .map(drop))?;
+            let change =
+                JobChange { state: JobState::Queued, status: Status::Miss, reason: Some(reason), blamed_stage: None };
+            run::change_job(tx, &job.id, &change, now).await
+        }
+    }
+}
+
+/// A job that waits for certain machines.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Bound {
+    /// The job.
+    pub id: JobId,
+    /// Its selector.
+    pub selector_id: SelectorId,
+    /// The only machine it may have.
+    pub only_machine_id: Option<MachineId>,
+    /// The name of that machine.
+    pub only_name: Option<String>,
+    /// The state of that machine.
+    pub only_state: Option<MachineState>,
+    /// Whether that machine's controller names it.
+    pub only_announced: Option<bool>,
+    /// The machine it must not have.
+    pub not_machine_id: Option<MachineId>,
+}
+
+/// Jobs that wait for certain machines.
+pub async fn bound(db: &Db, limit: i64) -> DbResult<Vec<Bound>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT j.id, j.selector_id, j.only_machine_id, m.name AS only_name, m.state AS only_state, \
+         m.announced AS only_announced, j.not_machine_id FROM job j LEFT JOIN machine m ON m.id = j.only_machine_id \
+         WHERE j.state = 'queued' AND (j.only_machine_id IS NOT NULL OR j.not_machine_id IS NOT NULL) \
+         ORDER BY j.id LIMIT $1",
+    )
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Lets a job that must not have a certain machine have it after all, if there is no other; `true` if it may now.
+pub async fn unbind(tx: &mut Tx, job: &Bound) -> DbResult<bool> {
+    let Some(not) = &job.not_machine_id else { return Ok(false) };
+    if others(tx, &job.selector_id, not).await? {
+        return Ok(false);
+    }
+    let freed = on_tx!(tx, |c| sqlx::query(
+        "UPDATE job SET not_machine_id = NULL WHERE id = $1 AND state = 'queued' AND not_machine_id IS NOT NULL",
+    )
+    .bind(&job.id)
     .execute(c)
     .await
     .map(|done| done.rows_affected()))?;
-    if owed == 0 {
-        return Ok(Settled::Before);
-    }
-    let again = ended.verdict == Status::Miss && ended.number < i64::from(max_attempts);
-    let about = About { run: &ended.run_id, job: Some(&ended.job_id), attempt: Some(&ended.id) };
-    event::append(tx, about, now, EventBody::AttemptDone).await?;
-    let change = JobChange {
-        state: if again { JobState::Queued } else { JobState::Done },
-        status: ended.verdict,
-        reason: ended.reason.as_deref(),
-        blamed_stage: ended.blamed_stage,
-    };
-    run::change_job(tx, &ended.job_id, &change, now).await?;
-    Ok(if again { Settled::Queued } else { Settled::Done })
+    Ok(freed == 1)
+}
+
+/// Takes the machine of an attempt that is not armed yet for somebody who comes first; `false` if it is too late for that.
+pub async fn give_way(tx: &mut Tx, id: &AttemptId, why: &str, now: Timestamp) -> DbResult<bool> {
+    let gone: Option<AttemptRow> = on_tx!(tx, |c| {
+        sqlx::query_as(
+            "UPDATE attempt SET state = 'collecting', verdict = 'MISS', reason = $2, judged_at = $3, gave_way = TRUE, \
+         judgement_seq = judgement_seq + 1 WHERE id = $1 AND state = 'running' AND judged_at IS NULL AND NOT EXISTS \
+         (SELECT 1 FROM stage WHERE attempt_id = $1 AND name = 'armed' AND state IN ('proven', 'failed')) RETURNING *",
+        )
+        .bind(id)
+        .bind(why)
+        .bind(now)
+        .fetch_optional(c)
+        .await
+    })?;
+    let Some(gone) = gone else { return Ok(false) };
+    let about = About { run: &gone.run_id, job: Some(&gone.job_id), attempt: Some(&gone.id) };
+    let told = EventBody::AttemptJudged { verdict: Status::Miss, blamed_stage: None, reason: Some(why.to_owned()) };
+    event::append(tx, about, now, told).await?;
+    Ok(true)
+}
+
+/// Attempts that would give way to jobs of a class on the machines of a selector, the newest first: they lose least.
+pub async fn preemptible(db: &Db, selector: &SelectorId, class: i64, limit: i64) -> DbResult<Vec<AttemptId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT a.id FROM machine_selector ms JOIN attempt a ON a.machine_id = ms.machine_id \
+         JOIN job j ON j.id = a.job_id JOIN flow f ON f.id = j.flow_id WHERE ms.selector_id = $1 \
+         AND a.state = 'running' AND j.preemptible AND f.class > $2 AND NOT EXISTS (SELECT 1 FROM stage s \
+         WHERE s.attempt_id = a.id AND s.name = 'armed' AND s.state IN ('proven', 'failed')) \
+         ORDER BY a.id DESC LIMIT $3",
+    )
+    .bind(selector)
+    .bind(class)
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// The job of an attempt, if it may be preempted.
+pub async fn is_preemptible(db: &Db, id: &AttemptId) -> DbResult<bool> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT COUNT(*) FROM attempt a JOIN job j ON j.id = a.job_id WHERE a.id = $1 AND j.preemptible",
+    )
+    .bind(id)
+    .fetch_one(c)
+    .await
+    .map(|count: i64| count > 0))?)
 }
 
 /// Attempts that have ended and whose job is still theirs: the server died between the two steps.

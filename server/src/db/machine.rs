@@ -7,6 +7,7 @@ use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, Selec
 use sqlx::types::Json;
 use sqlx::{FromRow, QueryBuilder};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 pub use crate::selector::Labels;
 
@@ -39,6 +40,10 @@ pub struct MachineRow {
     pub last_seen_at: Timestamp,
     /// When it was first announced.
     pub created_at: Timestamp,
+    /// When its quarantine ends by itself.
+    pub quarantined_until: Option<Timestamp>,
+    /// How often it was quarantined since it last proved itself.
+    pub probation: i64,
 }
 
 /// A machine with its controller's name, for people.
@@ -49,6 +54,8 @@ pub struct NamedMachine {
     pub machine: MachineRow,
     /// Its controller's name.
     pub controller_name: String,
+    /// When its controller last asked for anything.
+    pub controller_seen_at: Timestamp,
 }
 
 /// A lab-side process that drives machines.
@@ -85,7 +92,22 @@ impl SelectorRow {
     }
 }
 
+/// A controller that has not asked for anything in this time is not there: it asks at least once a minute.
+const SILENT: Duration = Duration::from_secs(180);
+
 impl NamedMachine {
+    /// When its controller was last heard of.
+    #[must_use]
+    pub fn heard_of_at(&self) -> Timestamp {
+        self.controller_seen_at.max(self.machine.last_seen_at)
+    }
+
+    /// Whether its controller is there. If not, nobody knows what the machine does. What an attempt does, its lease says.
+    #[must_use]
+    pub fn is_reachable(&self, now: Timestamp) -> bool {
+        self.machine.announced && (self.machine.attempt_id.is_some() || now.since(self.heard_of_at()) <= SILENT)
+    }
+
     /// What selectors can ask of it.
     #[must_use]
     pub fn facts(&self) -> Facts<'_> {
@@ -132,7 +154,7 @@ pub async fn put_machine(tx: &mut Tx, row: &MachineRow) -> DbResult<MachineRow> 
          ON CONFLICT (name) DO UPDATE SET driver = excluded.driver, controller_id = excluded.controller_id, \
          labels = excluded.labels, announced = TRUE, last_seen_at = excluded.last_seen_at \
          WHERE machine.controller_id = excluded.controller_id \
-         OR (NOT machine.announced AND machine.state <> 'leased') RETURNING *",
+         OR (NOT machine.announced AND machine.attempt_id IS NULL) RETURNING *",
     )
     .bind(&row.id)
     .bind(&row.name)
@@ -198,11 +220,13 @@ pub async fn put_selector(tx: &mut Tx, id: &SelectorId, selector: &Selector) -> 
     let Some(new) = new else {
         return Ok(on_tx!(tx, |c| sqlx::query_scalar(find).bind(&key).fetch_one(c).await)?);
     };
-    let machines: Vec<NamedMachine> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id",
+    let machines: Vec<NamedMachine> = on_tx!(tx, |c| {
+        sqlx::query_as(
+        "SELECT m.*, c.name AS controller_name, c.last_seen_at AS controller_seen_at FROM machine m JOIN controller c ON c.id = m.controller_id",
     )
     .fetch_all(c)
-    .await)?;
+    .await
+    })?;
     for machine in machines.iter().filter(|machine| selector.holds(&machine.facts())) {
         link(tx, &machine.machine.id, &new).await?;
     }
@@ -221,8 +245,19 @@ async fn link(tx: &mut Tx, machine: &MachineId, selector: &SelectorId) -> DbResu
     Ok(())
 }
 
-const NAMED: &str = "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id \
+const NAMED: &str = "SELECT m.*, c.name AS controller_name, c.last_seen_at AS controller_seen_at FROM machine m JOIN controller c ON c.id = m.controller_id \
                      WHERE m.id = $1";
+
+/// One machine by its name.
+pub async fn by_name(db: &Db, name: &str) -> DbResult<NamedMachine> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT m.*, c.name AS controller_name, c.last_seen_at AS controller_seen_at FROM machine m \
+         JOIN controller c ON c.id = m.controller_id WHERE m.name = $1",
+    )
+    .bind(name)
+    .fetch_one(c)
+    .await)?)
+}
 
 /// One machine.
 pub async fn get(db: &Db, id: &MachineId) -> DbResult<NamedMachine> {
@@ -231,14 +266,16 @@ pub async fn get(db: &Db, id: &MachineId) -> DbResult<NamedMachine> {
 
 /// One page of machines, newest first.
 pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<NamedMachine>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id \
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(
+        "SELECT m.*, c.name AS controller_name, c.last_seen_at AS controller_seen_at FROM machine m JOIN controller c ON c.id = m.controller_id \
          WHERE m.id < $1 ORDER BY m.id DESC LIMIT $2",
     )
     .bind(before_or_end(before))
     .bind(limit)
     .fetch_all(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// The machines a controller announces, each with the attempt that owns it.
@@ -303,45 +340,28 @@ pub async fn seen_idle(
     Ok(())
 }
 
-/// Takes a machine out of its attempt into a new state.
+/// Takes a machine out of its attempt into a new state; `seen` if its controller said so.
 pub async fn leave_attempt(
     tx: &mut Tx,
     machine: &MachineId,
     attempt: &AttemptId,
     state: MachineState,
     reason: Option<&str>,
+    seen: bool,
     now: Timestamp,
 ) -> DbResult<()> {
     on_tx!(tx, |c| sqlx::query(
-        "UPDATE machine SET state = $3, reason = $4, state_since = $5, attempt_id = NULL \
-         WHERE id = $1 AND attempt_id = $2",
+        "UPDATE machine SET state = $3, reason = $4, state_since = $5, attempt_id = NULL, \
+         last_seen_at = CASE WHEN $6 THEN $5 ELSE last_seen_at END WHERE id = $1 AND attempt_id = $2",
     )
     .bind(machine)
     .bind(attempt)
     .bind(state)
     .bind(reason)
     .bind(now)
+    .bind(seen)
     .execute(c)
     .await
     .map(drop))?;
     Ok(())
-}
-
-/// Puts a machine that no attempt owns into a state, on a person's word; `None` if an attempt owns it.
-pub async fn set_state(
-    tx: &mut Tx,
-    machine: &MachineId,
-    state: MachineState,
-    reason: Option<&str>,
-    now: Timestamp,
-) -> DbResult<Option<MachineRow>> {
-    Ok(on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE machine SET state = $2, reason = $3, state_since = $4 WHERE id = $1 AND state <> 'leased' RETURNING *",
-    )
-    .bind(machine)
-    .bind(state)
-    .bind(reason)
-    .bind(now)
-    .fetch_optional(c)
-    .await)?)
 }

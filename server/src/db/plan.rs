@@ -1,6 +1,7 @@
 //! Stored scenarios and plans: documents under a name.
 
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
+use crashyard_protocol::api::Policy;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{PlanId, Scenario, ScenarioId};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct PlanBody {
     pub requires: Vec<String>,
     /// How often each scenario runs.
     pub repetitions: u32,
+    /// What is done about failures.
+    #[serde(default)]
+    pub policy: Policy,
 }
 
 /// A stored plan.

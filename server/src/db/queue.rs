@@ -16,7 +16,8 @@ use crate::db::attempt::AttemptRow;
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, ControllerId, FlowId, JobId, JobState, MachineId, RunId, SelectorId, Status, SubmitterId,
+    AttemptId, BuildId, ControllerId, FlowId, JobId, JobState, MachineId, Purpose, RunId, SelectorId, Status,
+    SubmitterId,
 };
 use sqlx::{FromRow, QueryBuilder};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -69,6 +70,14 @@ pub struct Taken {
     pub charged_ms: i64,
     /// When the judge wants to look first.
     pub check_at: Option<Timestamp>,
+}
+
+impl Taken {
+    /// The kernel it boots, where that is not its run's.
+    #[must_use]
+    pub fn boots_build(&self) -> Option<&BuildId> {
+        self.job.policy.known_good.as_ref().filter(|_| self.job.purpose == Purpose::KnownGood)
+    }
 }
 
 /// What the claims of one transaction get.
@@ -180,7 +189,7 @@ pub async fn take(tx: &mut Tx, asks: &[Ask]) -> DbResult<Batch> {
                 continue;
             }
             let flows = candidates.get(id).map_or(&[][..], Vec::as_slice);
-            if let Some((job, flow)) = choice.next(tx, flows).await? {
+            if let Some((job, flow)) = choice.next(tx, id, flows).await? {
                 let machine = free.remove(id).expect("it was looked up above");
                 found = Some((job, flow, machine));
                 break;
@@ -243,6 +252,8 @@ struct Choice {
     limit: i64,
     /// Flows that gave no job, and will not in this transaction.
     empty: BTreeSet<FlowId>,
+    /// Flows whose jobs must not have a certain machine.
+    closed: BTreeSet<(FlowId, MachineId)>,
 }
 
 struct Share {
@@ -256,7 +267,12 @@ struct Share {
 impl Choice {
     async fn new(tx: &mut Tx, candidates: &HashMap<MachineId, Vec<Candidate>>) -> DbResult<Self> {
         if candidates.is_empty() {
-            return Ok(Self { shares: HashMap::new(), limit: i64::MAX, empty: BTreeSet::new() });
+            return Ok(Self {
+                shares: HashMap::new(),
+                limit: i64::MAX,
+                empty: BTreeSet::new(),
+                closed: BTreeSet::new(),
+            });
         }
         let competing: BTreeSet<&SubmitterId> = candidates.values().flatten().map(|flow| &flow.submitter_id).collect();
         let mut rows = flow::shares(tx).await?;
@@ -272,23 +288,34 @@ impl Choice {
             };
             shares.insert(row.id.clone(), Share { row, room, added: 0 });
         }
-        Ok(Self { shares, limit, empty: BTreeSet::new() })
+        Ok(Self { shares, limit, empty: BTreeSet::new(), closed: BTreeSet::new() })
     }
 
-    /// The flow that is next among these and its first job.
-    async fn next(&mut self, tx: &mut Tx, flows: &[Candidate]) -> DbResult<Option<(JobRow, Candidate)>> {
+    /// The flow that is next for a machine among these, and the first of its jobs that may have it.
+    async fn next(
+        &mut self,
+        tx: &mut Tx,
+        machine: &MachineId,
+        flows: &[Candidate],
+    ) -> DbResult<Option<(JobRow, Candidate)>> {
         loop {
-            let open = flows.iter().filter(|flow| !self.empty.contains(&flow.id));
+            let open = flows.iter().filter(|flow| {
+                !self.empty.contains(&flow.id) && !self.closed.contains(&(flow.id.clone(), machine.clone()))
+            });
             let keyed = open.filter_map(|flow| {
                 let share = self.shares.get(&flow.submitter_id)?;
                 let room = share.room.is_none_or(|room| room > 0);
                 room.then(|| ((flow.class, share.row.virtual_time.min(self.limit) + share.added, &flow.id), flow))
             });
             let Some((_, flow)) = keyed.min_by(|(a, _), (b, _)| a.cmp(b)) else { return Ok(None) };
-            if let Some(job) = take_head(tx, &flow.id).await? {
+            if let Some(job) = take_head(tx, &flow.id, machine).await? {
                 return Ok(Some((job, flow.clone())));
             }
-            self.empty.insert(flow.id.clone());
+            if has_queued(tx, &flow.id).await? {
+                self.closed.insert((flow.id.clone(), machine.clone()));
+            } else {
+                self.empty.insert(flow.id.clone());
+            }
         }
     }
 
@@ -319,19 +346,35 @@ impl Choice {
     }
 }
 
-/// Takes the first job of a flow. One that another server is taking at this moment is passed over.
-async fn take_head(tx: &mut Tx, flow: &FlowId) -> DbResult<Option<JobRow>> {
+/// Takes the first job of a flow that may have this machine. One that another server is taking at this moment is passed
+/// over. Few jobs are bound to machines (those of which an attempt failed), so few are looked at in vain.
+async fn take_head(tx: &mut Tx, flow: &FlowId, machine: &MachineId) -> DbResult<Option<JobRow>> {
+    macro_rules! head {
+        ($lock:literal) => {
+            concat!(
+                "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE id = (SELECT id FROM job \
+                 WHERE flow_id = $1 AND state = 'queued' AND (only_machine_id IS NULL OR only_machine_id = $2) \
+                 AND (not_machine_id IS NULL OR not_machine_id <> $2) ORDER BY rank, id LIMIT 1",
+                $lock,
+                ") RETURNING *"
+            )
+        };
+    }
     let text = match tx {
-        Tx::Sqlite(_) => {
-            "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE id = (SELECT id FROM job \
-             WHERE flow_id = $1 AND state = 'queued' ORDER BY rank, id LIMIT 1) RETURNING *"
-        }
-        Tx::Postgres(_) => {
-            "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE id = (SELECT id FROM job \
-             WHERE flow_id = $1 AND state = 'queued' ORDER BY rank, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING *"
-        }
+        Tx::Sqlite(_) => head!(""),
+        Tx::Postgres(_) => head!(" FOR UPDATE SKIP LOCKED"),
     };
-    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(flow).fetch_optional(c).await)?)
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(flow).bind(machine).fetch_optional(c).await)?)
+}
+
+async fn has_queued(tx: &mut Tx, flow: &FlowId) -> DbResult<bool> {
+    Ok(on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM job WHERE flow_id = $1 AND state = 'queued' LIMIT 1) AS first",
+    )
+    .bind(flow)
+    .fetch_one(c)
+    .await
+    .map(|count: i64| count > 0))?)
 }
 
 /// Gives the machines to their new attempts. They are locked and were free, so each is there.
@@ -393,7 +436,7 @@ async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<HashMap<Atte
     let rows: Vec<AttemptRow> = on_tx!(tx, |c| {
         let mut query = QueryBuilder::new(
             "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
-             judgement_seq, check_at, lease_expires_at, started_at, submitter_id, charged_ms) ",
+             judgement_seq, check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id) ",
         );
         query.push_values(taken, |mut row, taken| {
             row.push_bind(taken.lease.attempt.clone())
@@ -408,7 +451,9 @@ async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<HashMap<Atte
                 .push_bind(taken.lease.expires_at)
                 .push_bind(taken.lease.now)
                 .push_bind(taken.submitter.clone())
-                .push_bind(taken.charged_ms);
+                .push_bind(taken.charged_ms)
+                .push_bind(taken.job.purpose)
+                .push_bind(taken.boots_build().cloned());
         });
         query.push(" RETURNING *");
         query.build_query_as().fetch_all(c).await

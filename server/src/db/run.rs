@@ -3,10 +3,11 @@
 use super::event::{self, About};
 use super::flow;
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
-use crashyard_protocol::api::EventBody;
+use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, BuildId, FlowId, JobId, JobState, Priority, RunId, RunState, Scenario, SelectorId, StageName, Status,
+    AttemptId, BuildId, FlowId, JobId, JobState, MachineId, Priority, Purpose, RunId, RunState, Scenario, SelectorId,
+    StageName, Status,
 };
 use sqlx::types::Json;
 use sqlx::{FromRow, QueryBuilder};
@@ -73,6 +74,14 @@ pub struct JobRow {
     pub created_at: Timestamp,
     /// When it got its verdict.
     pub finished_at: Option<Timestamp>,
+    /// What is done about failures.
+    pub policy: Json<Policy>,
+    /// What its next attempt is for.
+    pub purpose: Purpose,
+    /// The only machine that the next attempt may have.
+    pub only_machine_id: Option<MachineId>,
+    /// The machine that the next attempt must not have.
+    pub not_machine_id: Option<MachineId>,
 }
 
 /// A job with the labels of its selector.
@@ -139,7 +148,7 @@ async fn insert_jobs(tx: &mut Tx, jobs: &[JobRow]) -> DbResult<()> {
     on_tx!(tx, |c| {
         let mut query = QueryBuilder::new(
             "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, \
-             created_at, flow_id, deadline_at) ",
+             created_at, flow_id, deadline_at, policy, preemptible) ",
         );
         query.push_values(jobs, |mut row, job| {
             row.push_bind(job.id.clone())
@@ -153,7 +162,9 @@ async fn insert_jobs(tx: &mut Tx, jobs: &[JobRow]) -> DbResult<()> {
                 .push("0")
                 .push_bind(job.created_at)
                 .push_bind(job.flow_id.clone())
-                .push_bind(job.deadline_at);
+                .push_bind(job.deadline_at)
+                .push_bind(job.policy.clone())
+                .push_bind(job.policy.preemptible);
         });
         query.build().execute(c).await.map(drop)
     })?;

@@ -87,10 +87,11 @@ pub async fn selector(db: &Db, job: &JobRow) -> DbResult<SelectorRow> {
 pub async fn machines(db: &Db) -> DbResult<Vec<NamedMachine>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(
-        "SELECT m.*, c.name AS controller_name FROM machine m JOIN controller c ON c.id = m.controller_id ORDER BY m.name",
-    )
-    .fetch_all(c)
-    .await
+            "SELECT m.*, c.name AS controller_name, c.last_seen_at AS controller_seen_at FROM machine m \
+         JOIN controller c ON c.id = m.controller_id ORDER BY m.name",
+        )
+        .fetch_all(c)
+        .await
     })?)
 }
 

@@ -2,6 +2,7 @@
 
 use super::lines::LineIndex;
 use super::view::console::{self, NAME_PREFIX, OVERHANG_BYTES, PAGE_BYTES, Piece, TAIL_BYTES, cut_page, cut_tail};
+use crate::api::machines::shown;
 use crate::api::{PageQuery, wire};
 use crate::app::AppState;
 use crate::db;
@@ -10,7 +11,7 @@ use crate::error::{AppError, AppResult};
 use crate::passes::glimpse::Glimpse;
 use crate::ranges;
 use crashyard_protocol::api::{Artifact, Attempt, Build, Event, Evidence, Job, Machine, Page, Run};
-use crashyard_protocol::{ArtifactState, AttemptId, JobId, MachineId, RunId, Stage};
+use crashyard_protocol::{ArtifactState, AttemptId, BuildId, JobId, MachineId, RunId, Stage};
 use std::collections::HashMap;
 
 /// Events of one attempt that a page looks at.
@@ -63,7 +64,6 @@ pub async fn run(state: &AppState, id: &RunId) -> AppResult<RunParts> {
     let jobs = db::run::jobs(&state.db, id).await?;
     Ok(RunParts {
         run: wire::run(row, &counts),
-        build,
         jobs: jobs
             .into_iter()
             .map(|row| {
@@ -71,7 +71,8 @@ pub async fn run(state: &AppState, id: &RunId) -> AppResult<RunParts> {
                 wire::job(row, attempts)
             })
             .collect(),
-        attempts: rows.into_iter().map(|row| in_grid(row, &names, &mut stages)).collect(),
+        attempts: rows.into_iter().map(|row| in_grid(row, &names, &mut stages, &build.id)).collect(),
+        build,
     })
 }
 
@@ -105,6 +106,7 @@ fn in_grid(
     row: AttemptRow,
     names: &HashMap<MachineId, String>,
     stages: &mut HashMap<AttemptId, Vec<Stage>>,
+    build: &BuildId,
 ) -> Attempt {
     Attempt {
         stages: stages.remove(&row.id).unwrap_or_default(),
@@ -114,6 +116,9 @@ fn in_grid(
         job: row.job_id,
         run: row.run_id,
         number: u32::try_from(row.number).unwrap_or(u32::MAX),
+        purpose: row.purpose,
+        build: row.boots_build_id.unwrap_or_else(|| build.clone()),
+        held_until: row.held_until,
         machine: row.machine_id,
         controller: row.controller_id,
         state: row.state,
@@ -212,9 +217,8 @@ pub async fn page(state: &AppState, index: &LineIndex, console: &Artifact, start
 pub async fn machines(state: &AppState, before: Option<String>) -> AppResult<Page<Machine>> {
     let query = PageQuery { before, limit: Some(MACHINES) };
     let (before, limit) = query.checked()?;
-    let rows = db::machine::list(&state.db, before, limit).await?;
-    let mut page =
-        query.page(rows.into_iter().map(wire::machine).collect(), |machine: &Machine| machine.id.to_string());
+    let rows = shown(state, db::machine::list(&state.db, before, limit).await?).await?;
+    let mut page = query.page(rows, |machine: &Machine| machine.id.to_string());
     if page.next.is_none() && query.before.is_none() {
         page.items.sort_by(|a, b| a.name.cmp(&b.name));
     }

@@ -2,11 +2,13 @@
 
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{
-    Artifact, Attempt, Build, Event, EventBody, Evidence, Job, Machine, Page, Run, Signature, SignatureAttempt,
+    Artifact, Attempt, Build, Event, EventBody, Evidence, Job, Machine, Page, Reservation, Run, Signature,
+    SignatureAttempt,
 };
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    ArtifactId, ArtifactState, AttemptId, AttemptState, Expect, JobState, MachineState, Proof, RunState, Scenario,
+    ArtifactId, ArtifactState, AttemptId, AttemptState, Expect, JobState, MachineState, Proof, Purpose, RunState,
+    Scenario,
     Stage, StageName, StageState, Status, Trigger, VmxState,
 };
 use std::collections::BTreeMap;
@@ -257,6 +259,9 @@ pub fn failed_attempt() -> Attempt {
         job: id!(101),
         run: id!(1),
         number: 1,
+        purpose: Purpose::Test,
+        build: id!(10),
+        held_until: None,
         machine: id!(400),
         machine_name: "vmx-crash-1".into(),
         controller: id!(500),
@@ -480,6 +485,10 @@ pub fn machines() -> Vec<Machine> {
         attempt,
         lease_epoch: 17 + u64::from(number) * 31,
         last_seen_at: ago(seen),
+        reachable: seen < 3_600,
+        quarantined_until: (state == MachineState::Quarantined).then(|| ago(-1_800)),
+        on_probation: false,
+        reservation: None,
     };
     vec![
         machine(0, "vmx-crash-1", MachineState::Available, None, None, 3),
@@ -492,7 +501,19 @@ pub fn machines() -> Vec<Machine> {
             None,
             2,
         ),
-        machine(3, "intel-r740", MachineState::Reserved, Some("kris debugs the VMXON fault until Friday"), None, 4),
+        Machine {
+            reservation: Some(Reservation {
+                id: id!(800),
+                owner: "token:kris".into(),
+                reason: "debugs the VMXON fault".into(),
+                created_at: ago(12_000),
+                began_at: Some(ago(11_000)),
+                until: ago(-90_000),
+                warned: false,
+                attempt: None,
+            }),
+            ..machine(3, "intel-r740", MachineState::Reserved, Some("token:kris: debugs the VMXON fault"), None, 4)
+        },
         machine(4, "amd-7302", MachineState::Held, Some("Console silent after panic; kept for a look"), None, 86_400),
     ]
 }

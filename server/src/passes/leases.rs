@@ -24,7 +24,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     let more = i64::try_from(expired.len()).unwrap_or(i64::MAX) >= BATCH;
     for id in expired {
         let mut tx = state.db.begin().await?;
-        let Some(lost) = lease::end(&mut tx, &id, &End::Lost, now).await? else { continue };
+        let Some(lost) = lease::end(&mut tx, &id, &End::Lost, &state.config.care().rule, now).await? else { continue };
         tx.commit().await?;
         tracing::warn!(attempt.id = %id, machine.id = %lost.machine_id, "lease ran out");
         state.metrics.add("crashyard_leases_lost_total", Vec::new(), 1);

@@ -10,6 +10,7 @@ pub mod dumps;
 pub mod findings;
 pub mod glimpse;
 pub mod leases;
+pub mod machines;
 pub mod presence;
 pub mod queue;
 pub mod verify;
@@ -56,6 +57,12 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     set.spawn(run(state.clone(), "glimpse", Some(Pass::Glimpse), |state| async move { glimpse::tick(&state).await }));
     set.spawn(run(state.clone(), "dumps", Some(Pass::Dumps), |state| async move { dumps::tick(&state).await }));
     set.spawn(run(state.clone(), "queue", Some(Pass::Queue), |state| async move { queue::tick(&state).await }));
+    set.spawn(run(
+        state.clone(),
+        "machines",
+        Some(Pass::Machines),
+        |state| async move { machines::tick(&state).await },
+    ));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set
 }

@@ -181,7 +181,7 @@ async fn nul_characters_in_a_report_are_replaced_and_kept_from_the_database() {
     assert_eq!(evidence[0].report, note("a\u{fffd}b"));
 }
 
-async fn provision_and_arm(server: &Server, claim: &Claim) -> ReportsReply {
+pub async fn provision_and_arm(server: &Server, claim: &Claim) -> ReportsReply {
     server
         .put_console(claim, 0, "[    0.000000] Linux version 6.1.0-test (gcc) #1 SMP\n")
         .await

@@ -4,14 +4,15 @@
 //! One list of checks, run on both. A check that is not on the list is no promise.
 
 use crashyard_protocol::agent::{CHUNK_BYTES, Report, Role};
-use crashyard_protocol::api::EventBody;
+use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::*;
 use crashyard_server::db::artifact::{self, AppendOutcome, ChunkOutcome, Owner, SegmentRow};
 use crashyard_server::db::build::{self, BuildRow};
 use crashyard_server::db::event::{self, About};
 use crashyard_server::db::judgement::{self, Applied, Verdict};
-use crashyard_server::db::lease::{self, End, Settled};
+use crashyard_server::db::lease::{self, Care, End, Settled};
+use crashyard_server::db::life;
 use crashyard_server::db::machine::{self, ControllerRow, MachineRow};
 use crashyard_server::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
 use crashyard_server::db::queue::{self, Ask, Leased, NewLease};
@@ -22,11 +23,14 @@ use crashyard_server::db::token::{self, TokenRow};
 use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
 use crashyard_server::db::{Db, DbError, DbResult, Tx, attempt, flow};
 use crashyard_server::selector::Selector;
+use crashyard_server::trust::Rule;
 use sqlx::types::Json;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const NOW: Timestamp = Timestamp(1_000_000);
+
+const CARE: Care = Care { tries: 2, rule: Rule { failures: 0, window: 5, probation: Duration::from_secs(600) } };
 
 fn ulid() -> ulid::Ulid {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
@@ -58,6 +62,7 @@ macro_rules! write {
 
 // After the macro, which it uses.
 mod dumps;
+mod fleet;
 mod share;
 
 #[tokio::test]
@@ -85,6 +90,7 @@ async fn every_check(db: &Db) {
     queue_and_leases(db).await;
     two_claimants(db).await;
     Box::pin(share::fair_share(db)).await;
+    Box::pin(fleet::fleet(db)).await;
     judgements(db).await;
     reports_and_events(db).await;
     uploads(db).await;
@@ -190,6 +196,7 @@ async fn scenarios_and_plans(db: &Db) {
             selector: [].into(),
             requires: Vec::new(),
             repetitions,
+            policy: Policy::default(),
         }),
         updated_at: at(seconds),
     };
@@ -249,6 +256,8 @@ fn machine_row(name: &str, controller: &ControllerId) -> MachineRow {
         lease_epoch: 0,
         last_seen_at: NOW,
         created_at: NOW,
+        quarantined_until: None,
+        probation: 0,
     }
 }
 
@@ -306,10 +315,11 @@ async fn machines_and_selectors(db: &Db) {
         (seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()),
         (MachineState::Available, at(3), "c-machines")
     );
-    let held = write!(db, |tx| machine::set_state(tx, &m1.id, MachineState::Reserved, Some("mine"), at(4)));
-    assert_eq!(held.unwrap().reason.as_deref(), Some("mine"));
+    let away = write!(db, |tx| life::decide(tx, &m1.id, MachineState::Quarantined, Some("mine"), "token:me", at(4)));
+    assert_eq!(away.unwrap().reason.as_deref(), Some("mine"));
     write!(db, |tx| machine::seen_idle(tx, &[&one.id].into(), &[&m1.id].into(), at(5)));
-    assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Reserved, "a person has it");
+    assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Quarantined, "a person says so");
+    assert_eq!(machine::by_name(db, "mm1").await.unwrap().machine.id, m1.id);
     write!(db, |tx| machine::withdraw_machines(tx, &one.id));
     assert!(machine::announced(db, &one.id).await.unwrap().is_empty());
     assert!(queue::idle_machines(db, &by_label).await.unwrap().is_empty());
@@ -384,6 +394,10 @@ fn job_row(farm: &Farm, run: &RunId, ordinal: i64) -> JobRow {
         attempt_count: 0,
         created_at: NOW,
         finished_at: None,
+        policy: Json(Policy::default()),
+        purpose: Purpose::Test,
+        only_machine_id: None,
+        not_machine_id: None,
     }
 }
 
@@ -730,7 +744,7 @@ async fn consoles(db: &Db) {
     assert_eq!(appended, 1, "the same bytes from eight writers are there once");
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
-    write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, at(1)));
+    write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1)));
     assert!(artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
 }
 
@@ -796,30 +810,42 @@ async fn endings(db: &Db) {
     assert!(!lease::expired(db, at(59), 100).await.unwrap().contains(&first.id));
     assert!(lease::expired(db, at(60), 1000).await.unwrap().contains(&first.id));
     write!(db, |tx| lease::renew(tx, &first.id, 1, at(90)));
-    assert!(write!(db, |tx| lease::end(tx, &first.id, &End::Lost, at(60))).is_none(), "it was renewed meanwhile");
-    let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, at(90))).unwrap();
+    assert!(
+        write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(60))).is_none(),
+        "it was renewed meanwhile"
+    );
+    let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
     assert_eq!((lost.state, lost.finished_at), (AttemptState::Lost, Some(at(90))));
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.attempt_id), (MachineState::Enrolled, None));
     assert!(lease::unsettled(db, 1000).await.unwrap().contains(&first.id));
-    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, 2, at(91))), Settled::Queued);
-    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, 2, at(92))), Settled::Before);
+    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(91))), Settled::Queued);
+    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(92))), Settled::Before);
     let released = |epoch| End::Released { epoch, healthy: false, detail: "does not boot" };
     let mut tx = begin(db).await;
-    assert!(matches!(lease::end(&mut tx, &first.id, &released(1), at(93)).await, Err(DbError::LeaseLost(_))));
+    assert!(matches!(
+        lease::end(&mut tx, &first.id, &released(1), &CARE.rule, at(93)).await,
+        Err(DbError::LeaseLost(_))
+    ));
     drop(tx);
 
     let second = lease(db, &farm, 0).await.unwrap().attempt;
     assert_eq!((second.number, second.epoch), (2, 2));
     let mut tx = begin(db).await;
-    assert!(matches!(lease::end(&mut tx, &second.id, &released(1), at(94)).await, Err(DbError::LeaseLost(_))));
+    assert!(matches!(
+        lease::end(&mut tx, &second.id, &released(1), &CARE.rule, at(94)).await,
+        Err(DbError::LeaseLost(_))
+    ));
     drop(tx);
-    let done = write!(db, |tx| lease::end(tx, &second.id, &released(2), at(95))).unwrap();
+    let done = write!(db, |tx| lease::end(tx, &second.id, &released(2), &CARE.rule, at(95))).unwrap();
     assert_eq!((done.released_healthy, done.release_detail.as_deref()), (Some(false), Some("does not boot")));
-    assert!(write!(db, |tx| lease::end(tx, &second.id, &released(2), at(96))).is_none(), "again is harmless");
+    assert!(
+        write!(db, |tx| lease::end(tx, &second.id, &released(2), &CARE.rule, at(96))).is_none(),
+        "again is harmless"
+    );
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Quarantined, Some("does not boot")));
-    assert_eq!(write!(db, |tx| lease::settle(tx, &done, 2, at(97))), Settled::Done);
+    assert_eq!(write!(db, |tx| lease::settle(tx, &done, &CARE, at(97))), Settled::Done);
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.state, JobState::Done);
     assert!(!lease::unsettled(db, 1000).await.unwrap().contains(&second.id));
     assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());

@@ -9,7 +9,7 @@ use crashyard_protocol::agent::{
     CHUNK_BYTES, Claim, ClaimRequest, EPOCH_HEADER, EnrolRequest, Enrolled, MachineSpec, Numbered, Report, Reports,
     Role,
 };
-use crashyard_protocol::api::{Build, Job, NewBuild, NewPlan, NewRun, Run};
+use crashyard_protocol::api::{Build, Job, NewBuild, NewPlan, NewRun, Policy, Run};
 use crashyard_protocol::chunk::{chunk_hash, hex};
 use crashyard_protocol::clock::{ManualClock, Timestamp};
 use crashyard_protocol::problem::Problem;
@@ -259,6 +259,7 @@ impl Server {
             selector: selector.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             requires: Vec::new(),
             repetitions,
+            policy: Policy::default(),
         };
         let put = Call::put_json(format!("/api/v1/plans/{name}"), &plan).token(&self.submit);
         self.call(put).await.ok::<serde_json::Value>();

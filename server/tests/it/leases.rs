@@ -111,7 +111,8 @@ async fn an_attempt_that_ended_right_before_a_kill_is_settled_after_the_restart(
     let claim: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
     let end = db::lease::End::Released { epoch: claim.epoch, healthy: true, detail: "" };
     let mut tx = server.state.db.begin().await.unwrap();
-    db::lease::end(&mut tx, &claim.attempt, &end, server.state.now()).await.unwrap();
+    let rule = server.state.config.care().rule;
+    db::lease::end(&mut tx, &claim.attempt, &end, &rule, server.state.now()).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(server.jobs(&run).await[0].state, JobState::Leased);
     let server = server.restarted().await;

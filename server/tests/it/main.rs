@@ -7,6 +7,7 @@ mod db_contract;
 mod dumps;
 mod events;
 mod faults;
+mod fleet;
 mod harness;
 mod leases;
 mod migrations;

@@ -2,7 +2,9 @@
 
 use crate::harness::{Call, Server};
 use crashyard_protocol::agent::{Claim, EnrolRequest, Enrolled, MachineSpec, ReleaseRequest};
-use crashyard_protocol::api::{Job, Machine, NewPlan, NewRun, Page, Plan, Run, SetSubmitter, Submitter, Waiting};
+use crashyard_protocol::api::{
+    Job, Machine, NewPlan, NewRun, Page, Plan, Policy, Run, SetSubmitter, Submitter, Waiting,
+};
 use crashyard_protocol::{JobState, MachineState, Priority, Status};
 use crashyard_server::passes;
 
@@ -23,6 +25,7 @@ fn plan(requires: &[&str]) -> NewPlan {
         selector: [].into(),
         requires: requires.iter().map(|text| (*text).to_owned()).collect(),
         repetitions: 1,
+        policy: Policy::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::farm;
 use crate::figures::{Figure, quantile};
 use crate::server::Server;
 use crashyard_protocol::agent::{Claim, ClaimRequest, EnrolRequest, Enrolled, MachineSpec, ReleaseRequest};
-use crashyard_protocol::api::{NewPlan, NewRun, NewToken};
+use crashyard_protocol::api::{NewPlan, NewRun, NewToken, Policy};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{BuildId, MachineId, Scope};
 use futures::StreamExt as _;
@@ -121,6 +121,7 @@ async fn fill(clients: &[Client], build: &BuildId, jobs: usize) -> anyhow::Resul
             selector: BTreeMap::new(),
             requires: vec![format!("slot{}", run % SELECTORS)],
             repetitions,
+            policy: Policy::default(),
         };
         client.put_plan(&plan).await?;
         client.create_run(&NewRun::new(build.clone(), &plan.name)).await?;

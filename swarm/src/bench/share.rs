@@ -5,7 +5,7 @@ use crate::figures::Figure;
 use crate::server::Server;
 use crashyard_protocol::Scope;
 use crashyard_protocol::agent::{ClaimRequest, ReleaseRequest};
-use crashyard_protocol::api::{NewPlan, NewRun, NewToken, SetSubmitter};
+use crashyard_protocol::api::{NewPlan, NewRun, NewToken, Policy, SetSubmitter};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ pub async fn measure() -> anyhow::Result<Figure> {
             selector,
             requires: Vec::new(),
             repetitions,
+            policy: Policy::default(),
         };
         admin.put_plan(&plan).await?;
     }

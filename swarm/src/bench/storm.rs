@@ -9,7 +9,7 @@ use crate::figures::Figure;
 use crate::server::Server;
 use anyhow::Context as _;
 use crashyard_protocol::agent::{Claim, ClaimRequest, Enrolled, ReleaseRequest};
-use crashyard_protocol::api::{Machine, NewPlan, NewRun, Page};
+use crashyard_protocol::api::{Machine, NewPlan, NewRun, Page, Policy};
 use crashyard_protocol::client::{Client, ClientError};
 use crashyard_protocol::{AttemptId, BuildId, JobId, MachineId, MachineState, RunId, RunState};
 use std::collections::{BTreeMap, HashMap};
@@ -67,7 +67,14 @@ async fn measure(what: &str, mut servers: Vec<Server>, seconds: u64) -> anyhow::
     let build = farm::prepare(&admin, 1).await?;
     let selector = BTreeMap::from([("driver".to_owned(), "simulated".to_owned())]);
     let scenarios = vec!["bench-0".to_owned()];
-    let plan = NewPlan { name: "storm".into(), scenarios, selector, requires: Vec::new(), repetitions: JOBS };
+    let plan = NewPlan {
+        name: "storm".into(),
+        scenarios,
+        selector,
+        requires: Vec::new(),
+        repetitions: JOBS,
+        policy: Policy::default(),
+    };
     admin.put_plan(&plan).await?;
     let lab = Lab {
         clients: Arc::new(servers.iter().map(|server| server.admin.clone()).collect()),

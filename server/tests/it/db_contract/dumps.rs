@@ -20,7 +20,14 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
     write!(db, |tx| artifact::complete(tx, dump, "hash", at(seconds))).unwrap();
     let before = attempt::get(db, id).await.unwrap();
     write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(4, Some(status)), at(seconds)));
-    write!(db, |tx| lease::end(tx, id, &End::Released { epoch: 1, healthy: true, detail: "" }, at(seconds))).unwrap();
+    write!(db, |tx| lease::end(
+        tx,
+        id,
+        &End::Released { epoch: 1, healthy: true, detail: "" },
+        &CARE.rule,
+        at(seconds)
+    ))
+    .unwrap();
     write!(db, |tx| attempt::set_read_by(tx, id, 7));
     let capsule = open(db, &Owner::Attempt(id.clone()), "found-capsule.v1.json").await;
     write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));

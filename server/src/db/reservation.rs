@@ -1,0 +1,319 @@
+//! Machines taken by people, and machines kept for people after a failure.
+//!
+//! A machine has at most one open reservation (the database refuses a second). One on a machine that an attempt owns
+//! waits for the attempt's end; one that *holds* an attempt's machine keeps the attempt from returning it.
+
+use super::life::{self, ChangeRow, SERVER};
+use super::{Db, DbResult, Tx, on, on_tx};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptId, MachineId, MachineState, ReservationId};
+use sqlx::FromRow;
+
+/// A machine somebody has, or gets next.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct ReservationRow {
+    /// Id.
+    pub id: ReservationId,
+    /// The machine.
+    pub machine_id: MachineId,
+    /// Whose it is.
+    pub owner: String,
+    /// What for.
+    pub reason: String,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When the machine was theirs.
+    pub began_at: Option<Timestamp>,
+    /// When it ends by itself.
+    pub until_at: Timestamp,
+    /// When its end was announced.
+    pub warned_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Who ended it.
+    pub ended_by: Option<String>,
+    /// The failed attempt that the machine is kept for.
+    pub attempt_id: Option<AttemptId>,
+}
+
+impl ReservationRow {
+    /// As a reason why nobody else gets the machine.
+    fn reason_with_owner(&self) -> String {
+        format!("{}: {}", self.owner, self.reason)
+    }
+}
+
+/// The open reservation of a machine.
+pub async fn open(db: &Db, machine: &MachineId) -> DbResult<Option<ReservationRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM reservation WHERE machine_id = $1 AND ended_at IS NULL")
+        .bind(machine)
+        .fetch_optional(c)
+        .await)?)
+}
+
+/// Every open reservation.
+pub async fn all_open(db: &Db) -> DbResult<Vec<ReservationRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM reservation WHERE ended_at IS NULL ORDER BY until_at, id")
+        .fetch_all(c)
+        .await)?)
+}
+
+async fn open_in(tx: &mut Tx, machine: &MachineId) -> DbResult<Option<ReservationRow>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM reservation WHERE machine_id = $1 AND ended_at IS NULL")
+        .bind(machine)
+        .fetch_optional(c)
+        .await)?)
+}
+
+async fn insert(tx: &mut Tx, row: &ReservationRow) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "INSERT INTO reservation (id, machine_id, owner, reason, created_at, began_at, until_at, attempt_id) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(&row.id)
+    .bind(&row.machine_id)
+    .bind(&row.owner)
+    .bind(&row.reason)
+    .bind(row.created_at)
+    .bind(row.began_at)
+    .bind(row.until_at)
+    .bind(&row.attempt_id)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+/// Reserves a machine: at once if no attempt owns it (`true`), else as soon as none does. `Conflict` if somebody has it.
+pub async fn take(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult<bool> {
+    insert(tx, row).await?;
+    begin(tx, &row.machine_id, now).await
+}
+
+/// Gives a machine that is free to the reservation that waits for it; `false` if none does, or it is not free.
+pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult<bool> {
+    let Some(row) = open_in(tx, machine).await?.filter(|row| row.began_at.is_none()) else { return Ok(false) };
+    let got = on_tx!(tx, |c| sqlx::query(
+        "UPDATE machine SET state = 'reserved', reason = $2, state_since = $3, quarantined_until = NULL \
+         WHERE id = $1 AND attempt_id IS NULL AND state <> 'retired'",
+    )
+    .bind(machine)
+    .bind(row.reason_with_owner())
+    .bind(now)
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected()))?;
+    if got == 0 {
+        return Ok(false);
+    }
+    on_tx!(tx, |c| sqlx::query("UPDATE reservation SET began_at = $2 WHERE id = $1")
+        .bind(&row.id)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(drop))?;
+    tell(tx, &row, MachineState::Reserved, row.reason.clone(), &row.owner, now).await?;
+    Ok(true)
+}
+
+/// Keeps the machine of a live attempt as it is. `false` if somebody waits for the machine already: they come first.
+pub async fn hold(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult<bool> {
+    if open_in(tx, &row.machine_id).await?.is_some() {
+        return Ok(false);
+    }
+    insert(tx, row).await?;
+    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET held_until = $2 WHERE id = $1")
+        .bind(&row.attempt_id)
+        .bind(row.until_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE machine SET state = 'held', reason = $3, state_since = $4 WHERE id = $1 AND attempt_id = $2",
+    )
+    .bind(&row.machine_id)
+    .bind(&row.attempt_id)
+    .bind(row.reason_with_owner())
+    .bind(now)
+    .execute(c)
+    .await
+    .map(drop))?;
+    tell(tx, row, MachineState::Held, row.reason.clone(), &row.owner, now).await?;
+    Ok(true)
+}
+
+/// Moves the end of an open reservation; its end will be announced anew.
+pub async fn extend(tx: &mut Tx, row: &ReservationRow, until: Timestamp) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE reservation SET until_at = $2, warned_at = NULL WHERE id = $1 AND ended_at IS NULL",
+    )
+    .bind(&row.id)
+    .bind(until)
+    .execute(c)
+    .await
+    .map(drop))?;
+    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET held_until = $2 WHERE id = $1")
+        .bind(&row.attempt_id)
+        .bind(until)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Ends the open reservation of a machine, if there is one, and says which it was; the machine's own state is the caller's.
+pub async fn close(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> DbResult<Option<ReservationRow>> {
+    let closed: Option<ReservationRow> = on_tx!(tx, |c| {
+        sqlx::query_as(
+        "UPDATE reservation SET ended_at = $2, ended_by = $3 WHERE machine_id = $1 AND ended_at IS NULL RETURNING *",
+    )
+    .bind(machine)
+    .bind(now)
+    .bind(by)
+    .fetch_optional(c)
+    .await
+    })?;
+    if let Some(attempt) = closed.as_ref().and_then(|row| row.attempt_id.as_ref()) {
+        on_tx!(tx, |c| sqlx::query("UPDATE attempt SET held_until = $2 WHERE id = $1 AND held_until > $2")
+            .bind(attempt)
+            .bind(now)
+            .execute(c)
+            .await
+            .map(drop))?;
+    }
+    Ok(closed)
+}
+
+/// Ends the reservation that held an attempt's machine, because the attempt is over.
+pub async fn close_hold(tx: &mut Tx, attempt: &AttemptId, by: &str, now: Timestamp) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE reservation SET ended_at = $2, ended_by = $3 WHERE attempt_id = $1 AND ended_at IS NULL",
+    )
+    .bind(attempt)
+    .bind(now)
+    .bind(by)
+    .execute(c)
+    .await
+    .map(drop))?;
+    Ok(())
+}
+
+/// Hands a machine back: one that was reserved is free again and trusted, one that was held returns as its attempt ends.
+pub async fn end(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> DbResult<Option<ReservationRow>> {
+    // The machine first: everybody takes these locks in this order.
+    on_tx!(tx, |c| sqlx::query("UPDATE machine SET last_seen_at = last_seen_at WHERE id = $1")
+        .bind(machine)
+        .execute(c)
+        .await
+        .map(drop))?;
+    let Some(closed) = close(tx, machine, by, now).await? else { return Ok(None) };
+    let why = if by == SERVER { "Its time was over" } else { "Handed back" };
+    if closed.attempt_id.is_some() {
+        let back = on_tx!(tx, |c| sqlx::query(
+            "UPDATE machine SET state = 'leased', reason = NULL, state_since = $3 \
+             WHERE id = $1 AND state = 'held' AND attempt_id = $2",
+        )
+        .bind(machine)
+        .bind(&closed.attempt_id)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+        if back == 1 {
+            tell(tx, &closed, MachineState::Leased, format!("{why}; its attempt returns it"), by, now).await?;
+        }
+        return Ok(Some(closed));
+    }
+    let back = on_tx!(tx, |c| sqlx::query(
+        "UPDATE machine SET state = 'enrolled', reason = NULL, state_since = $2, probation = 0, trusted_since = $2 \
+         WHERE id = $1 AND state = 'reserved'",
+    )
+    .bind(machine)
+    .bind(now)
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected()))?;
+    if back == 1 {
+        tell(tx, &closed, MachineState::Enrolled, why.to_owned(), by, now).await?;
+    }
+    Ok(Some(closed))
+}
+
+async fn tell(
+    tx: &mut Tx,
+    row: &ReservationRow,
+    state: MachineState,
+    reason: String,
+    by: &str,
+    now: Timestamp,
+) -> DbResult<()> {
+    let change = ChangeRow {
+        at: now,
+        state,
+        reason: Some(reason),
+        decided_by: by.to_owned(),
+        attempt_id: row.attempt_id.clone(),
+    };
+    life::note(tx, &row.machine_id, &change).await
+}
+
+/// Open reservations that end before a moment and whose end nobody has announced.
+pub async fn unannounced(db: &Db, before: Timestamp, limit: i64) -> DbResult<Vec<ReservationRow>> {
+    Ok(on!(db.read(), |c| sqlx::query_as(
+        "SELECT * FROM reservation WHERE ended_at IS NULL AND warned_at IS NULL AND until_at <= $1 \
+         ORDER BY until_at, id LIMIT $2",
+    )
+    .bind(before)
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Announces the end of a reservation, once.
+pub async fn warn(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult<()> {
+    on_tx!(tx, |c| sqlx::query("UPDATE machine SET last_seen_at = last_seen_at WHERE id = $1")
+        .bind(&row.machine_id)
+        .execute(c)
+        .await
+        .map(drop))?;
+    let first = on_tx!(tx, |c| {
+        sqlx::query(
+        "UPDATE reservation SET warned_at = $2 WHERE id = $1 AND ended_at IS NULL AND warned_at IS NULL AND until_at = $3",
+    )
+    .bind(&row.id)
+    .bind(now)
+    .bind(row.until_at)
+    .execute(c)
+    .await
+    .map(|done| done.rows_affected())
+    })?;
+    if first == 1 && row.began_at.is_some() {
+        let state = if row.attempt_id.is_some() { MachineState::Held } else { MachineState::Reserved };
+        let minutes = row.until_at.since(now).as_secs().div_ceil(60);
+        let text = format!("{} loses it in {minutes} minutes unless it is extended", row.owner);
+        tell(tx, row, state, text, SERVER, now).await?;
+    }
+    Ok(())
+}
+
+/// Machines whose reservation is over.
+pub async fn over(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<MachineId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT machine_id FROM reservation WHERE ended_at IS NULL AND until_at <= $1 ORDER BY until_at, id LIMIT $2",
+    )
+    .bind(now)
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// The ends of open reservations: the next, and the next that nobody has announced.
+pub async fn next_ends(db: &Db) -> DbResult<(Option<Timestamp>, Option<Timestamp>)> {
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(
+        "SELECT MIN(until_at), MIN(CASE WHEN warned_at IS NULL THEN until_at END) FROM reservation WHERE ended_at IS NULL",
+    )
+    .fetch_one(c)
+    .await
+    })?)
+}

@@ -1,0 +1,83 @@
+//! What time does to machines: reservations end, quarantines end, and jobs that wait for a certain machine stop waiting
+//! where that machine cannot come.
+
+use super::{BATCH, Next};
+use crate::agent::claim;
+use crate::app::AppState;
+use crate::db::lease::{self, Bound};
+use crate::db::life::{self, SERVER};
+use crate::db::reservation;
+use crate::error::AppResult;
+use crate::wake::Topic;
+use crashyard_protocol::MachineState;
+use crashyard_protocol::clock::Timestamp;
+use std::time::Duration;
+
+/// How long before its end a reservation's owner is told.
+pub const NOTICE: Duration = Duration::from_secs(15 * 60);
+
+/// Does what is due.
+pub async fn tick(state: &AppState) -> AppResult<Next> {
+    let now = state.now();
+    for machine in reservation::over(&state.db, now, BATCH).await? {
+        end_reservation(state, &machine, SERVER).await?;
+    }
+    for row in reservation::unannounced(&state.db, now.plus(NOTICE), BATCH).await? {
+        let mut tx = state.db.begin().await?;
+        reservation::warn(&mut tx, &row, now).await?;
+        tx.commit().await?;
+    }
+    for machine in life::forgiven(&state.db, now, BATCH).await? {
+        let mut tx = state.db.begin().await?;
+        let back = life::forgive(&mut tx, &machine, now).await?;
+        tx.commit().await?;
+        if back {
+            state.wake.wake(&Topic::Machine(machine));
+        }
+    }
+    for job in lease::bound(&state.db, BATCH).await? {
+        look_after(state, &job).await?;
+    }
+    let (ends, to_announce) = reservation::next_ends(&state.db).await?;
+    let announce = to_announce.map(|at| Timestamp(at.0.saturating_sub(i64::try_from(NOTICE.as_millis()).unwrap_or(0))));
+    let next = [ends, announce, life::next_forgiven(&state.db).await?].into_iter().flatten().min();
+    Ok(next.map_or(Next::Woken, Next::At))
+}
+
+/// Ends a machine's reservation and lets everybody know who waits for it; `false` if there was none.
+pub async fn end_reservation(state: &AppState, machine: &crashyard_protocol::MachineId, by: &str) -> AppResult<bool> {
+    let mut tx = state.db.begin().await?;
+    let ended = reservation::end(&mut tx, machine, by, state.now()).await?;
+    tx.commit().await?;
+    let Some(ended) = ended else { return Ok(false) };
+    match &ended.attempt_id {
+        Some(attempt) => state.wake.wake(&Topic::Attempt(attempt.clone())),
+        None => state.wake.wake(&Topic::Machine(machine.clone())),
+    };
+    Ok(true)
+}
+
+/// A job that waits for one machine, or for any but one.
+async fn look_after(state: &AppState, job: &Bound) -> AppResult<()> {
+    let mut tx = state.db.begin().await?;
+    if let Some(name) = &job.only_name {
+        let gone = match (job.only_state, job.only_announced) {
+            (Some(machine @ (MachineState::Quarantined | MachineState::Retired)), _) => Some(machine.to_string()),
+            (_, Some(false)) => Some("not announced by its controller any more".to_owned()),
+            _ => None,
+        };
+        if let Some(gone) = gone {
+            let why = format!("not compared with the known-good kernel, because {name} is {gone}");
+            lease::conclude(&mut tx, &job.id, &why, &state.config.care(), state.now()).await?;
+            tx.commit().await?;
+            let run = crate::db::run::job(&state.db, &job.id).await?.job.run_id;
+            state.wake.wake(&Topic::Run(run));
+        }
+        return Ok(());
+    }
+    if lease::unbind(&mut tx, job).await? {
+        tx.commit().await?;
+        claim::offer(state, &job.selector_id, 1).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! A machine's life outside of attempts, and jobs that are bound to machines.
+
+use super::*;
+use crashyard_server::db::reservation::{self, ReservationRow};
+
+const STRICT: Rule = Rule { failures: 2, window: 4, probation: Duration::from_secs(600) };
+
+pub async fn fleet(db: &Db) {
+    reservations(db).await;
+    holds(db).await;
+    quarantines(db).await;
+    bound_jobs(db).await;
+    ways_given(db).await;
+}
+
+fn reservation(machine: &MachineId, until: Timestamp) -> ReservationRow {
+    ReservationRow {
+        id: ReservationId::from_ulid(ulid()),
+        machine_id: machine.clone(),
+        owner: "token:kris".into(),
+        reason: "debugs".into(),
+        created_at: NOW,
+        began_at: None,
+        until_at: until,
+        warned_at: None,
+        ended_at: None,
+        ended_by: None,
+        attempt_id: None,
+    }
+}
+
+async fn state(db: &Db, id: &MachineId) -> MachineState {
+    machine::get(db, id).await.unwrap().machine.state
+}
+
+fn released(leased: &Leased) -> End<'static> {
+    End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy: true, detail: "" }
+}
+
+async fn reservations(db: &Db) {
+    let farm = farm(db, "fl-r", 2).await;
+    let [free, busy] = [farm.machines[0].id.clone(), farm.machines[1].id.clone()];
+    submit(db, &farm, 3).await;
+    let leased = lease(db, &farm, 1).await.unwrap();
+    assert!(write!(db, |tx| reservation::take(tx, &reservation(&free, at(100)), at(1))), "it was free");
+    assert_eq!(state(db, &free).await, MachineState::Reserved);
+    assert!(lease(db, &farm, 0).await.is_none(), "a person has it");
+    assert!(!write!(db, |tx| reservation::take(tx, &reservation(&busy, at(200)), at(2))), "an attempt owns it");
+    let mut tx = begin(db).await;
+    let second = reservation::take(&mut tx, &reservation(&busy, at(300)), at(3)).await;
+    assert!(matches!(second, Err(DbError::Conflict(_))), "one at a time: {second:?}");
+    drop(tx);
+    write!(db, |tx| lease::end(tx, &leased.attempt.id, &released(&leased), &STRICT, at(4)));
+    assert_eq!(state(db, &busy).await, MachineState::Reserved, "whoever waited for it has it");
+    let open = reservation::open(db, &busy).await.unwrap().unwrap();
+    assert_eq!((open.began_at, open.owner.as_str()), (Some(at(4)), "token:kris"));
+
+    assert_eq!(reservation::next_ends(db).await.unwrap(), (Some(at(100)), Some(at(100))));
+    let soon = reservation::unannounced(db, at(150), 10).await.unwrap();
+    assert_eq!(soon.iter().map(|row| &row.machine_id).collect::<Vec<_>>(), [&free]);
+    for _ in 0..2 {
+        write!(db, |tx| reservation::warn(tx, &soon[0], at(50)));
+    }
+    assert!(reservation::unannounced(db, at(150), 10).await.unwrap().is_empty());
+    write!(db, |tx| reservation::extend(tx, &soon[0], at(120)));
+    assert_eq!(reservation::unannounced(db, at(150), 10).await.unwrap().len(), 1, "the new end is announced again");
+    assert!(reservation::over(db, at(119), 10).await.unwrap().is_empty());
+    assert_eq!(reservation::over(db, at(120), 10).await.unwrap(), std::slice::from_ref(&free));
+    assert!(write!(db, |tx| reservation::end(tx, &free, "server", at(121))).is_some());
+    assert!(write!(db, |tx| reservation::end(tx, &free, "server", at(122))).is_none(), "once");
+    assert_eq!(state(db, &free).await, MachineState::Enrolled);
+    assert!(lease(db, &farm, 0).await.is_some(), "and takes jobs again");
+    let told: Vec<_> = life::changes(db, &free, 10).await.unwrap();
+    let states: Vec<_> = told.iter().map(|row| (row.state, row.decided_by.as_str())).collect();
+    use MachineState::{Enrolled, Reserved};
+    assert_eq!(
+        states,
+        [(Enrolled, "server"), (Reserved, "server"), (Reserved, "token:kris")],
+        "each once, newest first"
+    );
+
+    assert!(
+        write!(db, |tx| life::decide(tx, &busy, MachineState::Retired, Some("gone"), "token:a", at(130))).is_some()
+    );
+    assert!(reservation::open(db, &busy).await.unwrap().is_none(), "a person's word ends a reservation");
+    assert!(reservation::all_open(db).await.unwrap().iter().all(|row| row.machine_id != busy));
+}
+
+async fn holds(db: &Db) {
+    let farm = farm(db, "fl-h", 1).await;
+    let machine = farm.machines[0].id.clone();
+    submit(db, &farm, 2).await;
+    let leased = lease(db, &farm, 0).await.unwrap();
+    let id = leased.attempt.id.clone();
+    let row = ReservationRow { attempt_id: Some(id.clone()), began_at: Some(at(1)), ..reservation(&machine, at(500)) };
+    assert!(write!(db, |tx| reservation::hold(tx, &row, at(1))));
+    let held = attempt::get(db, &id).await.unwrap();
+    assert_eq!((state(db, &machine).await, held.held_until), (MachineState::Held, Some(at(500))));
+    let again = ReservationRow { id: ReservationId::from_ulid(ulid()), ..row.clone() };
+    assert!(!write!(db, |tx| reservation::hold(tx, &again, at(2))), "it is somebody's already");
+    write!(db, |tx| reservation::extend(tx, &row, at(600)));
+    assert_eq!(attempt::get(db, &id).await.unwrap().held_until, Some(at(600)));
+    write!(db, |tx| reservation::end(tx, &machine, "token:kris", at(10)));
+    let held = attempt::get(db, &id).await.unwrap();
+    assert_eq!((state(db, &machine).await, held.held_until), (MachineState::Leased, Some(at(10))));
+    write!(db, |tx| lease::end(tx, &id, &released(&leased), &CARE.rule, at(11)));
+    assert_eq!(state(db, &machine).await, MachineState::Available);
+
+    let leased = lease(db, &farm, 0).await.unwrap();
+    let id = leased.attempt.id.clone();
+    let row = ReservationRow { id: ReservationId::from_ulid(ulid()), attempt_id: Some(id.clone()), ..row };
+    assert!(write!(db, |tx| reservation::hold(tx, &row, at(20))));
+    let lost = at(100);
+    assert!(write!(db, |tx| lease::end(tx, &id, &End::Lost, &CARE.rule, lost)).is_some());
+    assert!(reservation::open(db, &machine).await.unwrap().is_none(), "nobody holds what was lost");
+    assert_eq!(state(db, &machine).await, MachineState::Enrolled);
+}
+
+async fn quarantines(db: &Db) {
+    let farm = farm(db, "fl-q", 1).await;
+    let machine = farm.machines[0].id.clone();
+    submit(db, &farm, 9).await;
+    let serve = async |healthy: bool, seconds: i64| {
+        let leased = lease(db, &farm, 0).await.unwrap();
+        let end = End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy, detail: "no answer" };
+        write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &STRICT, at(seconds)));
+    };
+    let until = async || machine::get(db, &machine).await.unwrap().machine.quarantined_until;
+    serve(true, 1).await;
+    assert_eq!(state(db, &machine).await, MachineState::Available, "one MISS is no pattern");
+    serve(true, 2).await;
+    assert_eq!((state(db, &machine).await, until().await), (MachineState::Quarantined, Some(at(602))));
+    assert!(lease(db, &farm, 0).await.is_none());
+    assert_eq!(life::next_forgiven(db).await.unwrap(), Some(at(602)));
+    assert!(!write!(db, |tx| life::forgive(tx, &machine, at(601))), "not yet");
+    assert_eq!(life::forgiven(db, at(602), 10).await.unwrap(), std::slice::from_ref(&machine));
+    // Leases of these checks begin at NOW; what is forgiven is what began before the return.
+    assert!(write!(db, |tx| life::forgive(tx, &machine, NOW.plus(Duration::from_secs(602)))));
+    assert!(!write!(db, |tx| life::forgive(tx, &machine, at(603))), "once");
+    assert_eq!(state(db, &machine).await, MachineState::Enrolled);
+    serve(false, 700).await;
+    let row = machine::get(db, &machine).await.unwrap().machine;
+    assert_eq!((row.state, row.probation), (MachineState::Quarantined, 2));
+    assert_eq!(row.quarantined_until, Some(at(700 + 1200)), "twice as long");
+    assert!(row.reason.unwrap().contains("no answer"));
+    let back = write!(db, |tx| life::decide(tx, &machine, MachineState::Available, None, "token:me", at(701)));
+    assert_eq!(back.map(|row| (row.probation, row.quarantined_until)), Some((0, None)), "a person forgives everything");
+    let why = life::changes(db, &machine, 10).await.unwrap();
+    assert_eq!(why.len(), 4, "{why:?}");
+    assert!(why[3].reason.as_deref().unwrap().starts_with("2 of its last 2 attempts failed"), "{why:?}");
+    assert!(why[3].attempt_id.is_some());
+    assert_eq!(life::attempts(db, &machine, 2).await.unwrap().len(), 2);
+}
+
+/// Of two machines, the one that a job must not have does not get it, and the only one it may have does.
+async fn bound_jobs(db: &Db) {
+    let farm = farm(db, "fl-b", 2).await;
+    let (_, jobs) = submit(db, &farm, 2).await;
+    let first = lease(db, &farm, 0).await.unwrap();
+    assert_eq!(first.job.id, jobs[0].id);
+    let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
+    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(1))), Settled::Queued);
+    let bound = lease::bound(db, 100).await.unwrap();
+    let bound = bound.iter().find(|one| one.id == jobs[0].id).unwrap();
+    assert_eq!(bound.not_machine_id.as_ref(), Some(&farm.machines[0].id));
+    assert!(!write!(db, |tx| lease::unbind(tx, bound)), "there is another one");
+    let other = lease(db, &farm, 0).await.unwrap();
+    assert_eq!(other.job.id, jobs[1].id, "the first job is not for this machine");
+    write!(db, |tx| lease::end(tx, &other.attempt.id, &released(&other), &CARE.rule, at(2)));
+    assert!(lease(db, &farm, 0).await.is_none());
+    let second = lease(db, &farm, 1).await.unwrap();
+    assert_eq!((second.job.id.clone(), second.attempt.number), (jobs[0].id.clone(), 2));
+    write!(db, |tx| lease::end(tx, &second.attempt.id, &released(&second), &CARE.rule, at(3)));
+
+    let (_, jobs) = submit(db, &farm, 1).await;
+    let first = lease(db, &farm, 0).await.unwrap();
+    let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(4))).unwrap();
+    write!(db, |tx| lease::settle(tx, &lost, &CARE, at(4)));
+    write!(db, |tx| life::decide(tx, &farm.machines[1].id, MachineState::Retired, None, "token:me", at(5)));
+    let bound = lease::bound(db, 100).await.unwrap();
+    let bound = bound.iter().find(|one| one.id == jobs[0].id).unwrap();
+    assert!(write!(db, |tx| lease::unbind(tx, bound)), "there is no other one any more");
+    assert_eq!(lease(db, &farm, 0).await.unwrap().job.id, jobs[0].id);
+    assert!(!write!(db, |tx| lease::conclude(tx, &jobs[0].id, "too late", &CARE, at(6))), "it has a machine");
+}
+
+async fn ways_given(db: &Db) {
+    let farm = farm(db, "fl-p", 2).await;
+    let run = run_row(&farm, None);
+    let bulk = flow(db, &farm.selector, "fl-p-bulk", Priority::Bulk).await;
+    let policy = Policy { preemptible: true, ..Policy::default() };
+    let rows: Vec<_> = (0..2)
+        .map(|ordinal| JobRow {
+            policy: Json(policy.clone()),
+            flow_id: bulk.clone(),
+            ..job_row(&farm, &run.id, ordinal)
+        })
+        .collect();
+    write!(db, |tx| run::create(tx, &run, &rows));
+    let [early, armed] = [lease(db, &farm, 0).await.unwrap(), lease(db, &farm, 1).await.unwrap()];
+    let mut stages = stages(0);
+    stages[1].state = StageState::Proven;
+    write!(db, |tx| judgement::open_all(tx, &[(armed.attempt.id.clone(), stages)]));
+    let may = lease::preemptible(db, &farm.selector, Priority::Normal.class(), 10).await.unwrap();
+    assert_eq!(may, std::slice::from_ref(&early.attempt.id), "never what is armed");
+    assert!(lease::preemptible(db, &farm.selector, Priority::Bulk.class(), 10).await.unwrap().is_empty());
+    assert!(lease::is_preemptible(db, &early.attempt.id).await.unwrap());
+    assert!(!write!(db, |tx| lease::give_way(tx, &armed.attempt.id, "no", at(1))));
+    assert!(write!(db, |tx| lease::give_way(tx, &early.attempt.id, "Gave way", at(1))));
+    assert!(!write!(db, |tx| lease::give_way(tx, &early.attempt.id, "Gave way", at(2))), "once");
+    let gone = attempt::get(db, &early.attempt.id).await.unwrap();
+    assert_eq!((gone.state, gone.reason.as_deref()), (AttemptState::Collecting, Some("Gave way")));
+    let ended = write!(db, |tx| lease::end(tx, &early.attempt.id, &released(&early), &CARE.rule, at(3))).unwrap();
+    let once = Care { tries: 1, ..CARE };
+    assert_eq!(write!(db, |tx| lease::settle(tx, &ended, &once, at(3))), Settled::Queued, "it cost no try");
+}
