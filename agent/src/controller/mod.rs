@@ -11,6 +11,7 @@ mod consoles;
 mod emulated;
 mod filelog;
 mod images;
+pub mod ipmi;
 pub mod machine;
 mod qemu;
 mod record;

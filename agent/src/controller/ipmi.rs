@@ -1,0 +1,272 @@
+//! Power of a real machine by IPMI over LAN.
+//!
+//! Cipher suite 3 is spoken by `ipmi-rs`, whose chassis commands are our own; every other suite by a child `ipmitool`.
+//!
+//! What makes `ipmi-rs` safe to use, all of it seen to be needed: it does not compare a reply with what was asked, so
+//! **every operation has a socket and a session of its own**, dropped afterwards whatever came of it, and a late reply
+//! finds nobody; it panics on some network errors, so it works on a thread whose panic is an error here; it never
+//! raises the session above USER, so we do; and it sends nothing twice, so questions are asked again in a new session.
+//! A command is never repeated unless its outcome can be seen: powering on and off is, an NMI and a reset are not.
+
+use anyhow::{Context as _, bail};
+use ipmi_rs::connection::{IpmiCommand, Message, NetFn, NotEnoughData};
+use ipmi_rs::{Ipmi, rmcp::Rmcp};
+use std::fmt;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// How long one reply may take.
+const REPLY: Duration = Duration::from_secs(3);
+
+/// How long `ipmitool` may take for one command, with its own repetitions.
+const CHILD: Duration = Duration::from_secs(30);
+
+/// How long a machine may take to be seen in the power state it was asked for.
+const CONFIRM: Duration = Duration::from_secs(60);
+
+/// Pause between two looks at the power state; a BMC tells nothing unasked.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Sessions that a question is asked in before it counts as unanswered.
+const TRIES: u32 = 3;
+
+/// The one suite that `ipmi-rs` speaks (RAKP-HMAC-SHA1, HMAC-SHA1-96, AES-CBC-128).
+pub const BUILTIN_SUITE: u8 = 3;
+
+/// Entries of the event log that are read at most, from the oldest on.
+const EVENTS: usize = 4096;
+
+/// Where a BMC is and how to log in. `Debug` does not show the password.
+#[derive(Clone)]
+pub struct Bmc {
+    /// Host name or address, without port.
+    pub host: String,
+    /// UDP port, 623 by the standard.
+    pub port: u16,
+    /// An account with the privilege Administrator.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+    /// Cipher suite (IPMI 2.0, table 22-20).
+    pub suite: u8,
+}
+
+impl fmt::Debug for Bmc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}:{} (suite {})", self.user, self.host, self.port, self.suite)
+    }
+}
+
+/// Chassis Control, IPMI 2.0 section 28.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Power off at once.
+    Off = 0,
+    /// Power on.
+    On = 1,
+    /// Hard reset.
+    Reset = 3,
+    /// Pulse a diagnostic interrupt: an NMI.
+    Diagnostic = 4,
+}
+
+impl Control {
+    /// What `ipmitool chassis power` calls it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Reset => "reset",
+            Self::Diagnostic => "diag",
+        }
+    }
+}
+
+impl Bmc {
+    /// Whether the machine is on.
+    pub async fn is_on(&self) -> anyhow::Result<bool> {
+        let mut last = None;
+        for _ in 0..TRIES {
+            match self.ask_power().await {
+                Ok(on) => return Ok(on),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no session was tried")?.context(format!("ask {self:?} for the power state")))
+    }
+
+    async fn ask_power(&self) -> anyhow::Result<bool> {
+        if self.suite == BUILTIN_SUITE {
+            return self.session(ChassisStatus).await;
+        }
+        let said = self.ipmitool(&["chassis", "power", "status"]).await?;
+        match said.trim() {
+            "Chassis Power is on" => Ok(true),
+            "Chassis Power is off" => Ok(false),
+            other => bail!("ipmitool said {other:?}"),
+        }
+    }
+
+    /// Powers on or off, and returns when a new session has seen it.
+    pub async fn power(&self, on: bool) -> anyhow::Result<String> {
+        let deadline = tokio::time::Instant::now() + CONFIRM;
+        let (control, word) = if on { (Control::On, "on") } else { (Control::Off, "off") };
+        if self.is_on().await? == on {
+            return Ok(format!("the BMC says that it is {word} already"));
+        }
+        // A lost answer is not a lost command: what counts is what the next sessions see.
+        let mut sent = self.control(control).await;
+        loop {
+            if self.is_on().await? == on {
+                return Ok(format!("the BMC says that it is {word}"));
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let reason = sent.err().map_or_else(|| "it took the command".into(), |error| format!("{error:#}"));
+                bail!("the BMC does not say within {} s that the machine is {word}: {reason}", CONFIRM.as_secs());
+            }
+            tokio::time::sleep(LOOK).await;
+            if sent.is_err() {
+                sent = self.control(control).await;
+            }
+        }
+    }
+
+    /// Sends one chassis command, once. After an error it may or may not have been carried out.
+    pub async fn control(&self, control: Control) -> anyhow::Result<()> {
+        let sent = if self.suite == BUILTIN_SUITE {
+            self.session(ChassisControl(control)).await
+        } else {
+            self.ipmitool(&["chassis", "power", control.word()]).await.map(drop)
+        };
+        sent.with_context(|| format!("chassis control {} by {self:?}", control.word()))
+    }
+
+    /// Makes the next boot, and only that one, a boot from the network.
+    pub async fn boot_from_network_once(&self) -> anyhow::Result<()> {
+        if self.suite == BUILTIN_SUITE {
+            self.session(NetworkBoot).await.context("set the boot source")
+        } else {
+            self.ipmitool(&["chassis", "bootdev", "pxe"]).await.map(drop).context("set the boot source")
+        }
+    }
+
+    /// The BMC's event log, oldest first: one line for each entry, its 16 bytes in hexadecimal (IPMI 2.0, section 32.1).
+    pub async fn events(&self) -> anyhow::Result<Vec<String>> {
+        if self.suite != BUILTIN_SUITE {
+            return Ok(self.ipmitool(&["sel", "list"]).await?.lines().map(str::to_owned).collect());
+        }
+        let (mut lines, mut next) = (Vec::new(), 0);
+        let there = self.session(EventCount).await.context("count the events")?;
+        while next != LAST_EVENT && lines.len() < usize::from(there).min(EVENTS) {
+            let (after, record) = self.session(Event(next)).await.context("read the event log")?;
+            lines.push(record.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "));
+            next = after;
+        }
+        Ok(lines)
+    }
+
+    /// One command in a session of its own, which is dropped afterwards.
+    async fn session<C>(&self, command: C) -> anyhow::Result<C::Output>
+    where
+        C: IpmiCommand + Send + 'static,
+        C::Output: Send,
+        C::Error: fmt::Debug,
+    {
+        let this = self.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let mut link = Rmcp::new((this.host.as_str(), this.port), REPLY).context("open a socket")?;
+            // Its errors have no text of their own; a wrong password, user and role all look the same.
+            link.activate(true, Some(&this.user), Some(this.password.as_bytes()))
+                .map_err(|error| anyhow::anyhow!("log in with suite 3 (address, user, password, role?): {error:?}"))?;
+            let mut ipmi = Ipmi::new(link);
+            ipmi.send_recv(Administrator).map_err(|error| anyhow::anyhow!("become administrator: {error:?}"))?;
+            ipmi.send_recv(command).map_err(|error| anyhow::anyhow!("{error:?}"))
+        });
+        work.await.context("the IPMI library failed")?
+    }
+
+    /// One run of `ipmitool`; the password goes through the environment, where other users do not see it.
+    async fn ipmitool(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let run = Command::new("ipmitool")
+            .args(["-I", "lanplus", "-C", &self.suite.to_string(), "-H", &self.host, "-p", &self.port.to_string()])
+            .args(["-U", &self.user, "-E"])
+            .args(arguments)
+            .env("IPMI_PASSWORD", &self.password)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(CHILD, run).await.context("ipmitool does not end")?;
+        let output = output.context("start ipmitool (Debian package ipmitool)")?;
+        if !output.status.success() {
+            bail!("ipmitool: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// Record id that ends the event log; 0 begins it.
+const LAST_EVENT: u16 = 0xffff;
+
+/// Set Session Privilege Level, IPMI 2.0 section 22.18.
+struct Administrator;
+
+/// Get Chassis Status, section 28.2; the answer is whether power is on.
+struct ChassisStatus;
+
+/// Chassis Control, section 28.3.
+struct ChassisControl(Control);
+
+/// Set System Boot Options, section 28.12: boot flags, valid, once, PXE.
+struct NetworkBoot;
+
+/// Get SEL Info, section 31.2; the answer is the number of entries.
+struct EventCount;
+
+/// Get SEL Entry, section 31.5; the answer is the next entry's id and the whole record.
+struct Event(u16);
+
+macro_rules! command {
+    ($name:ident, $self:ident, $netfn:ident, $number:expr, $data:expr, $output:ty, $parse:expr) => {
+        impl From<$name> for Message {
+            fn from($self: $name) -> Self {
+                Message::new_request(NetFn::$netfn, $number, $data)
+            }
+        }
+        impl IpmiCommand for $name {
+            type Output = $output;
+            type Error = NotEnoughData;
+            fn parse_success_response(data: &[u8]) -> Result<$output, NotEnoughData> {
+                $parse(data).ok_or(NotEnoughData)
+            }
+        }
+    };
+}
+
+command!(Administrator, _this, App, 0x3b, vec![4], (), |data: &[u8]| data.first().map(|_| ()));
+command!(ChassisStatus, _this, Chassis, 0x01, vec![], bool, |data: &[u8]| (data.len() >= 3).then(|| data[0] & 1 != 0));
+command!(ChassisControl, this, Chassis, 0x02, vec![this.0 as u8], (), |_: &[u8]| Some(()));
+command!(NetworkBoot, _this, Chassis, 0x08, vec![5, 0x80, 0x04, 0, 0, 0], (), |_: &[u8]| Some(()));
+command!(EventCount, _this, Storage, 0x40, vec![], u16, |data: &[u8]| Some(u16::from_le_bytes([
+    *data.get(1)?,
+    *data.get(2)?
+])));
+
+impl From<Event> for Message {
+    fn from(Event(id): Event) -> Self {
+        let [low, high] = id.to_le_bytes();
+        Message::new_request(NetFn::Storage, 0x43, vec![0, 0, low, high, 0, 0xff])
+    }
+}
+
+impl IpmiCommand for Event {
+    type Output = (u16, Vec<u8>);
+    type Error = NotEnoughData;
+
+    fn parse_success_response(data: &[u8]) -> Result<Self::Output, NotEnoughData> {
+        match data {
+            [low, high, record @ ..] if record.len() == 16 => Ok((u16::from_le_bytes([*low, *high]), record.to_vec())),
+            _ => Err(NotEnoughData),
+        }
+    }
+}

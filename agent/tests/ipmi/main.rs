@@ -1,0 +1,66 @@
+//! IPMI against a real BMC's end of the protocol: OpenIPMI's `ipmi_sim` on loopback, with a wire between that loses
+//! chosen replies. Needs the Debian packages openipmi, libopenipmi-dev, ipmitool and gcc; without them it fails.
+
+mod sim;
+
+use crashyard_agent::controller::ipmi::{Bmc, Control};
+use sim::Sim;
+
+#[tokio::test]
+async fn each_command_does_what_it_says_and_is_seen() {
+    let sim = Sim::start().await;
+    let bmc = sim.bmc(3);
+    assert!(!bmc.is_on().await.unwrap());
+    assert_eq!(bmc.power(true).await.unwrap(), "the BMC says that it is on");
+    assert!(bmc.is_on().await.unwrap());
+    assert_eq!(bmc.power(true).await.unwrap(), "the BMC says that it is on already");
+    bmc.boot_from_network_once().await.unwrap();
+    bmc.control(Control::Reset).await.unwrap();
+    bmc.control(Control::Diagnostic).await.unwrap();
+    bmc.power(false).await.unwrap();
+    assert_eq!(sim.journal(), ["control 1", "boot 1", "control 3", "control 4", "control 0"]);
+    let events = bmc.events().await.unwrap();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert!(events[0].starts_with("01 00 02 ") && events[0].ends_with("04 23 71 6f 00 ff ff"), "{events:?}");
+}
+
+#[tokio::test]
+async fn ipmitool_speaks_the_other_suites() {
+    let sim = Sim::start().await;
+    let bmc = sim.bmc(2);
+    assert!(!bmc.is_on().await.unwrap());
+    bmc.power(true).await.unwrap();
+    bmc.control(Control::Diagnostic).await.unwrap();
+    bmc.power(false).await.unwrap();
+    assert_eq!(sim.journal(), ["control 1", "control 4", "control 0"]);
+    assert_eq!(bmc.events().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_an_error_that_does_not_show_it() {
+    let sim = Sim::start().await;
+    for suite in [2, 3] {
+        let bmc = Bmc { password: "mistyped".into(), ..sim.bmc(suite) };
+        let error = format!("{:#} {bmc:?}", bmc.control(Control::On).await.unwrap_err());
+        assert!(error.contains("admin@127.0.0.1") && !error.contains("mistyped"), "{error}");
+    }
+    assert_eq!(sim.journal(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_lost_reply_repeats_a_question_and_power_but_never_an_nmi() {
+    let sim = Sim::start().await;
+    let bmc = sim.bmc(3);
+    bmc.is_on().await.unwrap();
+    let command = sim.wire.replies_of_last_session();
+
+    sim.wire.lose_reply(command);
+    assert!(!bmc.is_on().await.unwrap(), "asked again in a new session");
+    assert!(sim.wire.lost());
+
+    bmc.power(true).await.unwrap();
+    sim.wire.lose_reply(command);
+    let error = format!("{:#}", bmc.control(Control::Diagnostic).await.unwrap_err());
+    assert!(error.contains("chassis control diag"), "{error}");
+    assert_eq!(sim.journal(), ["control 1", "control 4"], "it may have arrived, so it is not sent again");
+}

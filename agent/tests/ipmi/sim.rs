@@ -1,0 +1,150 @@
+//! `ipmi_sim` with a chassis in memory, and the wire in front of it.
+
+use crashyard_agent::controller::ipmi::Bmc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UdpSocket;
+use tokio::process::{Child, Command};
+
+const CHASSIS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ipmi/chassis.c");
+
+/// One BMC; it ends with this.
+pub struct Sim {
+    directory: tempfile::TempDir,
+    _process: Child,
+    /// What lies between it and its users.
+    pub wire: Wire,
+}
+
+impl Sim {
+    /// Starts it, and returns when it is ready.
+    pub async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let compiled = Command::new("gcc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+            .args([path.join("chassis.so").as_path(), Path::new(CHASSIS)])
+            .status()
+            .await
+            .expect("gcc (Debian package gcc)");
+        assert!(compiled.success(), "the module needs the Debian package libopenipmi-dev");
+        let port = {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.local_addr().unwrap().port()
+        };
+        let at = path.display();
+        let lan = format!(
+            "name \"test\"\nset_working_mc 0x20\nstartlan 1\naddr 127.0.0.1 {port}\npriv_limit admin\n\
+             allowed_auths_admin none md2 md5 straight\nguid 00112233445566778899aabbccddeeff\nendlan\n\
+             loadlib \"{at}/chassis.so\" \"{at}/journal\"\n\
+             user 2 true \"admin\" \"secret\" admin 10 none md2 md5 straight\n"
+        );
+        let emulation = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
+                         sel_enable 0x20 100 0x0a\nmc_enable 0x20\n\
+                         sel_add 0x20 2 0 0 0 0 0x20 0 4 0x23 0x71 0x6f 0 0xff 0xff\n";
+        std::fs::write(path.join("lan.conf"), lan).unwrap();
+        std::fs::write(path.join("bmc.emu"), emulation).unwrap();
+        std::fs::create_dir(path.join("state")).unwrap();
+        let mut process = Command::new("ipmi_sim")
+            .args(["-c", "lan.conf", "-f", "bmc.emu", "-s", "state"])
+            .current_dir(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("ipmi_sim (Debian package openipmi)");
+        // It prompts when its configuration is done and its sockets are open.
+        let (mut said, out) = (Vec::new(), process.stdout.as_mut().unwrap());
+        while !said.ends_with(b"> ") {
+            let read = out.read_buf(&mut said).await.unwrap();
+            assert!(read > 0, "ipmi_sim ended: {}", String::from_utf8_lossy(&said));
+        }
+        let wire = Wire::to(([127, 0, 0, 1], port).into()).await;
+        Self { directory, _process: process, wire }
+    }
+
+    /// The way to it, over the wire.
+    pub fn bmc(&self, suite: u8) -> Bmc {
+        let port = self.wire.address.port();
+        Bmc { host: "127.0.0.1".into(), port, user: "admin".into(), password: "secret".into(), suite }
+    }
+
+    /// What the chassis was told, in order.
+    pub fn journal(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.directory.path().join("journal")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+#[derive(Default)]
+struct Plan {
+    replies_of_last: usize,
+    lose: Option<usize>,
+}
+
+/// A wire that can lose one reply. Each client has a session of its own.
+pub struct Wire {
+    address: SocketAddr,
+    plan: Arc<Mutex<Plan>>,
+}
+
+impl Wire {
+    async fn to(bmc: SocketAddr) -> Self {
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (address, plan) = (front.local_addr().unwrap(), Arc::<Mutex<Plan>>::default());
+        let theirs = plan.clone();
+        tokio::spawn(async move {
+            let mut sessions: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+            let mut buffer = [0; 2048];
+            while let Ok((size, client)) = front.recv_from(&mut buffer).await {
+                let session = match sessions.entry(client) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                        back.connect(bmc).await.unwrap();
+                        tokio::spawn(replies(back.clone(), front.clone(), client, theirs.clone()));
+                        new.insert(back)
+                    }
+                };
+                session.send(&buffer[..size]).await.unwrap();
+            }
+        });
+        Self { address, plan }
+    }
+
+    /// How many replies the newest session got.
+    pub fn replies_of_last_session(&self) -> usize {
+        self.plan.lock().unwrap().replies_of_last
+    }
+
+    /// Loses the reply with this number (from 1), of the next session that gets so far.
+    pub fn lose_reply(&self, number: usize) {
+        self.plan.lock().unwrap().lose = Some(number);
+    }
+
+    /// Whether the reply was lost.
+    pub fn lost(&self) -> bool {
+        self.plan.lock().unwrap().lose.is_none()
+    }
+}
+
+async fn replies(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, plan: Arc<Mutex<Plan>>) {
+    let (mut buffer, mut number) = ([0; 2048], 0);
+    while let Ok(size) = back.recv(&mut buffer).await {
+        number += 1;
+        let lose = {
+            let mut plan = plan.lock().unwrap();
+            plan.replies_of_last = number;
+            plan.lose.take_if(|lose| *lose == number).is_some()
+        };
+        if !lose {
+            // A client that has given up is no trouble of the wire's.
+            let _ = front.send_to(&buffer[..size], client).await;
+        }
+    }
+}
