@@ -2,8 +2,10 @@
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use crashyard_agent::controller::check;
 use crashyard_agent::{capture, controller, guest, target};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "crashyard-agent", version, about = "Drives machines through a crash, and acts on them")]
@@ -20,6 +22,9 @@ enum Role {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Real machines: try power and consoles before any job depends on them.
+    #[command(subcommand)]
+    Machine(Machine),
     /// Arm kdump in this kernel and crash it, when the server says so.
     Target {
         /// Where ticket and brief are.
@@ -51,8 +56,42 @@ enum Role {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+#[derive(Subcommand)]
+enum Machine {
+    /// Say what of a machine's power and consoles works, as seen just now. The exit status is 1 if something needed fails.
+    #[command(after_help = "\
+Without --cycle nothing is done to the machine. With it, the machine is switched off, told to boot from the network,
+switched on, listened to, and switched off again; whatever runs on it is lost.
+
+  crashyard-agent machine check r740 --config /etc/crashyard/controller.toml
+  crashyard-agent machine check r740 --config /etc/crashyard/controller.toml --cycle --json")]
+    Check {
+        /// The machine's name.
+        machine: String,
+        /// The controller's configuration file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// Also switch it off and on.
+        #[arg(long)]
+        cycle: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        // What a person needs is the chain of reasons, and never a stack.
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     // Standard error: an emulated machine's relay speaks on standard output, and on a machine both are the console.
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -61,11 +100,21 @@ fn main() -> anyhow::Result<()> {
         .init();
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?.block_on(async {
         match arguments.role {
-            Role::Controller { config } => controller::run(&config).await,
-            Role::Target { directory } => target::run(&directory).await,
-            Role::Capture { directory, memory } => capture::run(&directory, &memory).await,
-            Role::Relay { address } => controller::relay(&address).await,
-            Role::KeepBochs { program, server } => controller::bochs::keeper::run(&program, &server).await,
+            Role::Controller { config } => controller::run(&config).await?,
+            Role::Machine(Machine::Check { machine, config, cycle, json }) => {
+                let report = check::check(&config, &machine, check::Options { cycle }).await?;
+                if json {
+                    println!("{}", serde_json::to_string_pretty(&report)?);
+                } else {
+                    print!("{}", report.text());
+                }
+                return Ok(if report.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            Role::Target { directory } => target::run(&directory).await?,
+            Role::Capture { directory, memory } => capture::run(&directory, &memory).await?,
+            Role::Relay { address } => controller::relay(&address).await?,
+            Role::KeepBochs { program, server } => controller::bochs::keeper::run(&program, &server).await?,
         }
+        Ok(ExitCode::SUCCESS)
     })
 }

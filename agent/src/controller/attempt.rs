@@ -10,7 +10,7 @@
 //! an NMI is never sent twice, powering off may be repeated at will.
 
 use super::Farm;
-use super::consoles::{self, ForwardError};
+use super::forward::{self, ForwardError};
 use super::machine::{Attached, BootPlan, Driver, PowerStatus};
 use super::record::{Action, Ending, Entry, Progress, Record};
 use super::reports::Ledger;
@@ -171,7 +171,7 @@ impl Attempt {
             let (client, attempt) = (self.client.clone(), self.claim.attempt.clone());
             let (source, console, off) = (source.clone(), console.clone(), machine_off.clone());
             senders.spawn(async move {
-                let result = consoles::forward(&client, &attempt, &source, console.as_ref(), &off).await;
+                let result = forward::forward(&client, &attempt, &source, console.as_ref(), &off).await;
                 (source, result)
             });
         }
@@ -288,7 +288,7 @@ impl Attempt {
             Progress::Untouched => {}
         }
         let (_, console) = self.machine.consoles.first().context("a machine without a console shows no marker")?;
-        consoles::wait_for(console.as_ref(), self.claim.brief.marker.as_bytes()).await?;
+        forward::wait_for(console.as_ref(), self.claim.brief.marker.as_bytes()).await?;
         self.ledger.write(&Entry::Acting { action: Action::Nmi })?;
         let outcome = self.machine.power.nmi().await;
         self.powered(Action::Nmi, outcome).map(drop)

@@ -2,6 +2,8 @@
 
 use super::bochs::{Bochs, BochsConfig};
 use super::machine::Driver;
+use super::metal::{Metal, MetalConfig};
+use super::netboot::NetbootConfig;
 use super::qemu::{Qemu, QemuConfig};
 use super::watch::Watcher;
 use anyhow::{Context as _, bail, ensure};
@@ -22,6 +24,9 @@ pub struct Config {
     pub token_file: PathBuf,
     /// Directory for journals, images and consoles; one controller at a time.
     pub state: PathBuf,
+    /// Serves kernels to real machines that boot from the network.
+    #[serde(default)]
+    pub netboot: Option<NetbootConfig>,
     /// The machines.
     #[serde(rename = "machine", default)]
     pub machines: Vec<MachineConfig>,
@@ -48,6 +53,9 @@ pub struct MachineConfig {
     /// Driven by Bochs.
     #[serde(default)]
     pub bochs: Option<BochsConfig>,
+    /// A real machine.
+    #[serde(default)]
+    pub metal: Option<MetalConfig>,
 }
 
 impl Config {
@@ -59,16 +67,14 @@ impl Config {
         config.token_file = base.join(&config.token_file);
         config.state = base.join(&config.state);
         let mut names = BTreeSet::new();
-        for machine in &config.machines {
-            ensure!(names.insert(&machine.name), "two machines are named {}", machine.name);
-            match (&machine.qemu, &machine.bochs) {
-                (None, None) => {
-                    bail!("machine {} has no driver: add a table [machine.qemu] or [machine.bochs]", machine.name)
-                }
-                (Some(_), Some(_)) => bail!("machine {} has two drivers, qemu and bochs", machine.name),
-                (None, Some(bochs)) => bochs.check().with_context(|| format!("machine {}", machine.name))?,
-                (Some(_), None) => {}
+        for machine in &mut config.machines {
+            ensure!(names.insert(machine.name.clone()), "two machines are named {}", machine.name);
+            if let Some(metal) = &mut machine.metal {
+                metal.relative_to(base);
             }
+        }
+        for machine in &config.machines {
+            machine.check(config.netboot.is_some()).with_context(|| format!("machine {}", machine.name))?;
         }
         Ok(config)
     }
@@ -85,10 +91,31 @@ impl Config {
 }
 
 impl MachineConfig {
+    fn check(&self, netboot: bool) -> anyhow::Result<()> {
+        let drivers = [("qemu", self.qemu.is_some()), ("bochs", self.bochs.is_some()), ("metal", self.metal.is_some())];
+        let chosen: Vec<_> = drivers.iter().filter(|(_, chosen)| *chosen).map(|(name, _)| *name).collect();
+        match chosen.as_slice() {
+            [] => bail!("no driver: add a table [machine.qemu], [machine.bochs] or [machine.metal]"),
+            [_] => {}
+            many => bail!("{} drivers, {}; one machine has one", many.len(), many.join(" and ")),
+        }
+        if let Some(bochs) = &self.bochs {
+            bochs.check()?;
+        }
+        if let Some(metal) = &self.metal {
+            metal.check()?;
+            ensure!(netboot, "a real machine boots from the network: add a table [netboot] with `listen`");
+        }
+        Ok(())
+    }
+
     /// Makes the machine's driver.
     pub fn driver(&self, server: &str, watcher: &Watcher) -> anyhow::Result<Arc<dyn Driver>> {
         if let Some(bochs) = &self.bochs {
             return Ok(Arc::new(Bochs::new(bochs, server, watcher.clone())?));
+        }
+        if let Some(metal) = &self.metal {
+            return Ok(Arc::new(Metal::new(&self.name, metal, server, watcher.clone())?));
         }
         let qemu = self.qemu.as_ref().with_context(|| format!("machine {} has no driver", self.name))?;
         Ok(Arc::new(Qemu::new(qemu, server, watcher.clone())?))
@@ -108,6 +135,22 @@ mod tests {
 
     const HEAD: &str = "name = 'lab'\nserver = 'http://127.0.0.1:1'\ntoken_file = 'token'\nstate = '/s'\n";
 
+    const METAL: &str = "[[machine]]\nname = 'm1'\n[machine.metal.power.command]\non = ['a']\noff = ['a']\n\
+        status = ['a']\n[[machine.metal.console]]\ntcp = '10.0.0.1:7001'\n";
+
+    #[test]
+    fn a_real_machine_has_power_and_consoles_and_paths_are_relative_to_the_file() {
+        let ipmi = METAL.replace(
+            "command]\non = ['a']\noff = ['a']\nstatus = ['a']",
+            "ipmi]\nhost = 'b'\nuser = 'u'\npassword_file = 'p'",
+        );
+        let config = parse(&format!("{HEAD}[netboot]\nlisten = '127.0.0.1:0'\n{ipmi}")).unwrap();
+        let metal = config.machines[0].metal.as_ref().unwrap();
+        let ipmi = metal.power.ipmi.as_ref().unwrap();
+        assert!(ipmi.password_file.is_absolute() && ipmi.password_file.ends_with("p"));
+        assert_eq!((ipmi.port, ipmi.suite), (623, 3));
+    }
+
     #[test]
     fn a_small_file_is_enough() {
         let config = parse(&format!("{HEAD}[[machine]]\nname = 'q1'\n[machine.qemu]\ncpu = 'max'\n")).unwrap();
@@ -123,7 +166,9 @@ mod tests {
             ("[[machine]]\nname = 'q1'\n", "no driver"),
             ("[[machine]]\nname = 'q1'\n[machine.qemu]\n[[machine]]\nname = 'q1'\n[machine.qemu]\n", "two machines"),
             ("[[machine]]\nname = 'q1'\n[machine.qemu]\ncpus = 2\n", "cpus"),
-            ("[[machine]]\nname = 'b1'\n[machine.bochs]\n[machine.qemu]\n", "two drivers"),
+            ("[[machine]]\nname = 'b1'\n[machine.bochs]\n[machine.qemu]\n", "2 drivers"),
+            ("[[machine]]\nname = 'm1'\n[machine.metal.power]\n", "power has no way"),
+            (METAL, "boots from the network"),
             ("[[machine]]\nname = 'b1'\n[machine.bochs]\nmodel = 'tigerlake'\n", "clock"),
         ] {
             let error = format!("{:#}", parse(&format!("{HEAD}{text}")).unwrap_err());

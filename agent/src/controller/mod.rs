@@ -6,13 +6,16 @@
 
 mod attempt;
 pub mod bochs;
+pub mod check;
 mod config;
-mod consoles;
+pub mod console;
 mod emulated;
 mod filelog;
+mod forward;
 mod images;
-pub mod ipmi;
 pub mod machine;
+pub mod metal;
+mod netboot;
 mod qemu;
 mod record;
 mod reports;
@@ -31,6 +34,7 @@ use crashyard_protocol::client::Client;
 use crashyard_protocol::{ControllerId, MachineId};
 use images::Images;
 use machine::Driver;
+use netboot::NetbootConfig;
 use record::Ending;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -117,6 +121,7 @@ pub struct Controller {
     state: PathBuf,
     members: Vec<Member>,
     farm: Arc<Farm>,
+    netboot: Option<NetbootConfig>,
     _lock: File,
 }
 
@@ -141,6 +146,7 @@ impl Controller {
             state,
             members,
             farm: Arc::new(Farm { client, images, overrides }),
+            netboot: config.netboot.clone(),
             _lock: lock,
         })
     }
@@ -155,14 +161,26 @@ impl Controller {
         let this = Arc::new(self);
         let controller = Arc::new(Mutex::new(enrolled));
         let mut tasks = JoinSet::new();
+        let netboot = async {
+            match &this.netboot {
+                Some(netboot) => netboot::serve(netboot, this.state.join("attempts")).await,
+                None => std::future::pending().await,
+            }
+        };
         for member in this.members.clone() {
             let (this, controller, drain) = (this.clone(), controller.clone(), drain.clone());
             tasks.spawn(async move { this.serve(&member, &controller, &drain).await });
         }
-        while let Some(joined) = tasks.join_next().await {
-            joined.context("a machine's task")??;
+        let machines = async {
+            while let Some(joined) = tasks.join_next().await {
+                joined.context("a machine's task")??;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            done = machines => done,
+            error = netboot => error,
         }
-        Ok(())
     }
 
     async fn enrol(&self) -> anyhow::Result<Enrolled> {

@@ -3,7 +3,7 @@
 
 mod sim;
 
-use crashyard_agent::controller::ipmi::{Bmc, Control};
+use crashyard_agent::controller::metal::ipmi::{Bmc, Control};
 use sim::Sim;
 
 #[tokio::test]

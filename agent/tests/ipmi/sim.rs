@@ -1,6 +1,6 @@
 //! `ipmi_sim` with a chassis in memory, and the wire in front of it.
 
-use crashyard_agent::controller::ipmi::Bmc;
+use crashyard_agent::controller::metal::ipmi::Bmc;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;

@@ -26,12 +26,14 @@ fn start(state: &Path, server: &Server, world: &Arc<World>) -> JoinHandle<()> {
         server_from_machine: None,
         qemu: Some(QemuConfig::default()),
         bochs: None,
+        metal: None,
     };
     let config = Config {
         name: "lab".into(),
         server: server.url.clone(),
         token_file: state.join("token"),
         state: state.to_owned(),
+        netboot: None,
         machines: vec![machine.clone()],
     };
     std::fs::write(&config.token_file, "secret").unwrap();

@@ -61,6 +61,13 @@ impl From<reqwest::Error> for ClientError {
 
 type Answer<T> = Result<T, ClientError>;
 
+/// How a client of a service at `base` is built. One that is reached without TLS needs no certificates of this system's,
+/// and a small system (a capture kernel) has none.
+pub fn builder(base: &str) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder();
+    if base.starts_with("http://") { builder.tls_certs_only([]) } else { builder }
+}
+
 /// A client with its server and its token.
 #[derive(Clone)]
 pub struct Client {
@@ -77,10 +84,15 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client for the server at `base` (`http://…`), with a bearer token where one is needed.
+    /// A client for the server at `base` (`http://…` or `https://…`), with a bearer token where one is needed.
+    ///
+    /// # Panics
+    ///
+    /// With `https://`, on a system that has no certificates of authorities (Debian package ca-certificates).
     #[must_use]
     pub fn new(base: &str, token: Option<String>) -> Self {
-        Self::with_http(reqwest::Client::new(), base, token)
+        let http = builder(base).build().expect("a system with certificates (Debian package ca-certificates)");
+        Self::with_http(http, base, token)
     }
 
     /// The same over a given HTTP client (timeouts, TLS roots).

@@ -30,6 +30,13 @@ pub struct Options {
     /// Where the server listens.
     #[arg(long, default_value = "127.0.0.1:8480")]
     listen: SocketAddr,
+    /// Crash the machines of this file instead of an emulated one: the controller's configuration, without its first
+    /// four keys.
+    #[arg(long, value_name = "FILE")]
+    machines: Option<PathBuf>,
+    /// Their driver.
+    #[arg(long, default_value = "qemu")]
+    driver: String,
     /// Run only the scenarios with these names. `dump-to-disk` runs only when it is named.
     #[arg(long = "scenario")]
     scenarios: Vec<String>,
@@ -44,10 +51,15 @@ pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> 
     let build_id = image.build_id.as_deref().unwrap_or("unknown");
     println!("Kernel under test: {} ({}, build id {build_id})", image.release, image.package);
 
-    let farm = Farm::start(&options.data, options.listen, farm::QEMU).await?;
+    let machines = match &options.machines {
+        Some(file) => std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?,
+        None => farm::QEMU.to_owned(),
+    };
+    let farm = Farm::start(&options.data, options.listen, &machines).await?;
     let client = farm.client().clone();
     let course = async {
-        let what = submit::Submission { build: &image.package, config: "debian-cloud", plan: "demo", driver: "qemu" };
+        let what =
+            submit::Submission { build: &image.package, config: "debian-cloud", plan: "demo", driver: &options.driver };
         let run = submit::everything(&client, &what, &image, &stories).await?;
         println!("Run: http://{}/runs/{run}", options.listen);
         outcome(&client, &run, &stories).await

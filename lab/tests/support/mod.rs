@@ -77,10 +77,16 @@ impl Demo {
     /// dashboard is there.
     pub fn start(data: &Path, stories: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        Self::start_at(data, port, stories, &[])
+    }
+
+    /// The same at this port, with more words on its command line.
+    pub fn start_at(data: &Path, port: u16, stories: &[&str], options: &[&std::ffi::OsStr]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_crashyard-lab"))
             .args(["demo", "--listen", &format!("127.0.0.1:{port}"), "--data"])
             .arg(data)
             .args(stories.iter().flat_map(|story| ["--scenario", story]))
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

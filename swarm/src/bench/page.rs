@@ -13,7 +13,7 @@ pub async fn measure() -> anyhow::Result<Figure> {
     for _ in 0..20 {
         runs.push(farm::submit(&server.admin, &build).await?.id);
     }
-    let http = reqwest::Client::new();
+    let http = crashyard_protocol::client::builder(&server.url).build()?;
     http.get(format!("{}/healthz", server.url)).send().await?.error_for_status()?;
     let mut samples = Vec::new();
     let mut bytes = 0;

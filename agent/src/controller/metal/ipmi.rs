@@ -38,7 +38,7 @@ pub const BUILTIN_SUITE: u8 = 3;
 const EVENTS: usize = 4096;
 
 /// Where a BMC is and how to log in. `Debug` does not show the password.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Bmc {
     /// Host name or address, without port.
     pub host: String,
@@ -186,16 +186,30 @@ impl Bmc {
         work.await.context("the IPMI library failed")?
     }
 
-    /// One run of `ipmitool`; the password goes through the environment, where other users do not see it.
-    async fn ipmitool(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let run = Command::new("ipmitool")
+    /// Serial over LAN by `ipmitool`, not started: `activate` or `deactivate`.
+    #[must_use]
+    pub fn sol(&self, action: &str) -> Command {
+        let mut command = self.child();
+        command.args(["sol", action]);
+        command
+    }
+
+    fn child(&self) -> Command {
+        let mut command = Command::new("ipmitool");
+        command
+            // The suite is always given: to find one out takes ipmitool ten seconds.
             .args(["-I", "lanplus", "-C", &self.suite.to_string(), "-H", &self.host, "-p", &self.port.to_string()])
             .args(["-U", &self.user, "-E"])
-            .args(arguments)
             .env("IPMI_PASSWORD", &self.password)
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
+            .kill_on_drop(true);
+        command
+    }
+
+    /// One run of `ipmitool`; the password goes through the environment, where other users do not see it.
+    async fn ipmitool(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut child = self.child();
+        let run = child.args(arguments).output();
         let output = tokio::time::timeout(CHILD, run).await.context("ipmitool does not end")?;
         let output = output.context("start ipmitool (Debian package ipmitool)")?;
         if !output.status.success() {

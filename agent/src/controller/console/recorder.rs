@@ -1,0 +1,126 @@
+//! Records a channel into a file, across every interruption, and says in it where nobody listened.
+
+use super::channel::Channel;
+use crate::controller::filelog::FileLog;
+use crate::controller::machine::Console;
+use crate::controller::watch::Watcher;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// How the line begins that stands for what nobody heard. No kernel prints it, and no rule of the server's knows it.
+pub const GAP: &str = "[crashyard: the console was not heard";
+
+/// Bytes taken from a channel at once.
+const PIECE: usize = 64 * 1024;
+
+/// Before a channel that ended is opened again. Never longer: what a machine prints meanwhile is lost.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A console whose bytes are gone once they were read. Recording ends with this value.
+pub struct Recorder {
+    log: FileLog,
+    input: mpsc::Sender<Vec<u8>>,
+    task: JoinHandle<()>,
+}
+
+impl Recorder {
+    /// Begins to record into `path`. A record that is there already is gone on with, behind a line that says so.
+    pub fn start(channel: Channel, path: &Path, stall_seconds: u64, watcher: &Watcher) -> anyhow::Result<Self> {
+        let log = FileLog::open(path, None, watcher)?;
+        let file = OpenOptions::new().append(true).open(path)?;
+        let (input, typed) = mpsc::channel(16);
+        let resumed = file.metadata()?.len() > 0;
+        let stall = (stall_seconds > 0).then(|| Duration::from_secs(stall_seconds));
+        let record = Record { channel, file, stall, down: resumed.then(|| "the controller was restarted".to_owned()) };
+        Ok(Self { log, input, task: tokio::spawn(record.run(typed)) })
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[async_trait]
+impl Console for Recorder {
+    async fn read(&self, offset: u64, limit: usize) -> std::io::Result<Bytes> {
+        self.log.read(offset, limit).await
+    }
+
+    async fn grown(&self, offset: u64) -> std::io::Result<()> {
+        self.log.grown(offset).await
+    }
+
+    async fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let gone = |_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "nobody records this console any more");
+        self.input.send(bytes.to_vec()).await.map_err(gone)
+    }
+}
+
+struct Record {
+    channel: Channel,
+    file: File,
+    stall: Option<Duration>,
+    /// Why nobody listens, if nobody does and something was heard before.
+    down: Option<String>,
+}
+
+impl Record {
+    async fn run(mut self, mut typed: mpsc::Receiver<Vec<u8>>) {
+        let mut told = String::new();
+        loop {
+            let why = match self.listen(&mut typed).await {
+                Ok(why) => why,
+                Err(error) => format!("{error:#}"),
+            };
+            if why != told {
+                tracing::warn!(channel = %self.channel, why, "console interrupted; opening it again");
+                told.clone_from(&why);
+            }
+            if self.file.metadata().is_ok_and(|file| file.len() > 0) {
+                self.down.get_or_insert(why);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Listens until the channel ends, and says how it did.
+    async fn listen(&mut self, typed: &mut mpsc::Receiver<Vec<u8>>) -> anyhow::Result<String> {
+        let mut open = self.channel.open().await?;
+        if let Some(why) = self.down.take() {
+            self.mark(&why)?;
+        }
+        let mut piece = vec![0; PIECE];
+        loop {
+            let stall = async {
+                match self.stall {
+                    Some(stall) => tokio::time::sleep(stall).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                read = open.reader.read(&mut piece) => match read? {
+                    0 => return Ok(open.last_words().await),
+                    size => self.file.write_all(&piece[..size])?,
+                },
+                Some(bytes) = typed.recv() => open.writer.write_all(&bytes).await?,
+                () = stall => return Ok("it brought nothing for too long".into()),
+            }
+        }
+    }
+
+    /// Says in the record that something may be missing here. On a line of its own, whatever was being printed.
+    fn mark(&mut self, why: &str) -> std::io::Result<()> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC");
+        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
+        self.file.write_all(format!("\r\n{GAP} up to {now}: {why}]\r\n").as_bytes())
+    }
+}

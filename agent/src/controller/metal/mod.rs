@@ -1,0 +1,211 @@
+//! Real machines: power by a BMC or by commands, consoles that are recorded, booted from the network.
+//!
+//! The machine gets its kernel from this controller ([`super::netboot`]): for one boot, its BMC makes it ask its network
+//! card for a boot loader, and iPXE fetches kernel and initramfs of the attempt. Whatever it boots after that, it
+//! boots from its own disk, so a machine that resets in the middle of a crash is seen to have done so.
+//!
+//! What it must never do: power a machine off before its consoles and the BMC's event log are kept, or believe a command
+//! that nobody has seen done.
+
+pub mod chassis;
+mod command;
+mod config;
+pub mod ipmi;
+pub mod redfish;
+
+use super::console::ConsoleConfig;
+use super::emulated;
+use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
+use super::netboot::{self, Offer};
+use super::watch::Watcher;
+use anyhow::{Context as _, bail};
+use async_trait::async_trait;
+use chassis::Chassis;
+pub use config::MetalConfig;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the BMC's event log says that it did not say when the machine was powered on.
+const EVENTS: &str = "bmc-events.log";
+
+/// How many entries the event log had when the machine was powered on.
+const EVENTS_BEFORE: &str = "bmc-events.before";
+
+/// Between two looks at the power of a machine that is on. A BMC tells nothing unasked.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Drives one machine.
+pub struct Metal {
+    machine: String,
+    chassis: Arc<dyn Chassis>,
+    bmc: Option<ipmi::Bmc>,
+    consoles: Vec<ConsoleConfig>,
+    server: String,
+    watcher: Watcher,
+}
+
+impl Metal {
+    /// For a machine of the configuration; `server` is the server's URL.
+    pub fn new(machine: &str, config: &MetalConfig, server: &str, watcher: Watcher) -> anyhow::Result<Self> {
+        let (chassis, bmc) = config.chassis(machine)?;
+        Ok(Self {
+            machine: machine.to_owned(),
+            chassis,
+            bmc,
+            consoles: config.consoles.clone(),
+            server: server.to_owned(),
+            watcher,
+        })
+    }
+
+    /// Its BMC, where that speaks IPMI.
+    #[must_use]
+    pub fn bmc(&self) -> Option<&ipmi::Bmc> {
+        self.bmc.as_ref()
+    }
+
+    /// Its power.
+    #[must_use]
+    pub fn chassis(&self) -> &Arc<dyn Chassis> {
+        &self.chassis
+    }
+}
+
+impl Driver for Metal {
+    fn name(&self) -> &'static str {
+        "metal"
+    }
+
+    fn server_seen_from_machine(&self) -> String {
+        self.server.clone()
+    }
+
+    fn attach(&self, directory: &Path) -> anyhow::Result<Attached> {
+        let consoles = self
+            .consoles
+            .iter()
+            .map(|config| Ok((config.name.clone(), config.open(directory, self.bmc.as_ref(), &self.watcher)?)))
+            .collect::<anyhow::Result<_>>()?;
+        let power = MetalPower {
+            machine: self.machine.clone(),
+            chassis: self.chassis.clone(),
+            directory: directory.to_owned(),
+        };
+        Ok(Attached {
+            power: Arc::new(power),
+            consoles,
+            dump_disk: None,
+            logs: vec![(EVENTS.into(), directory.join(EVENTS))],
+        })
+    }
+}
+
+struct MetalPower {
+    machine: String,
+    chassis: Arc<dyn Chassis>,
+    directory: PathBuf,
+}
+
+impl MetalPower {
+    /// Notes where the event log ends; a BMC without one is noted as that.
+    async fn remember_events(&self) -> anyhow::Result<()> {
+        let count = match self.chassis.events().await {
+            Ok(Some(events)) => events.len(),
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    machine = self.machine,
+                    "the BMC's event log cannot be read"
+                );
+                return Ok(());
+            }
+        };
+        Ok(std::fs::write(self.directory.join(EVENTS_BEFORE), count.to_string())?)
+    }
+
+    /// Keeps what the event log says since then. An event log that cannot be read is said in the evidence.
+    async fn keep_events(&self) -> anyhow::Result<()> {
+        let before = match std::fs::read_to_string(self.directory.join(EVENTS_BEFORE)) {
+            Ok(count) => count.trim().parse().context("count of the BMC's events")?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let lines = match self.chassis.events().await {
+            // A log that is shorter than it was has been cleared, or has begun anew.
+            Ok(Some(events)) if events.len() < before => events,
+            Ok(Some(events)) => events[before..].to_vec(),
+            Ok(None) => return Ok(()),
+            Err(error) => vec![format!("The BMC's event log cannot be read: {error:#}")],
+        };
+        if lines.is_empty() {
+            return Ok(());
+        }
+        Ok(std::fs::write(self.directory.join(EVENTS), lines.join("\n") + "\n")?)
+    }
+}
+
+#[async_trait]
+impl Power for MetalPower {
+    async fn status(&self) -> anyhow::Result<PowerStatus> {
+        if Offer::read(&self.directory)?.is_none() {
+            return Ok(PowerStatus::NeverOn);
+        }
+        Ok(if self.chassis.is_on().await? { PowerStatus::On } else { PowerStatus::Ended("its power is off".into()) })
+    }
+
+    async fn on(&self, plan: &BootPlan) -> anyhow::Result<String> {
+        self.remember_events().await?;
+        // Between jobs it may run its base system, or hang in whatever an earlier attempt left.
+        if self.chassis.is_on().await? {
+            self.chassis.power(false).await.context("power it off before it boots the kernel under test")?;
+        }
+        let way = self.chassis.boot_from_network_once().await?;
+        Offer::new(&self.machine, plan).write(&self.directory)?;
+        let on = self.chassis.power(true).await?;
+        Ok(format!("{on}; {way}"))
+    }
+
+    async fn off(&self) -> anyhow::Result<String> {
+        self.keep_events().await?;
+        netboot::withdraw(&self.directory)?;
+        self.chassis.power(false).await
+    }
+
+    async fn reset(&self) -> anyhow::Result<String> {
+        self.chassis.reset().await
+    }
+
+    async fn nmi(&self) -> anyhow::Result<String> {
+        self.chassis.nmi().await
+    }
+
+    async fn ended(&self) -> anyhow::Result<String> {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.chassis.is_on().await {
+                Ok(true) => {}
+                Ok(false) => return Ok("its power went off".into()),
+                // A BMC that is away for a while says nothing about its machine.
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), machine = self.machine, "the BMC does not answer");
+                }
+            }
+        }
+    }
+
+    async fn check(&self) -> anyhow::Result<String> {
+        if self.chassis.is_on().await? {
+            bail!("{} says that the machine is still on", self.chassis.what());
+        }
+        Ok(format!(
+            "{} says that it is off, {}; no base system is configured, so none was booted",
+            self.chassis.what(),
+            emulated::free_space(&self.directory)?
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;

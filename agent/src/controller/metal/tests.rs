@@ -1,0 +1,110 @@
+use super::command::{ByCommand, Commands};
+use super::*;
+use std::os::unix::fs::PermissionsExt as _;
+
+/// A machine whose power is a file, switched by a real program.
+fn switched(directory: &Path, nmi: bool) -> Arc<ByCommand> {
+    let script = directory.join("switch");
+    let state = directory.join("power");
+    let text = format!(
+        "#!/bin/sh\ncase $2 in status) cat {0} 2>/dev/null || echo off;; *) echo \"$1 $2\" >>{0}.log; echo $2 >{0};; esac\n",
+        state.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let words = |action: &str| vec![script.display().to_string(), "{machine}".into(), action.into()];
+    let commands = Commands {
+        on: words("on"),
+        off: words("off"),
+        status: words("status"),
+        reset: Vec::new(),
+        nmi: if nmi { words("on") } else { Vec::new() },
+        network_boot: Vec::new(),
+    };
+    Arc::new(ByCommand { machine: "m 1;x".into(), commands })
+}
+
+fn plan() -> BootPlan {
+    BootPlan { kernel: "/k".into(), initrd: "/i".into(), cmdline: "quiet".into(), cpus: 1, memory_mib: 1 }
+}
+
+#[tokio::test]
+async fn a_machine_that_runs_is_off_before_it_boots_and_a_restart_of_the_controller_finds_it_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let chassis = switched(dir.path(), false);
+    chassis.power(true).await.unwrap();
+    let attempt = dir.path().join("attempt");
+    std::fs::create_dir(&attempt).unwrap();
+    let power = || MetalPower { machine: "m1".into(), chassis: chassis.clone(), directory: attempt.clone() };
+    assert_eq!(power().status().await.unwrap(), PowerStatus::NeverOn, "whatever runs there is not this attempt's");
+    power().on(&plan()).await.unwrap();
+    assert_eq!(power().status().await.unwrap(), PowerStatus::On);
+    power().off().await.unwrap();
+    assert_eq!(power().status().await.unwrap(), PowerStatus::Ended("its power is off".into()));
+    let log = std::fs::read_to_string(dir.path().join("power.log")).unwrap();
+    assert_eq!(log, "m 1;x on\nm 1;x off\nm 1;x on\nm 1;x off\n", "and no shell read the machine's name");
+    assert!(power().off().await.unwrap().contains("already"), "again is harmless");
+}
+
+#[tokio::test]
+async fn what_commands_cannot_do_is_an_error_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let without = switched(dir.path(), false);
+    assert!(without.nmi().await.unwrap_err().to_string().contains("no nmi command"));
+    assert!(switched(dir.path(), true).nmi().await.is_ok());
+    assert!(without.reset().await.unwrap().contains("off and on"));
+    let mut broken = switched(dir.path(), false);
+    Arc::get_mut(&mut broken).unwrap().commands.status = vec!["/bin/echo".into(), "who knows".into()];
+    assert!(format!("{:#}", broken.is_on().await.unwrap_err()).contains("neither on nor off"));
+    Arc::get_mut(&mut broken).unwrap().commands.status = vec!["/does/not/exist".into()];
+    assert!(format!("{:#}", broken.is_on().await.unwrap_err()).contains("start /does/not/exist"));
+}
+
+/// A chassis whose event log a test writes.
+struct Logged(std::sync::Mutex<Vec<String>>);
+
+#[async_trait]
+impl Chassis for Logged {
+    fn what(&self) -> String {
+        "a test".into()
+    }
+    async fn is_on(&self) -> anyhow::Result<bool> {
+        Ok(false)
+    }
+    async fn power(&self, _on: bool) -> anyhow::Result<String> {
+        Ok(String::new())
+    }
+    async fn reset(&self) -> anyhow::Result<String> {
+        bail!("not here")
+    }
+    async fn nmi(&self) -> anyhow::Result<String> {
+        bail!("not here")
+    }
+    async fn boot_from_network_once(&self) -> anyhow::Result<String> {
+        Ok(String::new())
+    }
+    async fn events(&self) -> anyhow::Result<Option<Vec<String>>> {
+        Ok(Some(self.0.lock().unwrap().clone()))
+    }
+    async fn can_nmi(&self) -> anyhow::Result<String> {
+        bail!("not here")
+    }
+}
+
+#[tokio::test]
+async fn of_the_event_log_what_came_during_the_attempt_is_evidence() {
+    let dir = tempfile::tempdir().unwrap();
+    let chassis = Arc::new(Logged(std::sync::Mutex::new(vec!["old".into()])));
+    let power = MetalPower { machine: "m1".into(), chassis: chassis.clone(), directory: dir.path().into() };
+    let kept = || std::fs::read_to_string(dir.path().join(EVENTS));
+    power.on(&plan()).await.unwrap();
+    power.off().await.unwrap();
+    assert!(kept().is_err(), "nothing happened");
+    chassis.0.lock().unwrap().push("thermal trip".into());
+    power.off().await.unwrap();
+    assert_eq!(kept().unwrap(), "thermal trip\n");
+    *chassis.0.lock().unwrap() = Vec::new();
+    chassis.0.lock().unwrap().clear();
+    power.off().await.unwrap();
+    assert_eq!(kept().unwrap(), "thermal trip\n", "a log that was cleared takes nothing back");
+}

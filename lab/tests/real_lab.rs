@@ -1,0 +1,227 @@
+//! A machine as labs have them: a BMC that speaks IPMI, a serial console over LAN, a firmware that boots from the network.
+//!
+//! The BMC is OpenIPMI's `ipmi_sim`; the machine behind it is QEMU with a firmware of its own, started and stopped by
+//! nothing but what the BMC is told. The controller knows neither: it has an address, a password and the network.
+
+#[expect(dead_code, reason = "the browser is for the tests beside this one")]
+mod support;
+
+use crashyard_protocol::api::{Attempt, Job, Page, Run};
+use crashyard_protocol::client::Client;
+use crashyard_protocol::{StageName, StageState, Status};
+use std::fs::OpenOptions;
+use std::io::{BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use support::Demo;
+
+const CHASSIS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/tests/ipmi/chassis.c");
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// What the machine behind the BMC is wired to.
+struct Wires {
+    /// Its serial port.
+    serial: u16,
+    /// The network's boot service.
+    netboot: u16,
+}
+
+/// The wire between the machine's serial port and the BMC, which is there whether the machine is on or not: joins what
+/// connects to one end with what connects to the other. Returns both ends' ports, the BMC's first.
+fn serial_wire() -> (u16, u16) {
+    let [bmc, board] = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let ports = [&bmc, &board].map(|end| end.local_addr().expect("an address").port());
+    let listening: Arc<Mutex<Option<TcpStream>>> = Arc::default();
+    let heard = listening.clone();
+    std::thread::spawn(move || {
+        for stream in bmc.incoming() {
+            *heard.lock().expect("no panic") = stream.ok();
+        }
+    });
+    std::thread::spawn(move || {
+        for machine in board.incoming() {
+            let (mut machine, mut piece) = (machine.expect("a machine"), [0; 4096]);
+            while let Ok(size @ 1..) = machine.read(&mut piece) {
+                if let Some(bmc) = listening.lock().expect("no panic").as_mut() {
+                    // What nobody hears is gone, as on any wire.
+                    let _ = bmc.write_all(&piece[..size]);
+                }
+            }
+        }
+    });
+    (ports[0], ports[1])
+}
+
+/// A BMC with a machine behind it.
+struct Lab {
+    sim: Child,
+    machine: Option<JoinHandle<()>>,
+    directory: tempfile::TempDir,
+    port: u16,
+    netboot: u16,
+}
+
+impl Lab {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path();
+        let compiled = Command::new("gcc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+            .args([path.join("chassis.so").as_path(), Path::new(CHASSIS)])
+            .status()
+            .expect("gcc (Debian package gcc)");
+        assert!(compiled.success(), "the module needs the Debian package libopenipmi-dev");
+        nix::unistd::mkfifo(&path.join("told"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let (port, netboot) = (free_udp_port(), free_port());
+        let (sol, serial) = serial_wire();
+        let at = path.display();
+        let lan = format!(
+            "name \"lab\"\nset_working_mc 0x20\nstartlan 1\naddr 127.0.0.1 {port}\npriv_limit admin\n\
+             allowed_auths_admin none md2 md5 straight\nguid 00112233445566778899aabbccddee00\nendlan\n\
+             loadlib \"{at}/chassis.so\" \"{at}/told\"\nsol \"telnet:127.0.0.1:{sol}\" 115200\n\
+             user 2 true \"admin\" \"secret\" admin 10 none md2 md5 straight\n"
+        );
+        let emulation = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
+                         sel_enable 0x20 100 0x0a\nmc_enable 0x20\n";
+        std::fs::write(path.join("lan.conf"), lan).expect("lan.conf");
+        std::fs::write(path.join("bmc.emu"), emulation).expect("bmc.emu");
+        std::fs::create_dir(path.join("state")).expect("state");
+        // Opened for both, so that neither end ever waits for the other.
+        let told = OpenOptions::new().read(true).write(true).open(path.join("told")).expect("the pipe");
+        let mut sim = Command::new("ipmi_sim")
+            .args(["-c", "lan.conf", "-f", "bmc.emu", "-s", "state"])
+            .current_dir(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("ipmi_sim (Debian package openipmi)");
+        // It prompts when its configuration is done and its sockets are open.
+        let (mut said, mut out) = (Vec::new(), sim.stdout.take().expect("piped"));
+        while !said.ends_with(b"> ") {
+            let mut byte = [0];
+            assert!(out.read(&mut byte).expect("text") > 0, "ipmi_sim ended: {}", String::from_utf8_lossy(&said));
+            said.extend(byte);
+        }
+        std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+        let wires = Wires { serial, netboot };
+        let machine = std::thread::spawn(move || be_a_machine(BufReader::new(told), &wires));
+        Self { sim, machine: Some(machine), directory, port, netboot }
+    }
+
+    /// The machines' part of a controller's configuration. The server is on this host, which the machine has at 10.0.2.2.
+    fn configuration(&self) -> String {
+        std::fs::write(self.directory.path().join("password"), "secret\n").expect("the password");
+        format!(
+            "[netboot]\nlisten = \"127.0.0.1:{}\"\n\n[[machine]]\nname = \"m1\"\ncmdline = \"no_timer_check\"\n\
+             server_from_machine = \"http://10.0.2.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"127.0.0.1\"\n\
+             port = {}\nuser = \"admin\"\npassword_file = \"{}/password\"\n\n[[machine.metal.console]]\nsol = true\n",
+            self.netboot,
+            self.port,
+            self.directory.path().display()
+        )
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.sim.kill();
+        let _ = self.sim.wait();
+        // The last word to the machine, by the same way as all others.
+        let told = OpenOptions::new().write(true).open(self.directory.path().join("told"));
+        let _ = told.and_then(|mut told| told.write_all(b"end\n"));
+        let _ = self.machine.take().map(JoinHandle::join);
+    }
+}
+
+fn free_udp_port() -> u16 {
+    std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
+}
+
+/// Does what the BMC was told, as the board of a machine does.
+fn be_a_machine(told: impl std::io::BufRead, wires: &Wires) {
+    let (mut running, mut from_network): (Option<Child>, bool) = (None, false);
+    let stop = |running: &mut Option<Child>| {
+        if let Some(mut machine) = running.take() {
+            machine.kill().and_then(|()| machine.wait()).expect("QEMU ends");
+        }
+    };
+    for line in told.lines() {
+        match line.expect("text").as_str() {
+            "control 0" | "end 0" => stop(&mut running),
+            "control 1" if running.is_none() => running = Some(firmware(wires, std::mem::take(&mut from_network))),
+            "control 3" => {
+                stop(&mut running);
+                running = Some(firmware(wires, std::mem::take(&mut from_network)));
+            }
+            // Force PXE, IPMI 2.0 section 28.12.
+            "boot 1" => from_network = true,
+            "end" => return stop(&mut running),
+            _ => {}
+        }
+    }
+}
+
+/// A PC with 2 CPUs, no disk, and a network card that can boot.
+fn firmware(wires: &Wires, from_network: bool) -> Child {
+    let script = format!("http://10.0.2.2:{}/boot/m1/boot.ipxe", wires.netboot);
+    Command::new("qemu-system-x86_64")
+        // Without graphics the firmware speaks on the serial port.
+        .args(["-machine", "pc,graphics=off", "-accel", "tcg,thread=single", "-m", "1024", "-smp", "2"])
+        .args(["-display", "none", "-nodefaults", "-no-user-config"])
+        .args(["-chardev", &format!("socket,id=s,host=127.0.0.1,port={}", wires.serial)])
+        .args(["-serial", "chardev:s"])
+        .args(["-netdev", &format!("user,id=n,bootfile={script}"), "-device", "virtio-net-pci,netdev=n"])
+        .args(["-boot", if from_network { "order=n" } else { "order=c" }])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("qemu-system-x86_64")
+}
+
+#[tokio::test]
+async fn a_machine_with_a_bmc_crashes_and_is_judged_over_its_own_console() {
+    let lab = Lab::start();
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let machines = lab.directory.path().join("machines.toml");
+    let port = free_port();
+    std::fs::write(&machines, lab.configuration().replace("SERVER", &port.to_string())).expect("machines.toml");
+    let farm = data.path().join("farm");
+    let options = ["--machines".as_ref(), machines.as_os_str(), "--driver".as_ref(), "metal".as_ref()];
+    let mut demo = Demo::start_at(&farm, port, &["sysrq-c"], &options);
+    demo.wait_for("1 of 1 as predicted");
+    let client = Client::new(&demo.url, None);
+    let runs: Page<Run> = client.get("/api/v1/runs").await.unwrap();
+    let job: Job = client.run_jobs(&runs.items[0].id).await.unwrap().remove(0);
+    assert_eq!(job.status, Status::Pass, "{:?}", job.reason);
+    let attempt: Attempt = client.attempt(&job.attempts[0]).await.unwrap();
+    let proven = attempt.stages.iter().filter(|stage| stage.state == StageState::Proven);
+    assert_eq!(proven.map(|stage| stage.name).collect::<Vec<_>>(), StageName::ALL);
+    let console = attempt.artifacts.iter().find(|file| file.name == "console-serial").expect("a console");
+    let console = client.download(&console.id, 0).await.unwrap().text().await.unwrap();
+    assert!(console.contains("iPXE"), "the firmware is on the console as well: {}", &console[..console.len().min(500)]);
+    let missed: Vec<_> = console.lines().filter(|line| line.contains("was not heard")).collect();
+    assert!(missed.is_empty(), "{missed:?} in a console that begins with {}", &console[..console.len().min(500)]);
+
+    let check = Command::new(Path::new(env!("CARGO_BIN_EXE_crashyard-lab")).with_file_name("crashyard-agent"))
+        .args(["machine", "check", "m1", "--cycle", "--json", "--config"])
+        .arg(farm.join("controller.toml"))
+        .output()
+        .expect("crashyard-agent, built with the workspace");
+    let said = String::from_utf8_lossy(&check.stdout);
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {check:?}"));
+    let seen = |capability: &str| {
+        let all = report["findings"].as_array().expect("a list");
+        all.iter().find(|one| one["capability"] == capability).map(|one| one["seen"].clone()).unwrap_or_default()
+    };
+    for capability in ["power state", "power off", "power on", "network boot", "console serial", "event log"] {
+        assert_eq!(seen(capability), "works", "{capability}: {said}");
+    }
+    assert_eq!(seen("NMI"), "unknown", "IPMI does not say, and nobody was to try: {said}");
+    assert!(check.status.success());
+    assert!(demo.interrupt().0.success());
+}
