@@ -19,7 +19,7 @@ mod netboot;
 mod qemu;
 mod record;
 mod reports;
-mod watch;
+pub mod watch;
 
 pub use bochs::BochsConfig;
 pub use config::{Config, MachineConfig};
