@@ -60,6 +60,7 @@ enum Role {
 enum Machine {
     /// Say what of a machine's power and consoles works, as seen just now. The exit status is 1 if something needed fails.
     #[command(after_help = "\
+The controller must be stopped: a check would take the console from a running attempt.
 Without --cycle nothing is done to the machine. With it, the machine is switched off, told to boot from the network,
 switched on, listened to, and switched off again; whatever runs on it is lost.
 

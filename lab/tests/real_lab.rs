@@ -207,6 +207,8 @@ async fn a_machine_with_a_bmc_crashes_and_is_judged_over_its_own_console() {
     let missed: Vec<_> = console.lines().filter(|line| line.contains("was not heard")).collect();
     assert!(missed.is_empty(), "{missed:?} in a console that begins with {}", &console[..console.len().min(500)]);
 
+    // A check beside a running controller is refused: it would take the console from it.
+    assert!(demo.interrupt().0.success());
     let check = Command::new(Path::new(env!("CARGO_BIN_EXE_crashyard-lab")).with_file_name("crashyard-agent"))
         .args(["machine", "check", "m1", "--cycle", "--json", "--config"])
         .arg(farm.join("controller.toml"))
@@ -223,5 +225,4 @@ async fn a_machine_with_a_bmc_crashes_and_is_judged_over_its_own_console() {
     }
     assert_eq!(seen("NMI"), "unknown", "IPMI does not say, and nobody was to try: {said}");
     assert!(check.status.success());
-    assert!(demo.interrupt().0.success());
 }

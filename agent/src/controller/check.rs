@@ -4,7 +4,7 @@
 //! machine unless that was asked for.
 
 use super::config::Config;
-use super::console::ConsoleConfig;
+use super::console::{ConsoleConfig, GAP};
 use super::metal::Metal;
 use super::metal::chassis::Chassis;
 use super::watch::Watcher;
@@ -113,6 +113,13 @@ pub async fn check(file: &Path, machine: &str, options: Options) -> anyhow::Resu
     let Some(metal) = &one.metal else {
         bail!("{machine} is an emulated machine; there is no BMC and no wire to check");
     };
+    // A check would take a running attempt's console away, and with it evidence; a cycle would take the rest.
+    let _lock = super::lock(&config.state).context(
+        "stop the controller before a check (`systemctl stop crashyard-controller`); machines go on meanwhile",
+    )?;
+    if super::is_in_an_attempt(&config.state, machine)? {
+        bail!("{machine} is in an attempt that is not over: start the controller, and check when that has ended");
+    }
     let watcher = Watcher::start()?;
     let driver = Metal::new(machine, metal, &config.server, watcher.clone())?;
     let mut report = Report { machine: machine.to_owned(), findings: Vec::new() };
@@ -176,17 +183,30 @@ fn open(
     consoles
 }
 
-/// The first bytes of a console, as evidence that it speaks.
+/// The first line of a console, as evidence that it speaks.
 async fn heard(console: &dyn super::machine::Console, patience: Duration) -> anyhow::Result<String> {
-    let bytes = tokio::time::timeout(patience, async {
-        console.grown(0).await?;
-        console.read(0, 4096).await
+    let line = tokio::time::timeout(patience, async {
+        let mut known = 0;
+        loop {
+            console.grown(known).await?;
+            let bytes = console.read(0, 4096).await?;
+            known = bytes.len() as u64;
+            match first_line(&String::from_utf8_lossy(&bytes)) {
+                Some(line) => return std::io::Result::Ok(line),
+                None if bytes.len() == 4096 => return Ok("…".into()),
+                None => {}
+            }
+        }
     });
-    let bytes = bytes.await.context("silent")??;
-    let text = String::from_utf8_lossy(&bytes);
-    let line: String =
-        text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("…").chars().take(60).collect();
-    Ok(format!("it said {line:?}"))
+    Ok(format!("it said {:?}", line.await.context("silent")??))
+}
+
+/// The first line that the machine printed. What `ipmitool` and the recorder say of themselves is not the machine's.
+fn first_line(text: &str) -> Option<String> {
+    let ours = ["[SOL Session operational", GAP];
+    let mut lines = text.lines().map(str::trim);
+    let line = lines.find(|line| !line.is_empty() && !ours.iter().any(|own| line.starts_with(own)))?;
+    Some(line.chars().take(60).collect())
 }
 
 /// Off, on, heard, off.
@@ -203,4 +223,33 @@ async fn cycle(report: &mut Report, chassis: &dyn Chassis, consoles: &Consoles) 
         }
     }
     report.add("power off again", true, chassis.power(false).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_machine_printed_shows_that_its_console_speaks() {
+        assert_eq!(first_line("[SOL Session operational.  Use ~? for help]\r\n\r\n"), None);
+        assert_eq!(first_line(&format!("\r\n{GAP} up to now: it ended]\r\n")), None);
+        assert_eq!(first_line("[SOL Session operational.  Use ~? for help]\nSeaBIOS\n").as_deref(), Some("SeaBIOS"));
+    }
+
+    #[tokio::test]
+    async fn a_machine_is_not_checked_beside_its_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("controller.toml");
+        let text = "name = 'lab'\nserver = 'http://127.0.0.1:1'\ntoken_file = 'token'\nstate = 'state'\n\
+            [netboot]\nlisten = '127.0.0.1:0'\n[[machine]]\nname = 'm1'\n[machine.metal.power.command]\n\
+            on = ['false']\noff = ['false']\nstatus = ['false']\n\
+            [[machine.metal.console]]\nname = 'serial'\ntcp = '127.0.0.1:1'\n";
+        std::fs::write(&file, text).unwrap();
+        let controller = crate::controller::lock(&dir.path().join("state")).unwrap();
+        let error = format!("{:#}", check(&file, "m1", Options { cycle: true }).await.unwrap_err());
+        assert!(error.contains("stop the controller"), "{error}");
+        drop(controller);
+        let report = check(&file, "m1", Options::default()).await.unwrap();
+        assert!(!report.passes(), "and afterwards it is tried: {report:?}");
+    }
 }

@@ -115,6 +115,26 @@ pub async fn power_off_all(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Takes a state directory; fails if a controller, or a check of a machine, has it.
+fn lock(state: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
+    let lock = File::create(state.join("lock"))?;
+    if lock.try_lock().is_err() {
+        bail!("another controller uses {}, or a machine of it is being checked", state.display());
+    }
+    Ok(lock)
+}
+
+/// Whether an attempt on this machine is not over.
+fn is_in_an_attempt(state: &Path, machine: &str) -> anyhow::Result<bool> {
+    for directory in attempt_directories(state)? {
+        if Attempt::look(&directory)?.is_some_and(|record| record.machine == machine) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A controller with its state directory.
 pub struct Controller {
     name: String,
@@ -130,10 +150,7 @@ impl Controller {
     pub fn open(config: &Config, members: Vec<Member>) -> anyhow::Result<Self> {
         let state = config.state.clone();
         std::fs::create_dir_all(state.join("attempts")).with_context(|| format!("make {}", state.display()))?;
-        let lock = File::create(state.join("lock"))?;
-        if lock.try_lock().is_err() {
-            bail!("another controller uses {}", state.display());
-        }
+        let lock = lock(&state)?;
         let overrides = config
             .machines
             .iter()

@@ -22,6 +22,7 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use chassis::Chassis;
 pub use config::MetalConfig;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,8 @@ use std::time::Duration;
 /// What the BMC's event log says that it did not say when the machine was powered on.
 const EVENTS: &str = "bmc-events.log";
 
-/// How many entries the event log had when the machine was powered on.
+/// What the event log said when the machine was powered on. Its entries and not their number: a full log drops old
+/// entries for new ones, and has as many as before.
 const EVENTS_BEFORE: &str = "bmc-events.before";
 
 /// Between two looks at the power of a machine that is on. A BMC tells nothing unasked.
@@ -110,8 +112,8 @@ struct MetalPower {
 impl MetalPower {
     /// Notes where the event log ends; a BMC without one is noted as that.
     async fn remember_events(&self) -> anyhow::Result<()> {
-        let count = match self.chassis.events().await {
-            Ok(Some(events)) => events.len(),
+        let events = match self.chassis.events().await {
+            Ok(Some(events)) => events,
             Ok(None) => return Ok(()),
             Err(error) => {
                 tracing::warn!(
@@ -122,20 +124,18 @@ impl MetalPower {
                 return Ok(());
             }
         };
-        Ok(std::fs::write(self.directory.join(EVENTS_BEFORE), count.to_string())?)
+        Ok(std::fs::write(self.directory.join(EVENTS_BEFORE), serde_json::to_vec(&events)?)?)
     }
 
     /// Keeps what the event log says since then. An event log that cannot be read is said in the evidence.
     async fn keep_events(&self) -> anyhow::Result<()> {
-        let before = match std::fs::read_to_string(self.directory.join(EVENTS_BEFORE)) {
-            Ok(count) => count.trim().parse().context("count of the BMC's events")?,
+        let before: Vec<String> = match std::fs::read(self.directory.join(EVENTS_BEFORE)) {
+            Ok(events) => serde_json::from_slice(&events).context("the BMC's events before power-on")?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         let lines = match self.chassis.events().await {
-            // A log that is shorter than it was has been cleared, or has begun anew.
-            Ok(Some(events)) if events.len() < before => events,
-            Ok(Some(events)) => events[before..].to_vec(),
+            Ok(Some(events)) => new_events(&before, events),
             Ok(None) => return Ok(()),
             Err(error) => vec![format!("The BMC's event log cannot be read: {error:#}")],
         };
@@ -144,6 +144,23 @@ impl MetalPower {
         }
         Ok(std::fs::write(self.directory.join(EVENTS), lines.join("\n") + "\n")?)
     }
+}
+
+/// What is in the log now and was not before. Entries that read the same are counted, as some have no number or time.
+fn new_events(before: &[String], now: Vec<String>) -> Vec<String> {
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    for event in before {
+        *known.entry(event).or_default() += 1;
+    }
+    now.into_iter()
+        .filter(|event| match known.get_mut(event.as_str()) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                false
+            }
+            _ => true,
+        })
+        .collect()
 }
 
 #[async_trait]

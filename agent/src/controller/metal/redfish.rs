@@ -268,7 +268,8 @@ impl Chassis for Redfish {
         }
         // The oldest first, whatever order the service has.
         lines.sort();
-        lines.truncate(EVENTS);
+        // What comes during an attempt is at the end.
+        lines.drain(..lines.len().saturating_sub(EVENTS));
         Ok(Some(lines))
     }
 

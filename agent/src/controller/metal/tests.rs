@@ -108,3 +108,12 @@ async fn of_the_event_log_what_came_during_the_attempt_is_evidence() {
     power.off().await.unwrap();
     assert_eq!(kept().unwrap(), "thermal trip\n", "a log that was cleared takes nothing back");
 }
+
+#[test]
+fn new_events_are_found_in_a_log_that_is_full_cleared_or_repeats_itself() {
+    let log = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(new_events(&log("a b c"), log("b c d")), log("d"), "a full log dropped one for the new one");
+    assert_eq!(new_events(&log("a b c"), log("cleared d")), log("cleared d"));
+    assert_eq!(new_events(&log("a a"), log("a a a")), log("a"), "the same words once more are one more event");
+    assert_eq!(new_events(&log("a b"), log("a b")), log(""));
+}
