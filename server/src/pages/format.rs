@@ -201,6 +201,9 @@ impl Chip {
         }
     }
 
+    /// A machine of which nobody knows anything.
+    pub const UNKNOWN: Self = Self { word: "unknown", tone: "miss" };
+
     /// A machine.
     #[must_use]
     pub fn machine(state: MachineState) -> Self {

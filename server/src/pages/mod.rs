@@ -14,7 +14,7 @@ mod load;
 mod text;
 mod view;
 
-use crate::api::{PageQuery, signatures, wire};
+use crate::api::{PageQuery, machines, signatures, wire};
 use crate::app::AppState;
 use crate::auth::Reader;
 use crate::error::{AppError, AppResult, PendingProblem};
@@ -38,7 +38,7 @@ use view::attempt::{AttemptPage, Parts};
 use view::console::{ConsolePage, Pane};
 use view::error::ErrorPage;
 use view::findings::{ConsoleReports, FindingsPage, Found};
-use view::machines::MachinesPage;
+use view::machines::{MachinePage, MachinesPage};
 use view::run::RunPage;
 use view::runs::RunsPage;
 use view::signatures::SignaturesPage;
@@ -59,6 +59,7 @@ pub fn router() -> Router<AppState> {
         .route("/attempts/{attempt}/findings", get(get_findings))
         .route("/signatures", get(list_signatures))
         .route("/machines", get(list_machines))
+        .route("/machines/{machine}", get(get_machine))
         .layer(from_fn(finish_page))
         .route("/static/{hash}/{name}", get(get_asset))
         .layer(Extension(Arc::new(LineIndex::default())))
@@ -227,6 +228,13 @@ async fn list_machines(
     let newest = query.before.is_none();
     let machines = load::machines(&state, query.before).await?;
     show(&MachinesPage::new(&machines.items, newest, machines.next.as_deref(), state.now()))
+}
+
+async fn get_machine(_: Reader, State(state): State<AppState>, Path(name): Path<String>) -> AppResult<Html<String>> {
+    let id = machines::find(&state, &name).await?.machine.id;
+    let machine = machines::show(&state, &id).await?.0;
+    let history = machines::history(&state, &id).await?;
+    show(&MachinePage::new(&machine, &history, state.now()))
 }
 
 async fn get_asset(Path((hash, name)): Path<(String, String)>) -> Response {

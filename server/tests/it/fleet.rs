@@ -101,6 +101,13 @@ async fn a_person_takes_a_free_machine_prolongs_it_is_warned_and_loses_it() {
     let free = machine(&server, "m1").await;
     assert!(free.reservation.is_none() && free.state == MachineState::Enrolled, "{free:?}");
     assert!(claim(&server, &lab).await.is_some(), "and the job gets it");
+    let page = server.get("/machines/m1").await;
+    let page = String::from_utf8(page.body.to_vec()).unwrap();
+    for wanted in ["token:submit loses it in 14 minutes", "debugs the VMXON fault", "Its time was over", "plain sysrq"]
+    {
+        assert!(page.contains(wanted), "{wanted} in {page}");
+    }
+    assert_eq!(server.get("/machines/m9").await.status.as_u16(), 404);
     let states: Vec<_> = history(&server, "m1").await.into_iter().map(|event| event.state).collect();
     use MachineState::{Enrolled, Leased, Reserved};
     assert_eq!(states, [Leased, Enrolled, Reserved, Reserved]);
@@ -349,6 +356,8 @@ async fn a_machine_whose_controller_is_silent_is_not_reachable() {
     assert!(machine(&server, "m1").await.reachable);
     server.advance(181);
     assert!(!machine(&server, "m1").await.reachable);
+    let page = String::from_utf8(server.get("/machines").await.body.to_vec()).unwrap();
+    assert!(page.contains("data-state=\"unknown\"") && page.contains("href=\"/machines/m1\""), "{page}");
     let run = server.run(1).await;
     let job = &server.jobs(&run).await[0];
     let why: Waiting = server.get(format!("/api/v1/jobs/{}/waiting", job.id)).await.ok();

@@ -79,7 +79,7 @@ impl Open {
 
     /// Why a channel ended that has nothing more to read.
     pub async fn last_words(&mut self) -> String {
-        let Some((child, stderr)) = &mut self.child else { return "the other end closed it".into() };
+        let Some((child, stderr)) = &mut self.child else { return String::new() };
         let mut said = Vec::new();
         let mut limited = stderr.take(4096);
         // It has closed its output, so it is about to end; whoever is not is told to.

@@ -38,7 +38,7 @@ impl Recorder {
         let (input, typed) = mpsc::channel(16);
         let resumed = file.metadata()?.len() > 0;
         let stall = (stall_seconds > 0).then(|| Duration::from_secs(stall_seconds));
-        let record = Record { channel, file, stall, down: resumed.then(|| "the controller was restarted".to_owned()) };
+        let record = Record { channel, file, stall, down: resumed.then_some("the controller was restarted") };
         Ok(Self { log, input, task: tokio::spawn(record.run(typed)) })
     }
 }
@@ -69,21 +69,22 @@ struct Record {
     channel: Channel,
     file: File,
     stall: Option<Duration>,
-    /// Why nobody listens, if nobody does and something was heard before.
-    down: Option<String>,
+    /// Why nobody listens, if nobody does and something was heard before. Own words only: what the other end of a channel
+    /// says could read like a kernel's last ones, and this is evidence.
+    down: Option<&'static str>,
 }
 
 impl Record {
     async fn run(mut self, mut typed: mpsc::Receiver<Vec<u8>>) {
         let mut told = String::new();
         loop {
-            let why = match self.listen(&mut typed).await {
-                Ok(why) => why,
-                Err(error) => format!("{error:#}"),
+            let (why, detail) = match self.listen(&mut typed).await {
+                Ok(ended) => ended,
+                Err(error) => ("it failed", format!("{error:#}")),
             };
-            if why != told {
-                tracing::warn!(channel = %self.channel, why, "console interrupted; opening it again");
-                told.clone_from(&why);
+            if detail != told {
+                tracing::warn!(channel = %self.channel, why, detail, "console interrupted; opening it again");
+                told.clone_from(&detail);
             }
             if self.file.metadata().is_ok_and(|file| file.len() > 0) {
                 self.down.get_or_insert(why);
@@ -92,11 +93,11 @@ impl Record {
         }
     }
 
-    /// Listens until the channel ends, and says how it did.
-    async fn listen(&mut self, typed: &mut mpsc::Receiver<Vec<u8>>) -> anyhow::Result<String> {
+    /// Listens until the channel ends, and says how it did: in a word, and what its other end said.
+    async fn listen(&mut self, typed: &mut mpsc::Receiver<Vec<u8>>) -> anyhow::Result<(&'static str, String)> {
         let mut open = self.channel.open().await?;
         if let Some(why) = self.down.take() {
-            self.mark(&why)?;
+            self.mark(why)?;
         }
         let mut piece = vec![0; PIECE];
         loop {
@@ -108,11 +109,11 @@ impl Record {
             };
             tokio::select! {
                 read = open.reader.read(&mut piece) => match read? {
-                    0 => return Ok(open.last_words().await),
+                    0 => return Ok(("the other end closed it", open.last_words().await)),
                     size => self.file.write_all(&piece[..size])?,
                 },
                 Some(bytes) = typed.recv() => open.writer.write_all(&bytes).await?,
-                () = stall => return Ok("it brought nothing for too long".into()),
+                () = stall => return Ok(("it brought nothing for too long", String::new())),
             }
         }
     }
@@ -120,7 +121,6 @@ impl Record {
     /// Says in the record that something may be missing here. On a line of its own, whatever was being printed.
     fn mark(&mut self, why: &str) -> std::io::Result<()> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC");
-        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
         self.file.write_all(format!("\r\n{GAP} up to {now}: {why}]\r\n").as_bytes())
     }
 }

@@ -1,11 +1,11 @@
-//! The machines: where each is in its life, why, and what it does now.
+//! The machines: where each is in its life, why, what it does now, and what happened to it.
 
 use super::Shell;
 use super::console::path_part;
 use crate::pages::format::{Chip, When, ago};
 use crate::pages::text::visible;
 use askama::Template;
-use crashyard_protocol::api::Machine;
+use crashyard_protocol::api::{Machine, MachineEvent};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, MachineState};
 
@@ -36,37 +36,107 @@ struct Row {
     attempt: Option<AttemptId>,
 }
 
+impl Row {
+    fn new(machine: &Machine, now: Timestamp) -> Self {
+        let reason = machine.reason.as_deref().map(|reason| visible(reason).into_owned());
+        let silent = || {
+            let was = format!("was {}; nothing was heard of its controller lately", machine.state);
+            reason.as_ref().map_or_else(|| was.clone(), |reason| format!("{was}. {reason}"))
+        };
+        Self {
+            name: visible(&machine.name).into_owned(),
+            chip: if machine.reachable { Chip::machine(machine.state) } else { Chip::UNKNOWN },
+            reason: if machine.reachable { reason } else { Some(silent()) },
+            since: When(machine.state_since),
+            since_ago: ago(now.since(machine.state_since)),
+            driver: visible(&machine.driver).into_owned(),
+            controller: visible(&machine.controller_name).into_owned(),
+            labels: machine
+                .labels
+                .iter()
+                .map(|(key, value)| (visible(key).into_owned(), visible(value).into_owned()))
+                .collect(),
+            epoch: machine.lease_epoch,
+            seen: When(machine.last_seen_at),
+            seen_ago: ago(now.since(machine.last_seen_at)),
+            attempt: machine.attempt.clone(),
+        }
+    }
+}
+
 impl MachinesPage {
     /// The page from machines in the order in which they are shown.
     #[must_use]
     pub fn new(machines: &[Machine], newest: bool, next: Option<&str>, now: Timestamp) -> Self {
-        let rows: Vec<Row> = machines
-            .iter()
-            .map(|machine| Row {
-                name: visible(&machine.name).into_owned(),
-                chip: Chip::machine(machine.state),
-                reason: machine.reason.as_deref().map(|reason| visible(reason).into_owned()),
-                since: When(machine.state_since),
-                since_ago: ago(now.since(machine.state_since)),
-                driver: visible(&machine.driver).into_owned(),
-                controller: visible(&machine.controller_name).into_owned(),
-                labels: machine
-                    .labels
-                    .iter()
-                    .map(|(key, value)| (visible(key).into_owned(), visible(value).into_owned()))
-                    .collect(),
-                epoch: machine.lease_epoch,
-                seen: When(machine.last_seen_at),
-                seen_ago: ago(now.since(machine.last_seen_at)),
-                attempt: machine.attempt.clone(),
-            })
-            .collect();
-        let counts = MachineState::ALL
-            .iter()
-            .map(|state| (Chip::machine(*state), machines.iter().filter(|machine| machine.state == *state).count()))
+        let rows: Vec<Row> = machines.iter().map(|machine| Row::new(machine, now)).collect();
+        let known = MachineState::ALL.iter().map(|state| Chip::machine(*state)).chain([Chip::UNKNOWN]);
+        let counts = known
+            .map(|chip| (chip, rows.iter().filter(|row| row.chip == chip).count()))
             .filter(|(_, count)| *count > 0)
             .collect();
         let next = next.map(path_part);
         Self { shell: Shell { section: "machines", now: Some(When(now)) }, counts, rows, newest, next }
+    }
+}
+
+/// The page at `/machines/NAME`.
+#[derive(Debug, Template)]
+#[template(path = "machine.html")]
+pub struct MachinePage {
+    shell: Shell,
+    row: Row,
+    back_at: Option<When>,
+    probation: bool,
+    reserved: Option<Reserved>,
+    events: Vec<Happened>,
+}
+
+#[derive(Debug)]
+struct Reserved {
+    owner: String,
+    reason: String,
+    until: When,
+    began: bool,
+    warned: bool,
+    attempt: Option<AttemptId>,
+}
+
+#[derive(Debug)]
+struct Happened {
+    at: When,
+    chip: Chip,
+    reason: String,
+    by: String,
+    attempt: Option<AttemptId>,
+}
+
+impl MachinePage {
+    /// The page of a machine with its history, newest first.
+    #[must_use]
+    pub fn new(machine: &Machine, history: &[MachineEvent], now: Timestamp) -> Self {
+        Self {
+            shell: Shell { section: "machines", now: Some(When(now)) },
+            row: Row::new(machine, now),
+            back_at: machine.quarantined_until.map(When),
+            probation: machine.on_probation,
+            reserved: machine.reservation.as_ref().map(|one| Reserved {
+                owner: visible(&one.owner).into_owned(),
+                reason: visible(&one.reason).into_owned(),
+                until: When(one.until),
+                began: one.began_at.is_some(),
+                warned: one.warned,
+                attempt: one.attempt.clone(),
+            }),
+            events: history
+                .iter()
+                .map(|event| Happened {
+                    at: When(event.at),
+                    chip: Chip::machine(event.state),
+                    reason: visible(event.reason.as_deref().unwrap_or_default()).into_owned(),
+                    by: visible(&event.by).into_owned(),
+                    attempt: event.attempt.clone(),
+                })
+                .collect(),
+        }
     }
 }

@@ -41,6 +41,14 @@ fn the_reader_follows_the_crash_through_its_phases() {
 }
 
 #[test]
+fn where_a_controller_did_not_hear_the_console_its_own_words_prove_nothing() {
+    let gap = "\r\n[crashyard: the console was not heard up to 2026-11-24 14:03:07 UTC: the other end closed it]\r\n";
+    let marks = |text: String| read(text).marks.into_iter().map(|mark| (mark.phase, mark.kind)).collect::<Vec<_>>();
+    let cut = format!("BIOS\r\n{FIRST_BOOT}{gap}{MARKER}{gap}{PANIC}{gap}{CAPTURE_BOOT}");
+    assert_eq!(marks(cut), marks(story()));
+}
+
+#[test]
 fn an_expected_message_without_the_marker_is_not_the_intended_panic() {
     let facts = read(format!("{FIRST_BOOT}{PANIC}"));
     let last = facts.marks.last().expect("a mark");
