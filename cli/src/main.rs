@@ -4,6 +4,7 @@
 
 mod job;
 mod machine;
+mod owed;
 mod server;
 mod time;
 mod triage;
@@ -33,6 +34,8 @@ enum Command {
     Machine(machine::MachineCommand),
     /// Take a machine out of the farm for a time
     Reserve(machine::Reserve),
+    /// Say what the farm owes and has not delivered; the exit status is 1 if there is anything
+    Owed(owed::Owed),
     /// Dumps that the server keeps: open one here, hold it, let go of it
     #[command(subcommand)]
     Vmcore(vmcore::Vmcore),
@@ -55,6 +58,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Job(what) => what.run(),
         Command::Machine(what) => server::wait(what.run()),
         Command::Reserve(what) => server::wait(what.run()),
+        Command::Owed(what) => server::wait(what.run()),
         Command::Vmcore(what) => what.run(),
     }
 }

@@ -44,6 +44,8 @@ pub struct App {
     /// Attempts whose evidence could not be read, and until when the others go first. Lost with the process and then not
     /// needed: every attempt is tried again.
     pub unreadable: Mutex<BTreeMap<AttemptId, Timestamp>>,
+    /// When it was last looked whether anything is owed. Lost with the process, which looks after a start anyway.
+    pub reconciled_at: Mutex<Option<Timestamp>>,
     /// Decoded tables of kernels whose dumps were read: a cache, made again from the next dump.
     pub tables: Arc<TableCache>,
     /// Groups evidence writes into commits.
@@ -91,6 +93,7 @@ impl AppState {
             consoles: Consoles::default(),
             unjudged: Mutex::default(),
             unreadable: Mutex::default(),
+            reconciled_at: Mutex::default(),
             tables: Arc::new(TableCache::new(TABLES_BYTES)),
             metrics: Metrics::new(),
             stop: CancellationToken::new(),

@@ -37,12 +37,15 @@ impl Metrics {
             ("crashyard_upload_bytes_total", Unit::Bytes, "Bytes of uploads stored."),
             ("crashyard_claims_total", Unit::Count, "Leases given."),
             ("crashyard_leases_lost_total", Unit::Count, "Leases that ran out."),
+            ("crashyard_preemptions_total", Unit::Count, "Attempts that gave way to others."),
             ("crashyard_judgements_total", Unit::Count, "Judgements written."),
             ("crashyard_findings_failures_total", Unit::Count, "Attempts whose evidence could not be read, each time."),
             ("crashyard_pass_failures_total", Unit::Count, "Passes that failed, by pass."),
         ] {
             recorder.describe_counter(KeyName::from(name), Some(unit), text.into());
         }
+        let text = "Things owed and not delivered when it was last looked, by kind.";
+        recorder.describe_gauge(KeyName::from("crashyard_owed"), Some(Unit::Count), text.into());
         let text = "Time from a request to the head of its answer, by route.";
         recorder.describe_histogram(KeyName::from("crashyard_http_seconds"), Some(Unit::Seconds), text.into());
         Self { recorder, handle }
@@ -51,6 +54,13 @@ impl Metrics {
     /// Adds to a counter.
     pub fn add(&self, name: &'static str, labels: Vec<Label>, count: u64) {
         self.recorder.register_counter(&Key::from_parts(name, labels), &META).increment(count);
+    }
+
+    /// Sets what is so many now.
+    pub fn set(&self, name: &'static str, labels: Vec<Label>, count: usize) {
+        // Exact below 2^32, which is more than is ever counted like this.
+        let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        self.recorder.register_gauge(&Key::from_parts(name, labels), &META).set(count);
     }
 
     /// Records a time.

@@ -48,6 +48,22 @@ impl NewRun {
     }
 }
 
+crate::text_enum! {
+    /// How something can be owed.
+    OwedKind {
+        /// A job has waited for longer than a day.
+        JobWaits = "job-waits",
+        /// A job is leased, and no attempt could give it a verdict.
+        JobWithoutAttempt = "job-without-attempt",
+        /// An attempt's lease ran out long ago, and nobody has ended it.
+        AttemptWithoutLease = "attempt-without-lease",
+        /// A machine is leased, and its attempt is over.
+        MachineWithoutAttempt = "machine-without-attempt",
+        /// A run is open, and none of its jobs is left to do.
+        RunWithoutJobs = "run-without-jobs",
+    }
+}
+
 /// What is done about failures of a job. The default: what the lab did not deliver is tried again, and a `FAIL` is final.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -539,6 +555,18 @@ wire! {
         pub minutes: u32,
         /// What for; everybody sees it who waits for the machine.
         pub reason: String,
+    }
+
+    /// Something that is owed and was not delivered.
+    pub struct Owed {
+        /// What is wrong.
+        pub kind: OwedKind,
+        /// Id of the job, attempt, machine or run.
+        pub id: String,
+        /// Name of the run or machine it belongs to.
+        pub name: Option<String>,
+        /// Since when.
+        pub since: Timestamp,
     }
 
     /// What a person decides about a machine.

@@ -263,6 +263,11 @@ impl Client {
         self.get("/api/v1/submitters").await
     }
 
+    /// What is owed and was not delivered.
+    pub async fn owed(&self) -> Answer<Vec<api::Owed>> {
+        self.get("/api/v1/owed").await
+    }
+
     /// Every machine, newest first.
     pub async fn machines(&self) -> Answer<Vec<api::Machine>> {
         let mut machines = Vec::new();

@@ -5,6 +5,7 @@ pub mod attempts;
 pub mod builds;
 pub mod dumps;
 pub mod machines;
+pub mod owed;
 pub mod plans;
 pub mod reservations;
 pub mod runs;
@@ -93,6 +94,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(machines::set_machine_state))
         .routes(routes!(machines::machine_history))
         .routes(routes!(reservations::reserve, reservations::extend, reservations::hand_back))
+        .routes(routes!(owed::list_owed))
         .routes(routes!(submitters::list_submitters))
         .routes(routes!(submitters::set_submitter))
         .routes(routes!(signatures::list_signatures))

@@ -21,6 +21,7 @@ pub mod judgement;
 pub mod lease;
 pub mod life;
 pub mod machine;
+pub mod owed;
 pub mod plan;
 pub mod queue;
 pub mod report;

@@ -11,6 +11,7 @@ pub mod findings;
 pub mod glimpse;
 pub mod leases;
 pub mod machines;
+pub mod owed;
 pub mod presence;
 pub mod queue;
 pub mod verify;
@@ -63,6 +64,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
         Some(Pass::Machines),
         |state| async move { machines::tick(&state).await },
     ));
+    set.spawn(run(state.clone(), "owed", None, |state| async move { owed::tick(&state).await }));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set
 }

@@ -5,7 +5,8 @@ use crate::harness::{Answer, Call, Server};
 use crate::leases::settle;
 use crashyard_protocol::agent::{Claim, Directive, Enrolled, ReleaseRequest, RenewReply, RenewRequest, ReportsReply};
 use crashyard_protocol::api::{
-    Attempt, Extension, Machine, MachineEvent, NewMachineState, NewReservation, NewRun, Policy, Run, Waiting,
+    Attempt, Extension, Machine, MachineEvent, NewMachineState, NewReservation, NewRun, Owed, OwedKind, Policy, Run,
+    Waiting,
 };
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState, Priority, Purpose, Status};
@@ -380,4 +381,19 @@ async fn only_people_with_authority_decide_and_only_what_people_may() {
     assert_eq!(machine(&server, "m1").await.state, MachineState::Reserved, "people may work on what is broken");
     server.call(hand_back("m1").token(&server.submit)).await.ok::<Machine>();
     assert_eq!(machine(&server, "m1").await.state, MachineState::Enrolled);
+}
+
+#[tokio::test]
+async fn what_is_owed_for_long_is_said_when_asked_and_once_a_day() {
+    let server = Server::new().await;
+    let run = server.run(1).await;
+    assert_eq!(server.get("/api/v1/owed").await.ok::<Vec<Owed>>(), []);
+    let next = crashyard_server::passes::owed::tick(&server.state).await.unwrap();
+    server.advance(25 * 3600);
+    let owed: Vec<Owed> = server.get("/api/v1/owed").await.ok();
+    let job = server.jobs(&run).await[0].id.to_string();
+    assert_eq!(owed.iter().map(|one| (one.kind, &one.id)).collect::<Vec<_>>(), [(OwedKind::JobWaits, &job)]);
+    assert_ne!(crashyard_server::passes::owed::tick(&server.state).await.unwrap(), next);
+    let metrics = String::from_utf8(server.get("/metrics").await.body.to_vec()).unwrap();
+    assert!(metrics.contains("crashyard_owed{kind=\"job-waits\"} 1"), "{metrics}");
 }

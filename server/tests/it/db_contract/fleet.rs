@@ -11,6 +11,7 @@ pub async fn fleet(db: &Db) {
     quarantines(db).await;
     bound_jobs(db).await;
     ways_given(db).await;
+    debts(db).await;
 }
 
 fn reservation(machine: &MachineId, until: Timestamp) -> ReservationRow {
@@ -213,4 +214,31 @@ async fn ways_given(db: &Db) {
     let ended = write!(db, |tx| lease::end(tx, &early.attempt.id, &released(&early), &CARE.rule, at(3))).unwrap();
     let once = Care { tries: 1, ..CARE };
     assert_eq!(write!(db, |tx| lease::settle(tx, &ended, &once, at(3))), Settled::Queued, "it cost no try");
+}
+
+/// Nothing of a farm that works is owed, and each kind of debt is found where somebody breaks the ledger.
+async fn debts(db: &Db) {
+    use crashyard_server::db::owed;
+    let farm = farm(db, "fl-o", 1).await;
+    // Older than everything that other checks have left behind.
+    let long_ago = at(-900);
+    let run = RunRow { created_at: long_ago, ..run_row(&farm, None) };
+    let jobs: Vec<_> =
+        (0..2).map(|ordinal| JobRow { created_at: long_ago, ..job_row(&farm, &run.id, ordinal) }).collect();
+    write!(db, |tx| run::create(tx, &run, &jobs));
+    let has = |rows: Vec<owed::OwedRow>, id: &str| rows.iter().any(|row| row.id == id);
+    let waits = jobs[1].id.as_str();
+    assert!(has(owed::waiting_jobs(db, long_ago).await.unwrap(), waits), "it has waited since then");
+    assert!(!has(owed::waiting_jobs(db, Timestamp(long_ago.0 - 1)).await.unwrap(), waits), "not for that long");
+    let leased = lease(db, &farm, 0).await.unwrap();
+    let (job, attempt) = (leased.job.id.as_str(), leased.attempt.id.as_str());
+    let machine = farm.machines[0].id.as_str();
+    let late = at(10_000);
+    assert!(!has(owed::jobs_without_attempt(db, late).await.unwrap(), job));
+    assert!(!has(owed::machines_without_attempt(db, late).await.unwrap(), machine));
+    assert!(has(owed::attempts_without_lease(db, late).await.unwrap(), attempt), "nobody renewed it");
+    assert!(!has(owed::attempts_without_lease(db, NOW).await.unwrap(), attempt));
+    write!(db, |tx| lease::end(tx, &leased.attempt.id, &released(&leased), &CARE.rule, at(1)));
+    assert!(has(owed::jobs_without_attempt(db, late).await.unwrap(), job), "ended, and never settled");
+    assert!(!has(owed::runs_without_jobs(db, late).await.unwrap(), run.id.as_str()));
 }
