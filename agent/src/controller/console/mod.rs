@@ -2,7 +2,7 @@
 //!
 //! A channel ([`channel`]) is a way to the bytes that has to be held open: a BMC's serial over LAN, a terminal server, a
 //! serial port, a datagram socket, any program's standard output. What is printed while it is down is gone; so the recorder
-//! ([`recorder`]) opens it again at once, and writes into the record from when to when nobody listened, and why. The
+//! ([`recorder`]) opens it again at once, and writes into the record for how long nobody listened, and why. The
 //! record is evidence: nothing else is ever added to it, and nothing removed.
 
 mod channel;

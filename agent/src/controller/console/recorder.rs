@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -38,7 +38,12 @@ impl Recorder {
         let (input, typed) = mpsc::channel(16);
         let resumed = file.metadata()?.len() > 0;
         let stall = (stall_seconds > 0).then(|| Duration::from_secs(stall_seconds));
-        let record = Record { channel, file, stall, down: resumed.then_some("the controller was restarted") };
+        let record = Record {
+            channel,
+            file,
+            stall,
+            down: resumed.then_some(Down { why: "the controller was restarted", since: None }),
+        };
         Ok(Self { log, input, task: tokio::spawn(record.run(typed)) })
     }
 }
@@ -65,13 +70,20 @@ impl Console for Recorder {
     }
 }
 
+/// A time in which nobody listens.
+struct Down {
+    why: &'static str,
+    /// Since when, as far as this process knows.
+    since: Option<Instant>,
+}
+
 struct Record {
     channel: Channel,
     file: File,
     stall: Option<Duration>,
     /// Why nobody listens, if nobody does and something was heard before. Own words only: what the other end of a channel
     /// says could read like a kernel's last ones, and this is evidence.
-    down: Option<&'static str>,
+    down: Option<Down>,
 }
 
 impl Record {
@@ -87,7 +99,7 @@ impl Record {
                 told.clone_from(&detail);
             }
             if self.file.metadata().is_ok_and(|file| file.len() > 0) {
-                self.down.get_or_insert(why);
+                self.down.get_or_insert(Down { why, since: Some(Instant::now()) });
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -96,8 +108,8 @@ impl Record {
     /// Listens until the channel ends, and says how it did: in a word, and what its other end said.
     async fn listen(&mut self, typed: &mut mpsc::Receiver<Vec<u8>>) -> anyhow::Result<(&'static str, String)> {
         let mut open = self.channel.open().await?;
-        if let Some(why) = self.down.take() {
-            self.mark(why)?;
+        if let Some(down) = self.down.take() {
+            self.mark(&down)?;
         }
         let mut piece = vec![0; PIECE];
         loop {
@@ -118,9 +130,11 @@ impl Record {
         }
     }
 
-    /// Says in the record that something may be missing here. On a line of its own, whatever was being printed.
-    fn mark(&mut self, why: &str) -> std::io::Result<()> {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC");
-        self.file.write_all(format!("\r\n{GAP} up to {now}: {why}]\r\n").as_bytes())
+    /// Says in the record that something may be missing here. On a line of its own, whatever was being printed. How long, and
+    /// not when: the server knows when bytes came, and nobody believes an agent's clock.
+    fn mark(&mut self, down: &Down) -> std::io::Result<()> {
+        let span =
+            down.since.map_or_else(|| "some time".into(), |since| format!("{:.1} s", since.elapsed().as_secs_f64()));
+        self.file.write_all(format!("\r\n{GAP} for {span}: {}]\r\n", down.why).as_bytes())
     }
 }

@@ -34,9 +34,6 @@ const TRIES: u32 = 3;
 /// The one suite that `ipmi-rs` speaks (RAKP-HMAC-SHA1, HMAC-SHA1-96, AES-CBC-128).
 pub const BUILTIN_SUITE: u8 = 3;
 
-/// Entries of the event log that are read at most, from the oldest on.
-const EVENTS: usize = 4096;
-
 /// Where a BMC is and how to log in. `Debug` does not show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bmc {
@@ -151,19 +148,11 @@ impl Bmc {
         }
     }
 
-    /// The BMC's event log, oldest first: one line for each entry, its 16 bytes in hexadecimal (IPMI 2.0, section 32.1).
+    /// The BMC's event log, oldest first, a line for each entry. By `ipmitool` whatever the suite: it reads all of it in one
+    /// session and knows the names of sensors, and a session for each of a thousand entries would take minutes.
     pub async fn events(&self) -> anyhow::Result<Vec<String>> {
-        if self.suite != BUILTIN_SUITE {
-            return Ok(self.ipmitool(&["sel", "list"]).await?.lines().map(str::to_owned).collect());
-        }
-        let (mut lines, mut next) = (Vec::new(), 0);
-        let there = self.session(EventCount).await.context("count the events")?;
-        while next != LAST_EVENT && lines.len() < usize::from(there).min(EVENTS) {
-            let (after, record) = self.session(Event(next)).await.context("read the event log")?;
-            lines.push(record.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "));
-            next = after;
-        }
-        Ok(lines)
+        let said = self.ipmitool(&["sel", "list"]).await.context("read the event log")?;
+        Ok(said.lines().map(|line| line.trim().to_owned()).collect())
     }
 
     /// One command in a session of its own, which is dropped afterwards.
@@ -219,9 +208,6 @@ impl Bmc {
     }
 }
 
-/// Record id that ends the event log; 0 begins it.
-const LAST_EVENT: u16 = 0xffff;
-
 /// Set Session Privilege Level, IPMI 2.0 section 22.18.
 struct Administrator;
 
@@ -233,12 +219,6 @@ struct ChassisControl(Control);
 
 /// Set System Boot Options, section 28.12: boot flags, valid, once, PXE.
 struct NetworkBoot;
-
-/// Get SEL Info, section 31.2; the answer is the number of entries.
-struct EventCount;
-
-/// Get SEL Entry, section 31.5; the answer is the next entry's id and the whole record.
-struct Event(u16);
 
 macro_rules! command {
     ($name:ident, $self:ident, $netfn:ident, $number:expr, $data:expr, $output:ty, $parse:expr) => {
@@ -261,26 +241,3 @@ command!(Administrator, _this, App, 0x3b, vec![4], (), |data: &[u8]| data.first(
 command!(ChassisStatus, _this, Chassis, 0x01, vec![], bool, |data: &[u8]| (data.len() >= 3).then(|| data[0] & 1 != 0));
 command!(ChassisControl, this, Chassis, 0x02, vec![this.0 as u8], (), |_: &[u8]| Some(()));
 command!(NetworkBoot, _this, Chassis, 0x08, vec![5, 0x80, 0x04, 0, 0, 0], (), |_: &[u8]| Some(()));
-command!(EventCount, _this, Storage, 0x40, vec![], u16, |data: &[u8]| Some(u16::from_le_bytes([
-    *data.get(1)?,
-    *data.get(2)?
-])));
-
-impl From<Event> for Message {
-    fn from(Event(id): Event) -> Self {
-        let [low, high] = id.to_le_bytes();
-        Message::new_request(NetFn::Storage, 0x43, vec![0, 0, low, high, 0, 0xff])
-    }
-}
-
-impl IpmiCommand for Event {
-    type Output = (u16, Vec<u8>);
-    type Error = NotEnoughData;
-
-    fn parse_success_response(data: &[u8]) -> Result<Self::Output, NotEnoughData> {
-        match data {
-            [low, high, record @ ..] if record.len() == 16 => Ok((u16::from_le_bytes([*low, *high]), record.to_vec())),
-            _ => Err(NotEnoughData),
-        }
-    }
-}
