@@ -95,7 +95,7 @@ pub fn withdraw(directory: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// 128 bits from the system.
+/// 160 random bits.
 fn secret() -> String {
     ulid::Ulid::generate().to_string() + &ulid::Ulid::generate().to_string()
 }

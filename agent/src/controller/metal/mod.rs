@@ -185,6 +185,10 @@ impl Power for MetalPower {
     }
 
     async fn off(&self) -> anyhow::Result<String> {
+        // Whatever runs there is its base system's, or another attempt's whose evidence this would destroy.
+        if Offer::read(&self.directory)?.is_none() {
+            return Ok("this attempt never powered it on, so it is left as it is".into());
+        }
         self.keep_events().await?;
         netboot::withdraw(&self.directory)?;
         self.chassis.power(false).await
@@ -213,6 +217,9 @@ impl Power for MetalPower {
     }
 
     async fn check(&self) -> anyhow::Result<String> {
+        if Offer::read(&self.directory)?.is_none() {
+            return Ok("this attempt never powered it on".into());
+        }
         if self.chassis.is_on().await? {
             bail!("{} says that the machine is still on", self.chassis.what());
         }

@@ -37,6 +37,8 @@ async fn a_machine_that_runs_is_off_before_it_boots_and_a_restart_of_the_control
     std::fs::create_dir(&attempt).unwrap();
     let power = || MetalPower { machine: "m1".into(), chassis: chassis.clone(), directory: attempt.clone() };
     assert_eq!(power().status().await.unwrap(), PowerStatus::NeverOn, "whatever runs there is not this attempt's");
+    assert!(power().off().await.unwrap().contains("left as it is"));
+    assert!(chassis.is_on().await.unwrap(), "what this attempt did not start, it does not end");
     power().on(&plan()).await.unwrap();
     assert_eq!(power().status().await.unwrap(), PowerStatus::On);
     power().off().await.unwrap();
