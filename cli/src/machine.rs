@@ -254,7 +254,7 @@ fn details(shown: &Shown) -> String {
     for event in history.iter().take(30) {
         let by = if event.by == "server" { String::new() } else { format!(" [{}]", event.by) };
         let why = event.reason.as_deref().unwrap_or_default();
-        add(format!("{}  {:<12} {why}{by}", when(event.at), event.state));
+        add(format!("{}  {:<12} {why}{by}", when(event.at), event.state.as_str()));
     }
     out
 }
