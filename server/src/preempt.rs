@@ -11,9 +11,12 @@ use crashyard_protocol::{AttemptId, Priority, SelectorId};
 
 /// Makes room for new jobs of a priority, as far as no machine is idle for them.
 pub async fn make_room(state: &AppState, selector: &SelectorId, priority: Priority, jobs: usize) -> AppResult<()> {
+    if priority.class() == Priority::Bulk.class() {
+        return Ok(());
+    }
     let idle = queue::idle_machines(&state.db, selector).await?.len();
     let missing = i64::try_from(jobs.saturating_sub(idle)).unwrap_or(i64::MAX);
-    if missing == 0 || priority.class() == Priority::Bulk.class() {
+    if missing == 0 {
         return Ok(());
     }
     for attempt in lease::preemptible(&state.db, selector, priority.class(), missing).await? {

@@ -353,19 +353,25 @@ pub struct Bound {
     pub only_announced: Option<bool>,
     /// The machine it must not have.
     pub not_machine_id: Option<MachineId>,
+    /// Whether there is another one for it.
+    pub elsewhere: bool,
 }
 
 /// Jobs that wait for certain machines.
 pub async fn bound(db: &Db, limit: i64) -> DbResult<Vec<Bound>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(
         "SELECT j.id, j.selector_id, j.only_machine_id, m.name AS only_name, m.state AS only_state, \
-         m.announced AS only_announced, j.not_machine_id FROM job j LEFT JOIN machine m ON m.id = j.only_machine_id \
+         m.announced AS only_announced, j.not_machine_id, EXISTS (SELECT 1 FROM machine_selector ms \
+         JOIN machine o ON o.id = ms.machine_id WHERE ms.selector_id = j.selector_id AND o.id <> j.not_machine_id \
+         AND o.announced AND o.state NOT IN ('quarantined', 'retired')) AS elsewhere FROM job j LEFT JOIN machine m ON m.id = j.only_machine_id \
          WHERE j.state = 'queued' AND (j.only_machine_id IS NOT NULL OR j.not_machine_id IS NOT NULL) \
          ORDER BY j.id LIMIT $1",
     )
     .bind(limit)
     .fetch_all(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// Lets a job that must not have a certain machine have it after all, if there is no other; `true` if it may now.

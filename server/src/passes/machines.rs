@@ -57,27 +57,29 @@ pub async fn end_reservation(state: &AppState, machine: &crashyard_protocol::Mac
     Ok(true)
 }
 
-/// A job that waits for one machine, or for any but one.
+/// A job that waits for one machine, or for any but one. Writes only where there is something to do.
 async fn look_after(state: &AppState, job: &Bound) -> AppResult<()> {
-    let mut tx = state.db.begin().await?;
-    if let Some(name) = &job.only_name {
-        let gone = match (job.only_state, job.only_announced) {
-            (Some(machine @ (MachineState::Quarantined | MachineState::Retired)), _) => Some(machine.to_string()),
-            (_, Some(false)) => Some("not announced by its controller any more".to_owned()),
-            _ => None,
-        };
-        if let Some(gone) = gone {
-            let why = format!("not compared with the known-good kernel, because {name} is {gone}");
-            lease::conclude(&mut tx, &job.id, &why, &state.config.care(), state.now()).await?;
+    let Some(name) = &job.only_name else {
+        if job.elsewhere {
+            return Ok(());
+        }
+        let mut tx = state.db.begin().await?;
+        if lease::unbind(&mut tx, job).await? {
             tx.commit().await?;
-            let run = crate::db::run::job(&state.db, &job.id).await?.job.run_id;
-            state.wake.wake(&Topic::Run(run));
+            claim::offer(state, &job.selector_id, 1).await?;
         }
         return Ok(());
-    }
-    if lease::unbind(&mut tx, job).await? {
-        tx.commit().await?;
-        claim::offer(state, &job.selector_id, 1).await?;
-    }
+    };
+    let gone = match (job.only_state, job.only_announced) {
+        (Some(machine @ (MachineState::Quarantined | MachineState::Retired)), _) => machine.as_str(),
+        (_, Some(false)) => "not announced by its controller any more",
+        _ => return Ok(()),
+    };
+    let why = format!("not compared with the known-good kernel, because {name} is {gone}");
+    let mut tx = state.db.begin().await?;
+    lease::conclude(&mut tx, &job.id, &why, &state.config.care(), state.now()).await?;
+    tx.commit().await?;
+    let run = crate::db::run::job(&state.db, &job.id).await?.job.run_id;
+    state.wake.wake(&Topic::Run(run));
     Ok(())
 }

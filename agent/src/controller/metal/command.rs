@@ -13,12 +13,6 @@ use tokio::process::Command;
 /// How long one command may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a machine may take to be seen in the state it was switched to.
-const CONFIRM: Duration = Duration::from_secs(60);
-
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(500);
-
 /// Longest output that is quoted.
 const QUOTED: usize = 300;
 
@@ -74,6 +68,10 @@ impl Chassis for ByCommand {
         format!("the command {}", self.commands.status.first().map_or("", String::as_str))
     }
 
+    fn who(&self) -> &'static str {
+        "the status command"
+    }
+
     async fn is_on(&self) -> anyhow::Result<bool> {
         let said = self.run(&self.commands.status).await?;
         match said.split_whitespace().next_back() {
@@ -83,20 +81,8 @@ impl Chassis for ByCommand {
         }
     }
 
-    async fn power(&self, on: bool) -> anyhow::Result<String> {
-        let deadline = tokio::time::Instant::now() + CONFIRM;
-        let (words, state) = if on { (&self.commands.on, "on") } else { (&self.commands.off, "off") };
-        if self.is_on().await? == on {
-            return Ok(format!("the status command says that it is {state} already"));
-        }
-        self.run(words).await?;
-        while self.is_on().await? != on {
-            if tokio::time::Instant::now() >= deadline {
-                bail!("the status command does not say within {} s that it is {state}", CONFIRM.as_secs());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(format!("the status command says that it is {state}"))
+    async fn switch(&self, on: bool) -> anyhow::Result<()> {
+        self.run(if on { &self.commands.on } else { &self.commands.off }).await.map(drop)
     }
 
     async fn reset(&self) -> anyhow::Result<String> {

@@ -8,7 +8,9 @@
 //! raises the session above USER, so we do; and it sends nothing twice, so questions are asked again in a new session.
 //! A command is never repeated unless its outcome can be seen: powering on and off is, an NMI and a reset are not.
 
+use super::chassis::Chassis;
 use anyhow::{Context as _, bail};
+use async_trait::async_trait;
 use ipmi_rs::connection::{IpmiCommand, Message, NetFn, NotEnoughData};
 use ipmi_rs::{Ipmi, rmcp::Rmcp};
 use std::fmt;
@@ -22,13 +24,7 @@ const REPLY: Duration = Duration::from_secs(3);
 /// How long `ipmitool` may take for one command, with its own repetitions.
 const CHILD: Duration = Duration::from_secs(30);
 
-/// How long a machine may take to be seen in the power state it was asked for.
-const CONFIRM: Duration = Duration::from_secs(60);
-
-/// Pause between two looks at the power state; a BMC tells nothing unasked.
-const LOOK: Duration = Duration::from_millis(500);
-
-/// Sessions that a question is asked in before it counts as unanswered.
+/// Sessions that a question is asked in, or power is switched in, before that counts as failed.
 const TRIES: u32 = 3;
 
 /// The one suite that `ipmi-rs` speaks (RAKP-HMAC-SHA1, HMAC-SHA1-96, AES-CBC-128).
@@ -81,18 +77,6 @@ impl Control {
 }
 
 impl Bmc {
-    /// Whether the machine is on.
-    pub async fn is_on(&self) -> anyhow::Result<bool> {
-        let mut last = None;
-        for _ in 0..TRIES {
-            match self.ask_power().await {
-                Ok(on) => return Ok(on),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.context("no session was tried")?.context(format!("ask {self:?} for the power state")))
-    }
-
     async fn ask_power(&self) -> anyhow::Result<bool> {
         if self.suite == BUILTIN_SUITE {
             return self.session(ChassisStatus).await;
@@ -105,30 +89,6 @@ impl Bmc {
         }
     }
 
-    /// Powers on or off, and returns when a new session has seen it.
-    pub async fn power(&self, on: bool) -> anyhow::Result<String> {
-        let deadline = tokio::time::Instant::now() + CONFIRM;
-        let (control, word) = if on { (Control::On, "on") } else { (Control::Off, "off") };
-        if self.is_on().await? == on {
-            return Ok(format!("the BMC says that it is {word} already"));
-        }
-        // A lost answer is not a lost command: what counts is what the next sessions see.
-        let mut sent = self.control(control).await;
-        loop {
-            if self.is_on().await? == on {
-                return Ok(format!("the BMC says that it is {word}"));
-            }
-            if tokio::time::Instant::now() >= deadline {
-                let reason = sent.err().map_or_else(|| "it took the command".into(), |error| format!("{error:#}"));
-                bail!("the BMC does not say within {} s that the machine is {word}: {reason}", CONFIRM.as_secs());
-            }
-            tokio::time::sleep(LOOK).await;
-            if sent.is_err() {
-                sent = self.control(control).await;
-            }
-        }
-    }
-
     /// Sends one chassis command, once. After an error it may or may not have been carried out.
     pub async fn control(&self, control: Control) -> anyhow::Result<()> {
         let sent = if self.suite == BUILTIN_SUITE {
@@ -137,22 +97,6 @@ impl Bmc {
             self.ipmitool(&["chassis", "power", control.word()]).await.map(drop)
         };
         sent.with_context(|| format!("chassis control {} by {self:?}", control.word()))
-    }
-
-    /// Makes the next boot, and only that one, a boot from the network.
-    pub async fn boot_from_network_once(&self) -> anyhow::Result<()> {
-        if self.suite == BUILTIN_SUITE {
-            self.session(NetworkBoot).await.context("set the boot source")
-        } else {
-            self.ipmitool(&["chassis", "bootdev", "pxe"]).await.map(drop).context("set the boot source")
-        }
-    }
-
-    /// The BMC's event log, oldest first, a line for each entry. By `ipmitool` whatever the suite: it reads all of it in one
-    /// session and knows the names of sensors, and a session for each of a thousand entries would take minutes.
-    pub async fn events(&self) -> anyhow::Result<Vec<String>> {
-        let said = self.ipmitool(&["sel", "list"]).await.context("read the event log")?;
-        Ok(said.lines().map(|line| line.trim().to_owned()).collect())
     }
 
     /// One command in a session of its own, which is dropped afterwards.
@@ -205,6 +149,72 @@ impl Bmc {
             bail!("ipmitool: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+#[async_trait]
+impl Chassis for Bmc {
+    fn what(&self) -> String {
+        format!("IPMI at {}", self.host)
+    }
+
+    fn who(&self) -> &'static str {
+        "the BMC"
+    }
+
+    async fn is_on(&self) -> anyhow::Result<bool> {
+        let mut last = None;
+        for _ in 0..TRIES {
+            match self.ask_power().await {
+                Ok(on) => return Ok(on),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no session was tried")?.context(format!("ask {self:?} for the power state")))
+    }
+
+    async fn switch(&self, on: bool) -> anyhow::Result<()> {
+        let control = if on { Control::On } else { Control::Off };
+        let mut sent = self.control(control).await;
+        for _ in 1..TRIES {
+            // A lost answer is not a lost command: what counts is what the next session sees.
+            if sent.is_ok() || self.is_on().await? == on {
+                return Ok(());
+            }
+            sent = self.control(control).await;
+        }
+        sent
+    }
+
+    async fn reset(&self) -> anyhow::Result<String> {
+        self.control(Control::Reset).await?;
+        Ok("the BMC took the reset".into())
+    }
+
+    async fn nmi(&self) -> anyhow::Result<String> {
+        self.control(Control::Diagnostic).await?;
+        Ok("the BMC took the diagnostic interrupt".into())
+    }
+
+    async fn boot_from_network_once(&self) -> anyhow::Result<String> {
+        let set = if self.suite == BUILTIN_SUITE {
+            self.session(NetworkBoot).await
+        } else {
+            self.ipmitool(&["chassis", "bootdev", "pxe"]).await.map(drop)
+        };
+        set.context("set the boot source")?;
+        Ok("its next boot is from the network".into())
+    }
+
+    /// By `ipmitool` whatever the suite: it reads all of it in one session and knows the names of sensors, and a session for
+    /// each of a thousand entries would take minutes.
+    async fn events(&self) -> anyhow::Result<Option<Vec<String>>> {
+        let said = self.ipmitool(&["sel", "list"]).await.context("read the event log")?;
+        Ok(Some(said.lines().map(|line| line.trim().to_owned()).collect()))
+    }
+
+    async fn can_nmi(&self) -> anyhow::Result<String> {
+        bail!("IPMI does not say whether the BMC takes a diagnostic interrupt; only sending one shows it")
     }
 }
 

@@ -17,12 +17,6 @@ use std::time::Duration;
 /// How long one answer may take; BMCs are slow.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// How long a machine may take to be seen in the power state it was asked for.
-const CONFIRM: Duration = Duration::from_secs(90);
-
-/// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Largest document that is read.
 const DOCUMENT: u64 = 8 << 20;
 
@@ -190,6 +184,10 @@ impl Chassis for Redfish {
         format!("Redfish at {}", self.base.host_str().unwrap_or_default())
     }
 
+    fn who(&self) -> &'static str {
+        "the service"
+    }
+
     async fn is_on(&self) -> anyhow::Result<bool> {
         match self.system().await?.get("PowerState").and_then(Value::as_str) {
             // On its way down it is still on, on its way up not yet.
@@ -199,20 +197,8 @@ impl Chassis for Redfish {
         }
     }
 
-    async fn power(&self, on: bool) -> anyhow::Result<String> {
-        let word = if on { "on" } else { "off" };
-        if self.is_on().await? == on {
-            return Ok(format!("the service says that it is {word} already"));
-        }
-        self.reset_to(if on { &["On", "ForceOn"] } else { &["ForceOff"] }).await?;
-        let deadline = tokio::time::Instant::now() + CONFIRM;
-        while self.is_on().await? != on {
-            if tokio::time::Instant::now() >= deadline {
-                bail!("the service does not say within {} s that the machine is {word}", CONFIRM.as_secs());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(format!("the service says that it is {word}"))
+    async fn switch(&self, on: bool) -> anyhow::Result<()> {
+        self.reset_to(if on { &["On", "ForceOn"] } else { &["ForceOff"] }).await.map(drop)
     }
 
     async fn reset(&self) -> anyhow::Result<String> {

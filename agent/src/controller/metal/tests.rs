@@ -1,6 +1,7 @@
 use super::command::{ByCommand, Commands};
 use super::*;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A machine whose power is a file, switched by a real program.
 fn switched(directory: &Path, nmi: bool) -> Arc<ByCommand> {
@@ -63,18 +64,22 @@ async fn what_commands_cannot_do_is_an_error_that_says_so() {
 }
 
 /// A chassis whose event log a test writes.
-struct Logged(std::sync::Mutex<Vec<String>>);
+struct Logged(std::sync::Mutex<Vec<String>>, AtomicBool);
 
 #[async_trait]
 impl Chassis for Logged {
     fn what(&self) -> String {
         "a test".into()
     }
-    async fn is_on(&self) -> anyhow::Result<bool> {
-        Ok(false)
+    fn who(&self) -> &'static str {
+        "a test"
     }
-    async fn power(&self, _on: bool) -> anyhow::Result<String> {
-        Ok(String::new())
+    async fn is_on(&self) -> anyhow::Result<bool> {
+        Ok(self.1.load(Ordering::SeqCst))
+    }
+    async fn switch(&self, on: bool) -> anyhow::Result<()> {
+        self.1.store(on, Ordering::SeqCst);
+        Ok(())
     }
     async fn reset(&self) -> anyhow::Result<String> {
         bail!("not here")
@@ -96,7 +101,7 @@ impl Chassis for Logged {
 #[tokio::test]
 async fn of_the_event_log_what_came_during_the_attempt_is_evidence() {
     let dir = tempfile::tempdir().unwrap();
-    let chassis = Arc::new(Logged(std::sync::Mutex::new(vec!["old".into()])));
+    let chassis = Arc::new(Logged(std::sync::Mutex::new(vec!["old".into()]), AtomicBool::new(false)));
     let power = MetalPower { machine: "m1".into(), chassis: chassis.clone(), directory: dir.path().into() };
     let kept = || std::fs::read_to_string(dir.path().join(EVENTS));
     power.on(&plan()).await.unwrap();
