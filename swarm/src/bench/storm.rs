@@ -28,8 +28,8 @@ const SUBMIT_EVERY: Duration = Duration::from_millis(200);
 /// Before a request that failed goes to the next server.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long nothing may be finished after the last kill, before what is owed counts as lost. What was submitted faster than
-/// it could be worked off may take as long as it likes.
+/// How long no attempt may end after the last kill, before what is owed counts as lost. What was submitted faster than it
+/// could be worked off may take as long as it likes; runs of such a queue end late and all at once.
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// What the labs know.
@@ -213,11 +213,10 @@ impl Lab {
 
     /// Runs that were acknowledged and are not whole and done in time.
     async fn not_done(&self, runs: &[RunId]) -> anyhow::Result<usize> {
-        let mut progress = Instant::now();
+        let (mut progress, mut attempts) = (Instant::now(), 0);
         let mut open: Vec<RunId> = runs.to_vec();
         let mut lost = 0;
         while !open.is_empty() && progress.elapsed() < SETTLE {
-            let before = open.len();
             let mut still = Vec::new();
             for id in open {
                 let run = self.clients[0].run(&id).await?;
@@ -228,8 +227,9 @@ impl Lab {
                 }
             }
             open = still;
-            if open.len() < before {
-                progress = Instant::now();
+            let ended = self.book().consoles.len();
+            if ended > attempts {
+                (progress, attempts) = (Instant::now(), ended);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
