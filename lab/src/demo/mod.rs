@@ -37,7 +37,7 @@ pub struct Options {
     /// Their driver.
     #[arg(long, default_value = "qemu")]
     driver: String,
-    /// Run only the scenarios with these names. `dump-to-disk` runs only when it is named.
+    /// Run only the scenarios with these names. `dump-to-disk` and `nmi` run only when they are named.
     #[arg(long = "scenario")]
     scenarios: Vec<String>,
 }
