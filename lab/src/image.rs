@@ -6,8 +6,8 @@
 
 use crate::cache::Cache;
 use crate::command::{filter, find, output};
-use crate::kernel::{self, Kernel};
-use anyhow::{Context as _, bail};
+use crate::kernel::{self, Flavour, Kernel};
+use anyhow::{Context as _, bail, ensure};
 use crashyard_agent::cpio::Archive;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,10 +65,15 @@ pub struct Parts {
     pub compress: bool,
 }
 
-/// Builds the image for QEMU with Debian's kernel, or finds it in the cache.
-pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
-    let kernel = kernel::newest(cache)?;
-    let lists = [("boot", &MODULES), ("target", &INVENTORY)];
+/// Builds the image for QEMU with Debian's kernel, or finds it in the cache. With modules that a real machine needs, its
+/// kernel is that for all hardware.
+pub fn build(cache: &Cache, source: &Path, extra: &[String]) -> anyhow::Result<Image> {
+    let kernel = kernel::newest(cache, if extra.is_empty() { Flavour::Cloud } else { Flavour::Generic })?;
+    let hardware: Vec<&str> = MODULES.into_iter().chain(extra.iter().map(String::as_str)).collect();
+    for name in extra {
+        ensure!(!self::modules(&kernel, &[name])?.is_empty(), "{} has no module {name}", kernel.package);
+    }
+    let lists = [("boot", hardware.as_slice()), ("target", INVENTORY.as_slice())];
     let modules = lists
         .into_iter()
         .map(|(list, names)| Ok((list.to_owned(), modules(&kernel, names)?)))

@@ -122,14 +122,14 @@ impl Lab {
         Self { sim, machine: Some(machine), directory, port, netboot, lost }
     }
 
-    /// The machines' part of a controller's configuration. The server is on this host, which the machine has at 10.0.2.2.
+    /// The machines' part of a controller's configuration. The server is on this host, which the machine has at 10.9.8.2.
     fn configuration(&self) -> String {
         let password = self.directory.path().join("password");
         std::fs::write(&password, "secret\n").expect("the password");
         std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).expect("chmod");
         format!(
             "[netboot]\nlisten = \"127.0.0.1:{}\"\n\n[[machine]]\nname = \"m1\"\ncmdline = \"no_timer_check\"\n\
-             server_from_machine = \"http://10.0.2.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"127.0.0.1\"\n\
+             server_from_machine = \"http://10.9.8.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"127.0.0.1\"\n\
              port = {}\nuser = \"admin\"\npassword_file = \"{}/password\"\n\n[[machine.metal.console]]\nsol = true\n",
             self.netboot,
             self.port,
@@ -232,14 +232,17 @@ fn be_a_machine(told: impl std::io::BufRead, wires: &Wires) {
 
 /// A PC with 2 CPUs, no disk, and a network card that can boot.
 fn firmware(wires: &Wires, from_network: bool) -> Child {
-    let script = format!("http://10.0.2.2:{}/boot/m1/boot.ipxe", wires.netboot);
+    let script = format!("http://10.9.8.2:{}/boot/m1/boot.ipxe", wires.netboot);
     Command::new("qemu-system-x86_64")
         // Without graphics the firmware speaks on the serial port.
         .args(["-machine", "pc,graphics=off", "-accel", "tcg,thread=single", "-m", "1024", "-smp", "2"])
         .args(["-display", "none", "-nodefaults", "-no-user-config"])
         .args(["-chardev", &format!("socket,id=s,host=127.0.0.1,port={}", wires.serial)])
         .args(["-serial", "chardev:s"])
-        .args(["-netdev", &format!("user,id=n,bootfile={script}"), "-device", "virtio-net-pci,netdev=n"])
+        // Addresses that nobody could have guessed, and a card that the kernel for virtual machines has no driver for.
+        .args(["-netdev", &format!("user,id=n,net=10.9.8.0/24,bootfile={script}"), "-device", "e1000e,netdev=n"])
+        // The machine's own way to its BMC.
+        .args(["-device", "ipmi-bmc-sim,id=bmc", "-device", "isa-ipmi-kcs,bmc=bmc"])
         .args(["-boot", if from_network { "order=n" } else { "order=c" }])
         .args(["-monitor", "stdio"])
         .stdin(Stdio::piped())
@@ -256,7 +259,8 @@ async fn a_machine_with_a_bmc_crashes_by_its_nmi_and_is_judged_over_its_own_cons
     let port = free_port();
     std::fs::write(&machines, lab.configuration().replace("SERVER", &port.to_string())).expect("machines.toml");
     let farm = data.path().join("farm");
-    let options = ["--machines".as_ref(), machines.as_os_str(), "--driver".as_ref(), "metal".as_ref()];
+    let words = ["--machines", "", "--driver", "metal", "--module", "e1000e"].map(std::ffi::OsStr::new);
+    let options = words.map(|word| if word.is_empty() { machines.as_os_str() } else { word });
     let mut demo = Demo::start_at(&farm, port, &["nmi"], &options);
     demo.wait_for("1 of 1 as predicted");
     let client = Client::new(&demo.url, None);
@@ -272,6 +276,11 @@ async fn a_machine_with_a_bmc_crashes_by_its_nmi_and_is_judged_over_its_own_cons
     let missed: Vec<_> = console.lines().filter(|line| line.contains("was not heard")).collect();
     assert!(missed.is_empty(), "{missed:?} in a console that begins with {}", &console[..console.len().min(500)]);
 
+    let found = client.machine_inventory("m1").await.unwrap();
+    for fact in ["cpu.vendor", "memory.mib", "firmware.version", "network.cards", "bmc.firmware"] {
+        assert!(found.facts.contains_key(fact), "{fact} in {found:?}");
+    }
+    assert_eq!(found.facts["network.cards"], "8086:10d3");
     assert!(lab.lost.load(Ordering::SeqCst) > 0, "the wire was as bad as it should be");
 
     // A check beside a running controller is refused: it would take the console from it.
