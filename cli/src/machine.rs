@@ -6,7 +6,7 @@ use crate::triage::vmcore::text;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use crashyard_protocol::MachineState;
-use crashyard_protocol::api::{Extension, Machine, MachineEvent, NewMachineState, NewReservation};
+use crashyard_protocol::api::{Extension, Inventory, Machine, MachineEvent, NewMachineState, NewReservation};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::clock::Timestamp;
 use serde::Serialize;
@@ -20,6 +20,14 @@ pub enum MachineCommand {
     /// Show one machine: state, reservation, labels, and what happened to it
     #[command(after_help = "  crashyard machine show vmx-crash-1\n  crashyard machine show vmx-crash-1 --json")]
     Show(One),
+    /// Show what a machine is made of: CPU, VMX capabilities, microcode, firmware, memory, network cards, BMC
+    #[command(after_help = "\
+The agent on the machine collects it in every attempt. Labels follow from it (`crashyard machine show`), so that plans can
+ask for them: \"requires\": [\"vmx.unrestricted\", \"memory_mib >= 65536\"]. What changes goes into the machine's history.
+
+  crashyard machine inventory vmx-crash-1
+  crashyard machine inventory vmx-crash-1 --json | jq -r '.facts[\"cpu.microcode\"]'")]
+    Inventory(One),
     /// Give a machine back to the jobs: ends a quarantine or a retirement, and forgives what it did
     Release(Decide),
     /// Keep jobs away from a machine until somebody releases it
@@ -107,6 +115,7 @@ impl MachineCommand {
         match self {
             Self::List(common) => list(&common).await,
             Self::Show(one) => show(&one).await,
+            Self::Inventory(one) => inventory(&one).await,
             Self::Release(decide) => set(decide, MachineState::Available).await,
             Self::Quarantine(decide) => set(decide, MachineState::Quarantined).await,
             Self::Retire(decide) => set(decide, MachineState::Retired).await,
@@ -166,6 +175,7 @@ async fn list(common: &Common) -> anyhow::Result<()> {
 #[derive(Serialize)]
 struct Shown {
     machine: Machine,
+    inventory: Inventory,
     history: Vec<MachineEvent>,
 }
 
@@ -173,8 +183,29 @@ async fn show(one: &One) -> anyhow::Result<()> {
     let client = one.common.server.client();
     let machine = client.machine(&one.machine).await.map_err(|error| said(&error))?;
     let history = client.machine_history(&one.machine).await.map_err(|error| said(&error))?;
-    let shown = Shown { machine, history };
+    let inventory = client.machine_inventory(&one.machine).await.map_err(|error| said(&error))?;
+    let shown = Shown { machine, inventory, history };
     one.common.print(&shown, || details(&shown))
+}
+
+async fn inventory(one: &One) -> anyhow::Result<()> {
+    let found = one.common.server.client().machine_inventory(&one.machine).await.map_err(|error| said(&error))?;
+    one.common.print(&found, || facts(&found))
+}
+
+/// An inventory for people.
+fn facts(found: &Inventory) -> String {
+    let Some(at) = found.seen_at else {
+        return "Nothing is known of it yet: the agent on the machine finds it out in its first attempt.\n".into();
+    };
+    let mut out = format!("found on {}\n\n", when(at));
+    for (name, value) in &found.facts {
+        out.push_str(&format!("{}\n", text::safe(&format!("{name:<20} {value}"))));
+    }
+    for one in &found.contradictions {
+        out.push_str(&format!("\nThe configuration is wrong: {}\n", text::safe(one)));
+    }
+    out
 }
 
 async fn set(decide: Decide, state: MachineState) -> anyhow::Result<()> {
@@ -204,6 +235,9 @@ fn line(machine: &Machine, now: Timestamp) -> String {
     if let Some(reservation) = machine.reservation.as_ref().filter(|one| one.began_at.is_none()) {
         why = format!("next is {} ({}). {why}", reservation.owner, reservation.reason);
     }
+    if let Some(how) = &machine.differs {
+        why = format!("{why} Fails differently: {how}.").trim_start().to_owned();
+    }
     let since = ago(now, machine.state_since);
     format!("{}\n", text::safe(format!("{:<24} {state:<12} {since:>6}  {why}", machine.name).trim_end()))
 }
@@ -230,7 +264,7 @@ fn reserved(machine: &Machine) -> String {
 }
 
 fn details(shown: &Shown) -> String {
-    let Shown { machine, history } = shown;
+    let Shown { machine, inventory, history } = shown;
     let mut out = line(machine, now());
     let mut add = |text: String| {
         // Writing to a string does not fail.
@@ -247,6 +281,9 @@ fn details(shown: &Shown) -> String {
     }
     for (key, value) in &machine.labels {
         add(format!("label       {key} = {value}"));
+    }
+    for one in &inventory.contradictions {
+        add(format!("wrong       {one}"));
     }
     if !history.is_empty() {
         add(String::new());
@@ -282,6 +319,7 @@ mod tests {
             reachable: true,
             quarantined_until: Some(Timestamp(3_600_000)),
             on_probation: false,
+            differs: Some("MISS in 5 of 9 attempts; others in 0 of 40 at the same tests".into()),
             reservation: None,
         }
     }
@@ -290,6 +328,7 @@ mod tests {
     fn a_machines_line_says_where_it_is_why_and_until_when_and_is_safe_for_a_terminal() {
         let text = line(&machine(), Timestamp(7_200_000));
         assert!(text.contains("quarantined") && text.contains("(until 1970-01-01 01:00:00 UTC)"), "{text}");
+        assert!(text.contains("Fails differently: MISS in 5 of 9"), "{text}");
         assert!(text.contains("2 h") && !text.contains('\u{1b}'), "{text}");
         let silent = line(&Machine { reachable: false, ..machine() }, Timestamp(0));
         assert!(silent.contains("unknown") && silent.contains("was quarantined"), "{silent}");

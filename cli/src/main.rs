@@ -2,6 +2,7 @@
 //!
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
+mod console;
 mod job;
 mod machine;
 mod owed;
@@ -34,6 +35,10 @@ enum Command {
     Machine(machine::MachineCommand),
     /// Take a machine out of the farm for a time
     Reserve(machine::Reserve),
+    /// A live attempt's console: read it, type into it, send SysRq
+    Console(console::Console),
+    /// What it takes to do an attempt again, as commands
+    Repro(console::Repro),
     /// Say what the farm owes and has not delivered; the exit status is 1 if there is anything
     Owed(owed::Owed),
     /// Dumps that the server keeps: open one here, hold it, let go of it
@@ -58,6 +63,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Job(what) => what.run(),
         Command::Machine(what) => server::wait(what.run()),
         Command::Reserve(what) => server::wait(what.run()),
+        Command::Console(what) => server::wait(what.run()),
+        Command::Repro(what) => server::wait(what.run()),
         Command::Owed(what) => server::wait(what.run()),
         Command::Vmcore(what) => what.run(),
     }

@@ -6,8 +6,8 @@
 
 use crate::cache::Cache;
 use crate::command::{filter, find, output};
-use crate::kernel::{self, Kernel};
-use anyhow::{Context as _, bail};
+use crate::kernel::{self, Flavour, Kernel};
+use anyhow::{Context as _, bail, ensure};
 use crashyard_agent::cpio::Archive;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,14 @@ const INIT: &str = include_str!("../image/init");
 /// Modules of QEMU's hardware. One that the kernel has built in, or does not have, is left out.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
 
+/// Modules by which the kernel under test shows what the machine is made of: the CPU's registers, and the BMC.
+const INVENTORY: [&str; 3] = ["msr", "ipmi_devintf", "ipmi_si"];
+
 /// Programs from this host with the shared libraries they name.
 const PROGRAMS: [&str; 2] = ["makedumpfile", "kexec"];
 
 /// Counts up when this file builds something else from the same parts.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// Fast to unpack, and small enough: the kernel checks the hash of what kexec loads, byte by byte.
 const ZSTD_LEVEL: i32 = 9;
@@ -62,10 +65,19 @@ pub struct Parts {
     pub compress: bool,
 }
 
-/// Builds the image for QEMU with Debian's kernel, or finds it in the cache.
-pub fn build(cache: &Cache, source: &Path) -> anyhow::Result<Image> {
-    let kernel = kernel::newest(cache)?;
-    let modules = BTreeMap::from([("boot".to_owned(), modules(&kernel, &MODULES)?)]);
+/// Builds the image for QEMU with Debian's kernel, or finds it in the cache. With modules that a real machine needs, its
+/// kernel is that for all hardware.
+pub fn build(cache: &Cache, source: &Path, extra: &[String]) -> anyhow::Result<Image> {
+    let kernel = kernel::newest(cache, if extra.is_empty() { Flavour::Cloud } else { Flavour::Generic })?;
+    let hardware: Vec<&str> = MODULES.into_iter().chain(extra.iter().map(String::as_str)).collect();
+    for name in extra {
+        ensure!(!self::modules(&kernel, &[name])?.is_empty(), "{} has no module {name}", kernel.package);
+    }
+    let lists = [("boot", hardware.as_slice()), ("target", INVENTORY.as_slice())];
+    let modules = lists
+        .into_iter()
+        .map(|(list, names)| Ok((list.to_owned(), modules(&kernel, names)?)))
+        .collect::<anyhow::Result<_>>()?;
     let Kernel { package, release, image, .. } = kernel;
     assemble(cache, &build_agent(cache, source)?, Parts { package, release, kernel: image, modules, compress: true })
 }

@@ -6,8 +6,24 @@ use anyhow::{Context as _, bail};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-/// The package that always depends on the newest kernel of its kind.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+/// Which of Debian's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// For virtual machines: small.
+    Cloud,
+    /// For all hardware.
+    Generic,
+}
+
+impl Flavour {
+    /// The package that always depends on the newest kernel of its kind.
+    fn meta_package(self) -> &'static str {
+        match self {
+            Self::Cloud => "linux-image-cloud-amd64",
+            Self::Generic => "linux-image-amd64",
+        }
+    }
+}
 
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
@@ -23,15 +39,16 @@ pub struct Kernel {
 }
 
 /// Gets the newest kernel; without a package list or mirror, the newest one that was got before.
-pub fn newest(cache: &Cache) -> anyhow::Result<Kernel> {
-    let (package, root) = match resolve().and_then(|(name, version)| {
+pub fn newest(cache: &Cache, flavour: Flavour) -> anyhow::Result<Kernel> {
+    let (package, root) = match resolve(flavour.meta_package()).and_then(|(name, version)| {
         let package = format!("{name}_{version}");
         let root = cache.directory(&format!("kernels/{package}"), |into| fetch(&name, &version, into))?;
         Ok((package, root))
     }) {
         Ok(found) => found,
         Err(error) => {
-            let kept = newest_kept(cache).with_context(|| format!("{error:#}; and no kernel was kept from before"))?;
+            let kept = newest_kept(cache, flavour)
+                .with_context(|| format!("{error:#}; and no kernel was kept from before"))?;
             eprintln!("Using the kernel kept from before: {error:#}");
             kept
         }
@@ -45,8 +62,8 @@ pub fn newest(cache: &Cache) -> anyhow::Result<Kernel> {
 }
 
 /// Name and version of the package behind the meta package. Updates the package lists if they do not know it.
-fn resolve() -> anyhow::Result<(String, String)> {
-    let show = || output("apt-cache", ["show", "--no-all-versions", META_PACKAGE]);
+fn resolve(meta: &str) -> anyhow::Result<(String, String)> {
+    let show = || output("apt-cache", ["show", "--no-all-versions", meta]);
     let text = match show() {
         Ok(text) => text,
         Err(_) => {
@@ -54,7 +71,7 @@ fn resolve() -> anyhow::Result<(String, String)> {
             show()?
         }
     };
-    parse_depends(&String::from_utf8_lossy(&text)).with_context(|| format!("what {META_PACKAGE} depends on"))
+    parse_depends(&String::from_utf8_lossy(&text)).with_context(|| format!("what {meta} depends on"))
 }
 
 /// Reads `Depends: NAME (= VERSION)`.
@@ -88,10 +105,11 @@ fn fetch(name: &str, version: &str, into: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn newest_kept(cache: &Cache) -> anyhow::Result<(String, PathBuf)> {
+fn newest_kept(cache: &Cache, flavour: Flavour) -> anyhow::Result<(String, PathBuf)> {
     let newest = std::fs::read_dir(cache.path("kernels"))?
         .filter_map(Result::ok)
         .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+        .filter(|entry| entry.file_name().to_string_lossy().contains("-cloud-") == (flavour == Flavour::Cloud))
         .max_by_key(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok())
         .context("the cache is empty")?;
     Ok((newest.file_name().to_string_lossy().into_owned(), newest.path()))

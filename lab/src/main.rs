@@ -48,7 +48,7 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
     let Arguments { source, command } = Arguments::parse();
     match command {
         Command::Image => {
-            let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source)).await??;
+            let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source, &[])).await??;
             println!("{}", serde_json::to_string_pretty(&image)?);
             Ok(std::process::ExitCode::SUCCESS)
         }

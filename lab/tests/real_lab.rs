@@ -1,7 +1,8 @@
 //! A machine as labs have them: a BMC that speaks IPMI, a serial console over LAN, a firmware that boots from the network.
 //!
 //! The BMC is OpenIPMI's `ipmi_sim`; the machine behind it is QEMU with a firmware of its own, started and stopped by
-//! nothing but what the BMC is told. The controller knows neither: it has an address, a password and the network.
+//! nothing but what the BMC is told. The controller knows neither: it has an address, a password and the network. Between
+//! the two lies a wire that delays every datagram and loses some of the console's.
 
 #[expect(dead_code, reason = "the browser is for the tests beside this one")]
 mod support;
@@ -9,13 +10,17 @@ mod support;
 use crashyard_protocol::api::{Attempt, Job, Page, Run};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{StageName, StageState, Status};
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use support::Demo;
 
 const CHASSIS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/tests/ipmi/chassis.c");
@@ -63,8 +68,10 @@ struct Lab {
     sim: Child,
     machine: Option<JoinHandle<()>>,
     directory: tempfile::TempDir,
+    /// Of the wire to the BMC.
     port: u16,
     netboot: u16,
+    lost: Arc<AtomicUsize>,
 }
 
 impl Lab {
@@ -109,17 +116,20 @@ impl Lab {
             said.extend(byte);
         }
         std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+        let (port, lost) = bad_wire(port);
         let wires = Wires { serial, netboot };
         let machine = std::thread::spawn(move || be_a_machine(BufReader::new(told), &wires));
-        Self { sim, machine: Some(machine), directory, port, netboot }
+        Self { sim, machine: Some(machine), directory, port, netboot, lost }
     }
 
-    /// The machines' part of a controller's configuration. The server is on this host, which the machine has at 10.0.2.2.
+    /// The machines' part of a controller's configuration. The server is on this host, which the machine has at 10.9.8.2.
     fn configuration(&self) -> String {
-        std::fs::write(self.directory.path().join("password"), "secret\n").expect("the password");
+        let password = self.directory.path().join("password");
+        std::fs::write(&password, "secret\n").expect("the password");
+        std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).expect("chmod");
         format!(
             "[netboot]\nlisten = \"127.0.0.1:{}\"\n\n[[machine]]\nname = \"m1\"\ncmdline = \"no_timer_check\"\n\
-             server_from_machine = \"http://10.0.2.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"127.0.0.1\"\n\
+             server_from_machine = \"http://10.9.8.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"127.0.0.1\"\n\
              port = {}\nuser = \"admin\"\npassword_file = \"{}/password\"\n\n[[machine.metal.console]]\nsol = true\n",
             self.netboot,
             self.port,
@@ -143,6 +153,55 @@ fn free_udp_port() -> u16 {
     std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }
 
+/// How long a datagram is under way.
+const DELAY: Duration = Duration::from_millis(20);
+
+/// One of so many datagrams of serial over LAN is lost. A lost command is another test's: an NMI must not be sent twice.
+const LOSES: usize = 20;
+
+/// A wire to the BMC's port; returns its own, and how many datagrams it has lost.
+fn bad_wire(bmc: u16) -> (u16, Arc<AtomicUsize>) {
+    let front = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
+    let port = front.local_addr().expect("an address").port();
+    let (seen, lost) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let losing = lost.clone();
+    // The payload type of an RMCP+ datagram is at byte 5; 1 is serial over LAN (IPMI 2.0, table 13-16).
+    let passes = move |datagram: &[u8]| {
+        std::thread::sleep(DELAY);
+        let console = datagram.get(5).is_some_and(|kind| kind & 0x3f == 1);
+        if console && (seen.fetch_add(1, Ordering::SeqCst) + 1).is_multiple_of(LOSES) {
+            losing.fetch_add(1, Ordering::SeqCst);
+            return false;
+        }
+        true
+    };
+    std::thread::spawn(move || {
+        let mut sessions: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+        let mut buffer = [0; 2048];
+        while let Ok((size, client)) = front.recv_from(&mut buffer) {
+            let session = sessions.entry(client).or_insert_with(|| {
+                let back = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
+                back.connect(("127.0.0.1", bmc)).expect("the BMC");
+                let (replies, front, passes) = (back.clone(), front.clone(), passes.clone());
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 2048];
+                    while let Ok(size) = replies.recv(&mut buffer) {
+                        if passes(&buffer[..size]) {
+                            // A client that has given up is no trouble of the wire's.
+                            let _ = front.send_to(&buffer[..size], client);
+                        }
+                    }
+                });
+                back
+            });
+            if passes(&buffer[..size]) {
+                let _ = session.send(&buffer[..size]);
+            }
+        }
+    });
+    (port, lost)
+}
+
 /// Does what the BMC was told, as the board of a machine does.
 fn be_a_machine(told: impl std::io::BufRead, wires: &Wires) {
     let (mut running, mut from_network): (Option<Child>, bool) = (None, false);
@@ -155,6 +214,10 @@ fn be_a_machine(told: impl std::io::BufRead, wires: &Wires) {
         match line.expect("text").as_str() {
             "control 0" | "end 0" => stop(&mut running),
             "control 1" if running.is_none() => running = Some(firmware(wires, std::mem::take(&mut from_network))),
+            "control 4" => {
+                let monitor = running.as_mut().and_then(|machine| machine.stdin.as_mut());
+                monitor.expect("a machine that is on").write_all(b"nmi\n").expect("QEMU's monitor");
+            }
             "control 3" => {
                 stop(&mut running);
                 running = Some(firmware(wires, std::mem::take(&mut from_network)));
@@ -169,30 +232,36 @@ fn be_a_machine(told: impl std::io::BufRead, wires: &Wires) {
 
 /// A PC with 2 CPUs, no disk, and a network card that can boot.
 fn firmware(wires: &Wires, from_network: bool) -> Child {
-    let script = format!("http://10.0.2.2:{}/boot/m1/boot.ipxe", wires.netboot);
+    let script = format!("http://10.9.8.2:{}/boot/m1/boot.ipxe", wires.netboot);
     Command::new("qemu-system-x86_64")
         // Without graphics the firmware speaks on the serial port.
         .args(["-machine", "pc,graphics=off", "-accel", "tcg,thread=single", "-m", "1024", "-smp", "2"])
         .args(["-display", "none", "-nodefaults", "-no-user-config"])
         .args(["-chardev", &format!("socket,id=s,host=127.0.0.1,port={}", wires.serial)])
         .args(["-serial", "chardev:s"])
-        .args(["-netdev", &format!("user,id=n,bootfile={script}"), "-device", "virtio-net-pci,netdev=n"])
+        // Addresses that nobody could have guessed, and a card that the kernel for virtual machines has no driver for.
+        .args(["-netdev", &format!("user,id=n,net=10.9.8.0/24,bootfile={script}"), "-device", "e1000e,netdev=n"])
+        // The machine's own way to its BMC.
+        .args(["-device", "ipmi-bmc-sim,id=bmc", "-device", "isa-ipmi-kcs,bmc=bmc"])
         .args(["-boot", if from_network { "order=n" } else { "order=c" }])
-        .stdin(Stdio::null())
+        .args(["-monitor", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .spawn()
         .expect("qemu-system-x86_64")
 }
 
 #[tokio::test]
-async fn a_machine_with_a_bmc_crashes_and_is_judged_over_its_own_console() {
+async fn a_machine_with_a_bmc_crashes_by_its_nmi_and_is_judged_over_its_own_console() {
     let lab = Lab::start();
     let data = tempfile::tempdir().expect("a temporary directory");
     let machines = lab.directory.path().join("machines.toml");
     let port = free_port();
     std::fs::write(&machines, lab.configuration().replace("SERVER", &port.to_string())).expect("machines.toml");
     let farm = data.path().join("farm");
-    let options = ["--machines".as_ref(), machines.as_os_str(), "--driver".as_ref(), "metal".as_ref()];
-    let mut demo = Demo::start_at(&farm, port, &["sysrq-c"], &options);
+    let words = ["--machines", "", "--driver", "metal", "--module", "e1000e"].map(std::ffi::OsStr::new);
+    let options = words.map(|word| if word.is_empty() { machines.as_os_str() } else { word });
+    let mut demo = Demo::start_at(&farm, port, &["nmi"], &options);
     demo.wait_for("1 of 1 as predicted");
     let client = Client::new(&demo.url, None);
     let runs: Page<Run> = client.get("/api/v1/runs").await.unwrap();
@@ -206,6 +275,13 @@ async fn a_machine_with_a_bmc_crashes_and_is_judged_over_its_own_console() {
     assert!(console.contains("iPXE"), "the firmware is on the console as well: {}", &console[..console.len().min(500)]);
     let missed: Vec<_> = console.lines().filter(|line| line.contains("was not heard")).collect();
     assert!(missed.is_empty(), "{missed:?} in a console that begins with {}", &console[..console.len().min(500)]);
+
+    let found = client.machine_inventory("m1").await.unwrap();
+    for fact in ["cpu.vendor", "memory.mib", "firmware.version", "network.cards", "bmc.firmware"] {
+        assert!(found.facts.contains_key(fact), "{fact} in {found:?}");
+    }
+    assert_eq!(found.facts["network.cards"], "8086:10d3");
+    assert!(lab.lost.load(Ordering::SeqCst) > 0, "the wire was as bad as it should be");
 
     // A check beside a running controller is refused: it would take the console from it.
     assert!(demo.interrupt().0.success());

@@ -36,6 +36,11 @@ pub struct Config {
     pub quarantine_window: u32,
     /// Minutes of a first quarantine; each in a row lasts twice as long.
     pub quarantine_minutes: u32,
+    /// Name of the plan by which machines are checked, with the kernel that its policy calls known to be good; empty checks
+    /// none.
+    pub health_plan: String,
+    /// How often each machine is checked.
+    pub health_hours: u32,
     /// Minutes after which a waiting job counts as one priority higher.
     pub promote_after_minutes: u32,
     /// Largest single artifact, in bytes.
@@ -80,6 +85,8 @@ impl Default for Config {
             quarantine_failures: 3,
             quarantine_window: 10,
             quarantine_minutes: 60,
+            health_plan: String::new(),
+            health_hours: 24,
             promote_after_minutes: 360,
             max_artifact_bytes: 8 << 30,
             max_attempt_bytes: 16 << 30,
@@ -134,6 +141,7 @@ impl Config {
             "quarantine_window must be at least quarantine_failures and at most 1000"
         );
         anyhow::ensure!(self.quarantine_minutes >= 1, "quarantine_minutes must be at least 1");
+        anyhow::ensure!(self.health_hours >= 1, "health_hours must be at least 1");
         anyhow::ensure!(self.promote_after_minutes >= 1, "promote_after_minutes must be at least 1");
         anyhow::ensure!(self.database_connections >= 2, "database_connections must be at least 2");
         Ok(())

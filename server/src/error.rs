@@ -26,6 +26,8 @@ pub enum AppError {
     Conflict(String),
     /// The lease is over.
     LeaseLost(String),
+    /// The lease is over, and somebody else has the machine.
+    MachineTaken(String),
     /// The bytes are not the announced ones.
     HashMismatch(String),
     /// Console bytes that would leave a gap.
@@ -111,6 +113,13 @@ impl AppError {
                 "Lease lost",
                 detail,
                 "Stop acting on the machine and claim again.",
+            ),
+            Self::MachineTaken(detail) => say(
+                StatusCode::CONFLICT,
+                kind::MACHINE_TAKEN,
+                "Machine taken",
+                detail,
+                "Do nothing more to this machine; whoever has it decides about its power.",
             ),
             Self::HashMismatch(detail) => say(
                 StatusCode::UNPROCESSABLE_ENTITY,

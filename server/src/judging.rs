@@ -127,6 +127,8 @@ async fn hold(
         ended_at: None,
         ended_by: None,
         attempt_id: Some(attempt.id.clone()),
+        quarantine_reason: None,
+        quarantine_until: None,
     };
     if reservation::hold(tx, &row, now).await? {
         let held = db::attempt::get_in(tx, &attempt.id).await?;

@@ -30,8 +30,10 @@ pub struct Facts<'a> {
     pub driver: &'a str,
     /// Its controller's name; asked for as `controller`.
     pub controller: &'a str,
-    /// Its labels.
+    /// Its labels, as its controller's configuration has them.
     pub labels: &'a Labels,
+    /// Those that follow from its inventory, where the configuration says nothing.
+    pub seen: &'a Labels,
 }
 
 impl<'a> Facts<'a> {
@@ -40,7 +42,7 @@ impl<'a> Facts<'a> {
             "name" => Some(self.name),
             "driver" => Some(self.driver),
             "controller" => Some(self.controller),
-            _ => self.labels.get(label).map(String::as_str),
+            _ => self.labels.get(label).or_else(|| self.seen.get(label)).map(String::as_str),
         }
     }
 }
@@ -315,7 +317,7 @@ mod tests {
             ("bios", "6.10"),
             ("model", "158"),
         ]);
-        let facts = Facts { name: "m1", driver: "qemu", controller: "lab-a", labels: &labels };
+        let facts = Facts { name: "m1", driver: "qemu", controller: "lab-a", labels: &labels, seen: &Labels::new() };
         Constraint::parse(constraint).unwrap().holds(&facts)
     }
 

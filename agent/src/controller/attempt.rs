@@ -20,10 +20,12 @@ use crate::journal::Journal;
 use crate::retry::{Backoff, persist};
 use crate::upload::{self, Destination, UploadError};
 use anyhow::Context as _;
-use crashyard_protocol::agent::{Claim, Directive, ReleaseRequest, RenewRequest, Report, Ticket};
+use crashyard_protocol::agent::{Claim, Directive, KeyPress, ReleaseRequest, RenewRequest, Report, Ticket};
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::client::{Client, ClientError};
+use crashyard_protocol::problem::kind;
 use crashyard_protocol::{Scenario, Transport, Trigger};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,10 +97,13 @@ impl Attempt {
         let ending = tokio::select! {
             why = self.renew(&collect) => {
                 tracing::warn!(%why, attempt = %self.claim.attempt, "the lease is lost");
-                self.stop_machine().await;
+                if !why.is(kind::MACHINE_TAKEN) {
+                    self.stop_machine().await;
+                }
                 Ending::Lost
             }
             ended = self.course(&collect) => ended?,
+            trouble = self.type_keys() => return Err(trouble),
         };
         self.ledger.write(&Entry::Closed { how: ending })?;
         Ok(ending)
@@ -124,6 +129,45 @@ impl Attempt {
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Types what people want typed, each once: what a restart interrupted is told, and not typed again. Returns only with
+    /// this host's trouble.
+    async fn type_keys(&self) -> anyhow::Error {
+        match self.type_until_trouble().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn type_until_trouble(&self) -> anyhow::Result<Infallible> {
+        if let Some(press) = self.ledger.read(|record| record.typing.clone()) {
+            let text = "the controller was restarted while it typed; it is not typed twice";
+            self.typed(press, Err(std::io::Error::other(text)))?;
+        }
+        let wait = u32::try_from(LONG_POLL.as_secs()).unwrap_or(1);
+        loop {
+            let next = self.ledger.read(|record| record.next_press);
+            let asked = persist("ask what was typed", || self.client.keys(&self.claim.attempt, next, wait)).await;
+            // Whatever the server refuses here, renewing says it to the one who acts on it.
+            let Ok(pressed) = asked else { return std::future::pending().await };
+            for press in pressed {
+                self.ledger.write(&Entry::Typing { press: press.clone() })?;
+                let console = self.machine.consoles.iter().find(|(name, _)| *name == press.source);
+                let outcome = match console {
+                    Some((_, console)) => console.press(&press.keys).await,
+                    None => Err(std::io::Error::other("the machine has no console of this name")),
+                };
+                self.typed(press, outcome)?;
+            }
+        }
+    }
+
+    fn typed(&self, press: KeyPress, outcome: std::io::Result<()>) -> anyhow::Result<()> {
+        let ok = outcome.is_ok();
+        let detail = outcome.map_or_else(|error| error.to_string(), |()| "the console took it".into());
+        let KeyPress { number, source, by, keys } = press;
+        self.ledger.report(Report::Typed { number, source, by, keys, ok, detail })
     }
 
     /// The attempt as it should go.

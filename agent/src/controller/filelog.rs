@@ -1,9 +1,12 @@
 //! A console that somebody else records into a file.
 
+use super::emulated::ShortPath;
 use super::machine::Console;
 use super::watch::Watcher;
 use async_trait::async_trait;
 use bytes::Bytes;
+use crashyard_protocol::agent::Keys;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -51,12 +54,15 @@ impl Console for FileLog {
         }
     }
 
-    async fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
-        let Some(input) = &self.input else {
-            return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "this console cannot be written to"));
-        };
-        let mut socket = tokio::net::UnixStream::connect(input).await?;
-        socket.write_all(bytes).await?;
+    async fn press(&self, keys: &Keys) -> std::io::Result<()> {
+        let unsupported = |why| std::io::Error::new(std::io::ErrorKind::Unsupported, why);
+        let Some(input) = &self.input else { return Err(unsupported("this console cannot be written to")) };
+        let Keys::Text(text) = keys else { return Err(unsupported("this console has no break")) };
+        let (directory, name) = (input.parent(), input.file_name().and_then(OsStr::to_str));
+        let (Some(directory), Some(name)) = (directory, name) else { return Err(unsupported("a strange path")) };
+        let short = ShortPath::to(directory).map_err(std::io::Error::other)?;
+        let mut socket = tokio::net::UnixStream::connect(short.of(name)).await?;
+        socket.write_all(text.as_bytes()).await?;
         socket.shutdown().await
     }
 }
@@ -84,6 +90,25 @@ mod tests {
         assert_eq!(log.read(58, 10).await.unwrap(), &b"bc"[..]);
         assert_eq!(log.read(0, 4).await.unwrap(), &b"abca"[..]);
         assert!(log.read(1000, 4).await.unwrap().is_empty());
-        assert_eq!(log.write(b"x").await.unwrap_err().kind(), std::io::ErrorKind::Unsupported);
+        assert_eq!(log.press(&Keys::Text("x".into())).await.unwrap_err().kind(), std::io::ErrorKind::Unsupported);
+    }
+
+    #[tokio::test]
+    async fn what_is_typed_arrives_however_deep_the_directory_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("x".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let short = ShortPath::to(&deep).unwrap();
+        let listener = tokio::net::UnixListener::bind(short.of("input")).unwrap();
+        let watcher = Watcher::start().unwrap();
+        let log = FileLog::open(&deep.join("log"), Some(deep.join("input")), &watcher).unwrap();
+        let (mut typed, keys) = (String::new(), Keys::Text("root\n".into()));
+        let (pressed, ()) = tokio::join!(log.press(&keys), async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncReadExt::read_to_string(&mut socket, &mut typed).await.unwrap();
+        });
+        pressed.unwrap();
+        assert_eq!(typed, "root\n");
+        assert_eq!(log.press(&Keys::Break).await.unwrap_err().kind(), std::io::ErrorKind::Unsupported);
     }
 }

@@ -6,6 +6,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use crashyard_protocol::agent::Keys;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,8 +63,8 @@ pub trait Console: Send + Sync {
     async fn read(&self, offset: u64, limit: usize) -> std::io::Result<Bytes>;
     /// Returns when there may be bytes behind `offset`.
     async fn grown(&self, offset: u64) -> std::io::Result<()>;
-    /// Types into the console, where that is possible.
-    async fn write(&self, _bytes: &[u8]) -> std::io::Result<()> {
+    /// Types into the console, where that is possible, and returns when the other end has taken it.
+    async fn press(&self, _keys: &Keys) -> std::io::Result<()> {
         Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "this console cannot be written to"))
     }
 }

@@ -41,6 +41,7 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,9 @@ use watch::Watcher;
 
 /// Directories of lost attempts that are kept for a person to look at.
 const KEEP_LOST: usize = 16;
+
+/// How long after a refusal it is asked again for a machine that another controller has.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// What all attempts share.
 pub struct Farm {
@@ -233,7 +237,20 @@ impl Controller {
         let mut backoff = Backoff::default();
         while !drain.is_cancelled() {
             let ids = ids(&enrolled.lock().unwrap_or_else(PoisonError::into_inner), &member.config.name);
-            let (controller, machine) = ids.with_context(|| format!("the server forgot {}", member.config.name))?;
+            let (controller, machine) = match ids {
+                Ok(ids) => ids,
+                // The other machines of this lab go on; this one comes back as soon as nobody else has it.
+                Err(why) => {
+                    tracing::error!(machine = member.config.name, why, "not this controller's; asking again later");
+                    tokio::select! {
+                        () = tokio::time::sleep(REFUSED) => {}
+                        () = drain.cancelled() => return Ok(()),
+                    }
+                    let fresh = self.enrol().await?;
+                    *enrolled.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+                    continue;
+                }
+            };
             let wait_seconds = u32::try_from(LONG_POLL.as_secs()).unwrap_or(30);
             let request = ClaimRequest { controller, machines: vec![machine], wait_seconds };
             let claim = tokio::select! {
@@ -314,8 +331,12 @@ impl Controller {
     }
 }
 
-fn ids(enrolled: &Enrolled, machine: &str) -> Option<(ControllerId, MachineId)> {
-    Some((enrolled.controller.clone(), enrolled.machines.get(machine)?.clone()))
+/// The controller's and the machine's ids, or why the machine is not this controller's.
+fn ids(enrolled: &Enrolled, machine: &str) -> Result<(ControllerId, MachineId), String> {
+    match enrolled.machines.get(machine) {
+        Some(id) => Ok((enrolled.controller.clone(), id.clone())),
+        None => Err(enrolled.refused.get(machine).cloned().unwrap_or_else(|| "the server forgot it".to_owned())),
+    }
 }
 
 fn attempt_directories(state: &Path) -> anyhow::Result<Vec<PathBuf>> {

@@ -20,6 +20,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tokio_util::io::ReaderStream;
 
+/// The card that the machine booted from, and its address, netmask and gateway, as iPXE has them from DHCP.
+const NETWORK: &str = "crashyard.mac=${netX/mac} crashyard.net=${netX/ip}/${netX/netmask}/${netX/gateway}";
+
 /// What a script says when there is nothing to boot.
 const NOTHING: &str = "#!ipxe\nexit\n";
 
@@ -82,8 +85,11 @@ impl Offer {
 
     fn script(&self) -> String {
         let Self { secret, cmdline, .. } = self;
-        // Names are relative to the script's own address.
-        format!("#!ipxe\nkernel {secret}/kernel initrd=initrd {cmdline}\ninitrd --name initrd {secret}/initrd\nboot\n")
+        // Names are relative to the script's own address. What iPXE has learnt of the network goes on to the kernel, before the
+        // words of the scenario, which has the last one.
+        format!(
+            "#!ipxe\nkernel {secret}/kernel initrd=initrd {NETWORK} {cmdline}\ninitrd --name initrd {secret}/initrd\nboot\n"
+        )
     }
 }
 
@@ -191,7 +197,10 @@ mod tests {
         let offer = Offer::new("m1", &plan);
         offer.write(&attempt).unwrap();
         let (_, text) = script().await;
-        assert!(text.contains("kernel ") && text.contains("/kernel initrd=initrd console=ttyS0\n"), "{text}");
+        assert!(
+            text.contains("kernel ") && text.contains("/kernel initrd=initrd crashyard.mac=${netX/mac} "),
+            "{text}"
+        );
         assert_eq!(get(format!("{base}/m2/boot.ipxe")).await.1, NOTHING, "another machine's kernel is not for it");
         let at = |name: &str| format!("{base}/m1/{}/{name}", offer.secret);
         assert_eq!(get(at("kernel")).await, (200, "the kernel".to_owned()));

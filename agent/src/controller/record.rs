@@ -4,7 +4,7 @@
 //! and the record together with a look at the machine says what to do next. An action whose intent is written and
 //! whose outcome is not may or may not have happened; each action says in [`super::attempt`] what that means for it.
 
-use crashyard_protocol::agent::{Claim, Numbered, Report};
+use crashyard_protocol::agent::{Claim, KeyPress, Numbered, Report};
 use serde::{Deserialize, Serialize};
 
 /// An action on the machine.
@@ -53,6 +53,11 @@ pub enum Entry {
         #[serde(flatten)]
         report: Numbered,
     },
+    /// About to type into a console what a person typed.
+    Typing {
+        /// What.
+        press: KeyPress,
+    },
     /// The server wants the machine back; nothing more is done to it but collecting.
     Collecting,
     /// The lease was handed back, or lost and the machine stopped. Always the last line.
@@ -95,6 +100,10 @@ pub struct Record {
     pub claim: Claim,
     /// Reports, numbered from 0 without gaps.
     pub reports: Vec<Numbered>,
+    /// What was about to be typed and may or may not have been.
+    pub typing: Option<KeyPress>,
+    /// Number of what is to be typed next.
+    pub next_press: u64,
     /// Power-on.
     pub on: Progress,
     /// NMI.
@@ -119,6 +128,8 @@ impl Record {
             machine,
             claim: *claim,
             reports: Vec::new(),
+            typing: None,
+            next_press: 0,
             on: Progress::default(),
             nmi: Progress::default(),
             off: Progress::default(),
@@ -137,6 +148,7 @@ impl Record {
         match entry {
             Entry::Leased { .. } => {}
             Entry::Acting { action } => *self.progress(*action) = Progress::Intended,
+            Entry::Typing { press } => self.typing = Some(press.clone()),
             Entry::Seen { report } => {
                 self.reports.push(report.clone());
                 match &report.report {
@@ -147,6 +159,10 @@ impl Record {
                                 *self.progress(known) = outcome;
                             }
                         }
+                    }
+                    Report::Typed { number, .. } => {
+                        self.typing = None;
+                        self.next_press = number.saturating_add(1);
                     }
                     Report::Health { healthy, detail } => self.health = Some((*healthy, detail.clone())),
                     _ => {}

@@ -7,6 +7,7 @@
 
 mod cmdline;
 mod facts;
+mod inventory;
 mod kvm;
 mod modules;
 mod steps;
@@ -32,6 +33,7 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     if let Directive::Stop { reason } = reporter.tell(facts::kernel()?).await? {
         return stopped(&reason);
     }
+    reporter.tell(inventory::report().await).await?;
 
     let loaded = steps::load_crash_kernel(&guest, &mut reporter).await?;
     // Before the state is reached: what prepares the trigger would only be slower with guests on every CPU.

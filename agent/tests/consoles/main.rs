@@ -1,8 +1,9 @@
-//! Consoles against real ends: a terminal server (ser2net) that speaks telnet, sockets, and programs.
+//! Consoles against real ends: a terminal server (ser2net) that speaks telnet, conserver, sockets, and programs.
 
 use crashyard_agent::controller::console::{ConsoleConfig, GAP};
 use crashyard_agent::controller::machine::Console;
 use crashyard_agent::controller::watch::Watcher;
+use crashyard_protocol::agent::Keys;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -49,6 +50,10 @@ async fn until(console: &dyn Console, text: &str) -> Vec<u8> {
     all
 }
 
+fn words(text: &str) -> Keys {
+    Keys::Text(text.into())
+}
+
 fn gaps(text: &[u8]) -> usize {
     String::from_utf8_lossy(text).matches(GAP).count()
 }
@@ -70,7 +75,7 @@ async fn a_channel_that_is_cut_is_opened_again_and_the_record_says_where() {
     let text = String::from_utf8(heard).unwrap();
     assert!(text.starts_with(&format!("[    0.0] one\n[    0.1] tw\r\n{GAP} for 0.")), "{text}");
     assert!(text.contains("the other end closed it]\r\no\n"), "{text}");
-    console.write(b"typed").await.unwrap();
+    console.press(&words("typed")).await.unwrap();
     let mut typed = [0; 5];
     second.read_exact(&mut typed).await.unwrap();
     assert_eq!(&typed, b"typed");
@@ -102,19 +107,43 @@ async fn a_programs_output_is_a_console_and_what_it_says_of_its_end_is_no_eviden
     let script = "echo up; read line; echo \"got $line\"; echo trouble >&2; exit 3";
     let console = open(&format!("command = ['sh', '-c', '{script}']"), dir.path());
     until(&*console, "up\n").await;
-    console.write(b"hello\n").await.unwrap();
+    console.press(&words("hello\n")).await.unwrap();
     let heard = until(&*console, "]\r\nup\n").await;
     let text = String::from_utf8(heard).unwrap();
     assert!(text.starts_with("up\ngot hello\n") && text.contains("the other end closed it]"), "{text}");
     assert!(!text.contains("trouble"), "a program could say what a kernel says: {text}");
 }
 
+#[tokio::test]
+async fn a_program_that_says_much_of_its_own_trouble_does_not_stop_the_console() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "head -c 300000 /dev/zero | tr \\0 x >&2; echo still here; read line";
+    let console = open(&format!("command = ['sh', '-c', '{script}']"), dir.path());
+    until(&*console, "still here\n").await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_typed_is_told_at_once_and_never_typed_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let console = open(&format!("tcp = '{}'", wire.local_addr().unwrap()), dir.path());
+    let (mut machine, _) = wire.accept().await.unwrap();
+    machine.write_all(b"up\n").await.unwrap();
+    until(&*console, "up\n").await;
+    let refused = console.press(&Keys::Sysrq('b')).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported, "{refused}");
+    console.press(&words("a")).await.unwrap();
+    let mut typed = [0; 1];
+    machine.read_exact(&mut typed).await.unwrap();
+    assert_eq!(&typed, b"a", "and nothing of the SysRq");
+    assert_eq!(gaps(&console.read(0, 1 << 20).await.unwrap()), 0, "which is no reason to stop listening");
+}
+
 /// A terminal server between a machine's wire and its users.
-async fn ser2net(directory: &Path, port: u16, wire: u16) -> Child {
+async fn ser2net(directory: &Path, port: u16, connector: &str) -> Child {
     let config = directory.join("ser2net.yaml");
-    let text = format!(
-        "connection: &one\n  accepter: telnet(rfc2217),tcp,127.0.0.1,{port}\n  connector: tcp,127.0.0.1,{wire}\n"
-    );
+    let text =
+        format!("connection: &one\n  accepter: telnet(rfc2217),tcp,127.0.0.1,{port}\n  connector: {connector}\n");
     std::fs::write(&config, text).unwrap();
     let child = Command::new("ser2net")
         .args(["-n", "-d", "-c"])
@@ -140,7 +169,7 @@ async fn a_terminal_servers_telnet_leaves_every_byte_as_it_was_in_both_direction
     let dir = tempfile::tempdir().unwrap();
     let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let _server = ser2net(dir.path(), port, wire.local_addr().unwrap().port()).await;
+    let _server = ser2net(dir.path(), port, &format!("tcp,127.0.0.1,{}", wire.local_addr().unwrap().port())).await;
     // The look whether it listens was a user, too, and has gone again.
     let console = open(&format!("telnet = '127.0.0.1:{port}'\nbaud = 115200"), dir.path());
     let every: Vec<u8> = (0..=255).chain(*b"the end\n").collect();
@@ -148,7 +177,7 @@ async fn a_terminal_servers_telnet_leaves_every_byte_as_it_was_in_both_direction
         loop {
             let (mut machine, _) = wire.accept().await.unwrap();
             if machine.write_all(&every).await.is_ok() {
-                let mut typed = vec![0; 6];
+                let mut typed = vec![0; 8];
                 if machine.read_exact(&mut typed).await.is_ok() {
                     return typed;
                 }
@@ -157,10 +186,99 @@ async fn a_terminal_servers_telnet_leaves_every_byte_as_it_was_in_both_direction
     };
     let listen = async {
         let heard = until(&*console, "the end\n").await;
-        console.write(b"\xffsysrq").await.unwrap();
+        console.press(&words("sysrq ÿ")).await.unwrap();
         heard
     };
     let (typed, heard) = tokio::join!(tokio::time::timeout(PATIENCE, serve), listen);
-    assert_eq!(typed.expect("what was typed arrives"), b"\xffsysrq"[..6]);
+    assert_eq!(typed.expect("what was typed arrives"), "sysrq ÿ".as_bytes());
     assert!(heard.ends_with(&every), "{heard:?}");
+}
+
+/// The terminal server is told to send a break, and the other wire speaks telnet as well, so that it can be seen there.
+#[tokio::test]
+async fn a_break_and_a_sysrq_key_go_through_a_terminal_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let connector = format!("telnet(rfc2217),tcp,127.0.0.1,{}", wire.local_addr().unwrap().port());
+    let _server = ser2net(dir.path(), port, &connector).await;
+    for config in [format!("telnet = '127.0.0.1:{port}'\nbaud = 115200"), format!("telnet = '127.0.0.1:{port}'")] {
+        let directory = tempfile::tempdir().unwrap();
+        let console = open(&config, directory.path());
+        let serve = async {
+            loop {
+                let (mut machine, _) = wire.accept().await.unwrap();
+                // All of the telnet options, as one that has them; what counts is what comes behind them.
+                let mut told = vec![0xff, 0xfb, 44, 0xff, 0xfd, 44];
+                told.extend(b"up\r\n");
+                if machine.write_all(&told).await.is_err() {
+                    continue;
+                }
+                let (mut all, mut piece) = (Vec::new(), [0; 256]);
+                while let Ok(size @ 1..) = machine.read(&mut piece).await {
+                    all.extend_from_slice(&piece[..size]);
+                    if all.ends_with(b"t") {
+                        return all;
+                    }
+                }
+            }
+        };
+        let type_it = async {
+            until(&*console, "up").await;
+            console.press(&Keys::Sysrq('t')).await.unwrap();
+        };
+        let (heard, ()) = tokio::join!(tokio::time::timeout(PATIENCE, serve), type_it);
+        let heard = heard.expect("the key arrives");
+        let has = |bytes: &[u8]| heard.windows(bytes.len()).any(|window| window == bytes);
+        // RFC 854's, or RFC 2217's "set break on".
+        assert!(has(&[0xff, 243]) || has(&[0xff, 250, 44, 5, 5, 0xff, 240]), "{config}: {heard:x?}");
+    }
+}
+
+/// The daemon that keeps consoles open for people, with one console that is this wire.
+async fn conserver(directory: &Path, port: u16, wire: u16) -> Child {
+    let at = directory.display();
+    let config = format!(
+        "config * {{ defaultaccess allowed; logfile {at}/server.log; passwdfile {at}/passwd; }}\n\
+         default * {{ logfile {at}/&.log; rw *; master 127.0.0.1; }}\n\
+         console m1 {{ type host; host 127.0.0.1; port {wire}; }}\n\
+         access * {{ trusted 127.0.0.1; allowed 127.0.0.1; }}\n"
+    );
+    std::fs::write(directory.join("conserver.cf"), config).unwrap();
+    std::fs::write(directory.join("passwd"), "*any*:\n").unwrap();
+    let child = Command::new("conserver")
+        .args(["-F", "-M", "127.0.0.1", "-p", &port.to_string(), "-C", "conserver.cf", "-P", "passwd"])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("conserver (Debian package conserver-server)");
+    tokio::time::timeout(PATIENCE, async {
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("conserver listens");
+    child
+}
+
+#[tokio::test]
+async fn a_console_behind_conserver_is_heard_and_typed_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _server = conserver(dir.path(), port, wire.local_addr().unwrap().port()).await;
+    let (mut machine, _) = tokio::time::timeout(PATIENCE, wire.accept()).await.expect("conserver connects").unwrap();
+    let console = open(&format!("command = ['console', '-M', '127.0.0.1', '-p', '{port}', '-f', 'm1']"), dir.path());
+    // What conserver says itself shows that its client is attached.
+    until(&*console, "for help]").await;
+    machine.write_all(b"[    1.0] up\n").await.unwrap();
+    until(&*console, "[    1.0] up").await;
+    console.press(&words("typed\n")).await.unwrap();
+    let mut typed = [0; 5];
+    tokio::time::timeout(PATIENCE, machine.read_exact(&mut typed)).await.expect("it arrives").unwrap();
+    assert_eq!(&typed, b"typed");
 }

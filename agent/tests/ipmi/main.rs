@@ -25,6 +25,18 @@ async fn each_command_does_what_it_says_and_is_seen() {
     assert!(events[0].starts_with("1 |"), "{events:?}");
 }
 
+/// A BMC has few sessions (this one 63, and 10 for each user), and nobody waits until it has forgotten them.
+#[tokio::test]
+async fn a_session_is_closed_when_it_is_done_with() {
+    let sim = Sim::start().await;
+    let bmc = sim.bmc(3);
+    for question in 0..70 {
+        assert!(!bmc.is_on().await.unwrap(), "question {question}");
+    }
+    let sessions = sim.sessions().await;
+    assert!(sessions.contains(": 1\n"), "only the one that asks is open: {sessions}");
+}
+
 #[tokio::test]
 async fn ipmitool_speaks_the_other_suites() {
     let sim = Sim::start().await;

@@ -74,6 +74,20 @@ impl Sim {
         Bmc { host: "127.0.0.1".into(), port, user: "admin".into(), password: "secret".into(), suite }
     }
 
+    /// How many sessions are open, as another client sees it, whose own is one of them.
+    pub async fn sessions(&self) -> String {
+        let port = self.wire.address.port().to_string();
+        let told = Command::new("ipmitool")
+            .args(["-I", "lanplus", "-C", "3", "-H", "127.0.0.1", "-p", &port, "-U", "admin", "-E", "session", "info"])
+            .arg("active")
+            .env("IPMI_PASSWORD", "secret")
+            .output()
+            .await
+            .expect("ipmitool (Debian package ipmitool)");
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        told.lines().filter(|line| line.starts_with("active sessions")).map(|line| format!("{line}\n")).collect()
+    }
+
     /// What the chassis was told, in order.
     pub fn journal(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.directory.path().join("journal")).unwrap_or_default();

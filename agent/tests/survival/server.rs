@@ -161,7 +161,7 @@ fn problem(status: u16, kind: &str) -> Response {
 async fn enrol(State(shared): S) -> Json<Enrolled> {
     shared.act(|_| ()).await;
     let machines = BTreeMap::from([("m1".to_owned(), ulid(1))]);
-    Json(Enrolled { controller: ulid(2), machines, lease_seconds: 60 })
+    Json(Enrolled { controller: ulid(2), machines, refused: [].into(), lease_seconds: 60 })
 }
 
 async fn claim(State(shared): S) -> Response {

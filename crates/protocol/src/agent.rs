@@ -60,6 +60,9 @@ pub struct Enrolled {
     pub controller: ControllerId,
     /// Its machines, by name.
     pub machines: BTreeMap<String, MachineId>,
+    /// Machines that it does not get, and why: another controller has them. The others must not wait for that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, String>,
     /// How long a lease lasts without being renewed.
     pub lease_seconds: u32,
 }
@@ -238,6 +241,26 @@ pub enum Report {
         /// Online CPUs.
         cpus_online: u32,
     },
+    /// Target: what the machine is made of, as this kernel finds it.
+    Inventory {
+        /// `cpu.model`, `msr.0x480`, `firmware.version`, …; what was not found is not there.
+        facts: BTreeMap<String, String>,
+    },
+    /// Controller: something that a person typed into a console, and whether the console took it.
+    Typed {
+        /// Its number among the attempt's, from 0.
+        number: u64,
+        /// Which console.
+        source: String,
+        /// Who typed.
+        by: String,
+        /// What.
+        keys: Keys,
+        /// Whether the console took it.
+        ok: bool,
+        /// What is known of it.
+        detail: String,
+    },
     /// Target: one step of arming, with its return code.
     Step {
         /// `load-crash-kernel`, `vmx-state`, …
@@ -299,6 +322,43 @@ pub enum Report {
         /// One line.
         text: String,
     },
+}
+
+/// What a person types into a console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Keys {
+    /// Text as it is; control characters as JSON writes them.
+    Text(String),
+    /// A break alone.
+    Break,
+    /// A break and one character: Linux's magic SysRq.
+    Sysrq(char),
+}
+
+impl std::fmt::Display for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Break => f.write_str("a break"),
+            Self::Sysrq(key) => write!(f, "SysRq {key}"),
+        }
+    }
+}
+
+/// Something to type into a console of an attempt, for its controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeyPress {
+    /// Counts from 0 inside the attempt.
+    pub number: u64,
+    /// Which console.
+    pub source: String,
+    /// Who typed: `token:NAME`.
+    pub by: String,
+    /// What.
+    pub keys: Keys,
 }
 
 text_enum! {

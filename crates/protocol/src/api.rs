@@ -424,6 +424,25 @@ wire! {
         pub finished_at: Option<Timestamp>,
     }
 
+    /// Everything that it takes to do an attempt again.
+    pub struct Repro {
+        /// The attempt.
+        pub attempt: AttemptId,
+        /// Its job.
+        pub job: JobId,
+        /// The machine's name.
+        pub machine: String,
+        /// What the machine was made of then: microcode, firmware, VMX capabilities, command line; empty where the attempt did
+        /// not come so far.
+        pub facts: BTreeMap<String, String>,
+        /// The kernel it booted, with its files (modules among them).
+        pub build: Build,
+        /// What was done.
+        pub scenario: Scenario,
+        /// The same again, as commands.
+        pub commands: Vec<String>,
+    }
+
     /// One report of an agent, as recorded.
     pub struct Evidence {
         /// `controller`, `target` or `capture`.
@@ -523,6 +542,9 @@ wire! {
         /// Whether it came back from quarantine and has not proven itself yet.
         #[serde(default)]
         pub on_probation: bool,
+        /// How its failures differ from those of the machines that ran the same tests, if they do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub differs: Option<String>,
         /// Who has it or gets it next.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub reservation: Option<Reservation>,
@@ -567,6 +589,20 @@ wire! {
         pub name: Option<String>,
         /// Since when.
         pub since: Timestamp,
+    }
+
+    /// What a machine is made of, as the target agent found it last.
+    pub struct Inventory {
+        /// Who found it; absent before its first attempt.
+        pub attempt: Option<AttemptId>,
+        /// When.
+        pub seen_at: Option<Timestamp>,
+        /// Names and values: `cpu.model`, `msr.0x480`, `firmware.version`, …
+        pub facts: BTreeMap<String, String>,
+        /// Labels that follow from it.
+        pub labels: BTreeMap<String, String>,
+        /// Where the controller's configuration says something else; selectors believe the configuration.
+        pub contradictions: Vec<String>,
     }
 
     /// What a person decides about a machine.

@@ -4,8 +4,8 @@
 //! [`ClientError::is_transient`] is what it needs to know.
 
 use crate::agent::{
-    Brief, Claim, ClaimRequest, CompleteRequest, ConsoleAck, EPOCH_HEADER, EnrolRequest, Enrolled, ReleaseRequest,
-    RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload,
+    Brief, Claim, ClaimRequest, CompleteRequest, ConsoleAck, EPOCH_HEADER, EnrolRequest, Enrolled, KeyPress, Keys,
+    ReleaseRequest, RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload,
 };
 use crate::problem::{Problem, kind};
 use crate::{ArtifactId, AttemptId, BuildId, JobId, RunId, Scenario, SubmitterId, api};
@@ -37,7 +37,7 @@ impl ClientError {
     /// Whether the lease is gone and the agent must stop acting on the machine.
     #[must_use]
     pub fn is_lease_lost(&self) -> bool {
-        matches!(self, Self::Problem(problem) if problem.kind == kind::LEASE_LOST)
+        self.is(kind::LEASE_LOST) || self.is(kind::MACHINE_TAKEN)
     }
 
     /// Whether this is the given kind of problem.
@@ -292,6 +292,27 @@ impl Client {
         self.get(&format!("/api/v1/machines/{}/history", segment(machine))).await
     }
 
+    /// What a machine is made of.
+    pub async fn machine_inventory(&self, machine: &str) -> Answer<api::Inventory> {
+        self.get(&format!("/api/v1/machines/{}/inventory", segment(machine))).await
+    }
+
+    /// What it takes to do an attempt again.
+    pub async fn repro(&self, attempt: &AttemptId) -> Answer<api::Repro> {
+        self.get(&format!("/api/v1/attempts/{attempt}/repro")).await
+    }
+
+    /// The text of an attempt's console as it grows, as an event stream.
+    pub async fn console_text(&self, attempt: &AttemptId, source: &str) -> Answer<Response> {
+        let path = format!("/api/v1/attempts/{attempt}/console/{}/events", segment(source));
+        self.send(self.request(Method::GET, &path)).await
+    }
+
+    /// Types into a console of an attempt. Not to be repeated blindly: what is typed twice is typed twice.
+    pub async fn press(&self, attempt: &AttemptId, source: &str, keys: &Keys) -> Answer<KeyPress> {
+        self.post(&format!("/api/v1/attempts/{attempt}/console/{}/keys", segment(source)), keys).await
+    }
+
     /// Takes a machine for a person.
     pub async fn reserve(&self, machine: &str, reservation: &api::NewReservation) -> Answer<api::Machine> {
         self.post(&format!("/api/v1/machines/{}/reservation", segment(machine)), reservation).await
@@ -405,6 +426,11 @@ impl Client {
     /// Closes an evidence upload.
     pub async fn complete(&self, attempt: &AttemptId, name: &str, done: &CompleteRequest) -> Answer<api::Artifact> {
         self.post(&format!("/agent/v1/attempts/{attempt}/artifacts/{name}/complete"), done).await
+    }
+
+    /// What people typed from this number on; held open for a while if there is nothing.
+    pub async fn keys(&self, attempt: &AttemptId, from: u64, wait_seconds: u32) -> Answer<Vec<KeyPress>> {
+        self.get(&format!("/agent/v1/attempts/{attempt}/keys?from={from}&wait_seconds={wait_seconds}")).await
     }
 
     /// Hands the lease back; the attempt is over.

@@ -47,6 +47,8 @@ pub mod kind {
     pub const CONFLICT: &str = "conflict";
     /// The lease epoch is stale: somebody else holds the attempt, or it is over. Stop acting on the machine.
     pub const LEASE_LOST: &str = "lease_lost";
+    /// The lease is lost, and somebody else has the machine. Do nothing more to it, not even power it off.
+    pub const MACHINE_TAKEN: &str = "machine_taken";
     /// Bytes do not have the hash they were announced with. Send them again.
     pub const HASH_MISMATCH: &str = "hash_mismatch";
     /// Console bytes beyond the end of what the server has; `detail` names the next offset.

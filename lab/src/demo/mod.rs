@@ -37,7 +37,11 @@ pub struct Options {
     /// Their driver.
     #[arg(long, default_value = "qemu")]
     driver: String,
-    /// Run only the scenarios with these names. `dump-to-disk` runs only when it is named.
+    /// A kernel module that the machines need, such as `igb` for their network cards (may be repeated). The kernel is then
+    /// Debian's for all hardware, not that for virtual machines.
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// Run only the scenarios with these names. `dump-to-disk` and `nmi` run only when they are named.
     #[arg(long = "scenario")]
     scenarios: Vec<String>,
 }
@@ -46,7 +50,8 @@ pub struct Options {
 pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> {
     let stories = stories::chosen(&options.scenarios)?;
     let spinner = progress::spinner("guest image");
-    let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source)).await??;
+    let modules = options.modules.clone();
+    let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source, &modules)).await??;
     spinner.finish_and_clear();
     let build_id = image.build_id.as_deref().unwrap_or("unknown");
     println!("Kernel under test: {} ({}, build id {build_id})", image.release, image.package);

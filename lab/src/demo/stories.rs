@@ -59,6 +59,7 @@ fn all() -> anyhow::Result<Vec<Story>> {
         )?,
         story(include_str!("../../scenarios/capture-agent-killed.toml"), Status::Pass, None, "", true)?,
         story(include_str!("../../scenarios/dump-to-disk.toml"), Status::Pass, None, "", false)?,
+        story(include_str!("../../scenarios/nmi.toml"), Status::Pass, None, "", false)?,
     ])
 }
 

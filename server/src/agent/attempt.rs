@@ -4,6 +4,7 @@ use super::claim::brief_of;
 use crate::app::AppState;
 use crate::auth::InAttempt;
 use crate::db;
+use crate::db::DbError;
 use crate::db::attempt::AttemptRow;
 use crate::db::lease::{self, End};
 use crate::error::{AppError, AppResult};
@@ -12,9 +13,9 @@ use crate::judging;
 use crate::wake::{Pass, SAFETY, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
-use crashyard_protocol::AttemptState;
 use crashyard_protocol::agent::{Brief, Directive, ReleaseRequest, RenewReply, RenewRequest};
 use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptState, MachineState};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -44,7 +45,14 @@ pub async fn renew(
     let mut tx = state.db.begin().await?;
     // The answer may come `wait` later, and the lease lasts from then.
     let expires_at = state.now().plus(state.config.lease() + wait);
-    let mut attempt = lease::renew(&mut tx, id, caller.epoch, expires_at).await?;
+    let mut attempt = match lease::renew(&mut tx, id, caller.epoch, expires_at).await {
+        Ok(attempt) => attempt,
+        Err(error @ DbError::LeaseLost(_)) => {
+            drop(tx);
+            return Err(whose(&state, &caller.attempt).await?.map_or_else(|| error.into(), AppError::MachineTaken));
+        }
+        Err(error) => return Err(error.into()),
+    };
     tx.commit().await?;
     let end = Instant::now() + wait;
     while directive(&attempt, state.now()) == Directive::Continue && Instant::now() < end {
@@ -56,6 +64,19 @@ pub async fn renew(
         attempt.check_epoch(caller.epoch)?;
     }
     Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&attempt, state.now()) }))
+}
+
+/// Who has the machine of an attempt whose lease is lost, if somebody has: its old controller must not power it off.
+async fn whose(state: &AppState, attempt: &AttemptRow) -> AppResult<Option<String>> {
+    let machine = db::machine::get(&state.db, &attempt.machine_id).await?;
+    let (name, row) = (&machine.machine.name, &machine.machine);
+    if row.controller_id != attempt.controller_id {
+        return Ok(Some(format!("{name} belongs to the controller {} now", machine.controller_name)));
+    }
+    if row.state == MachineState::Reserved {
+        return Ok(Some(format!("{name} is {}", row.reason.as_deref().unwrap_or("reserved"))));
+    }
+    Ok(None)
 }
 
 fn directive(attempt: &AttemptRow, now: Timestamp) -> Directive {

@@ -2,6 +2,7 @@
 
 use crate::app::AppState;
 use crate::auth::Controller;
+use crate::db::DbError;
 use crate::db::machine::{self, ControllerRow, Labels, MachineRow};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, check_name, check_path_name};
@@ -36,7 +37,7 @@ pub async fn enrol(
     )
     .await?;
     machine::withdraw_machines(&mut tx, &controller.id).await?;
-    let mut machines = BTreeMap::new();
+    let (mut machines, mut refused) = (BTreeMap::new(), BTreeMap::new());
     for spec in request.machines {
         let row = MachineRow {
             id: MachineId::from_ulid(state.ids.next()),
@@ -54,8 +55,17 @@ pub async fn enrol(
             created_at: now,
             quarantined_until: None,
             probation: 0,
+            seen_labels: sqlx::types::Json(Labels::new()),
+            differs: None,
         };
-        let put = machine::put_machine(&mut tx, &row).await?;
+        let put = match machine::put_machine(&mut tx, &row).await {
+            Ok(put) => put,
+            Err(DbError::Conflict(why)) => {
+                refused.insert(row.name, why);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         machine::match_machine(&mut tx, &put).await?;
         machines.insert(put.name, put.id);
     }
@@ -64,7 +74,7 @@ pub async fn enrol(
         // Its labels may be new: a claim that is waiting looks again.
         state.wake.wake(&crate::wake::Topic::Machine(id.clone()));
     }
-    Ok(Json(Enrolled { controller: controller.id, machines, lease_seconds: state.config.lease_seconds }))
+    Ok(Json(Enrolled { controller: controller.id, machines, refused, lease_seconds: state.config.lease_seconds }))
 }
 
 fn check(request: &EnrolRequest) -> AppResult<()> {

@@ -4,6 +4,7 @@ use crate::api::wire;
 use crate::app::AppState;
 use crate::auth::InAttempt;
 use crate::db::event::{self, About};
+use crate::db::inventory;
 use crate::db::report::{self, ReportRow};
 use crate::db::{self, signed};
 use crate::error::{AppError, AppResult};
@@ -14,7 +15,7 @@ use crate::wake::Topic;
 use axum::extract::State;
 use axum::http::StatusCode;
 use crashyard_protocol::AttemptId;
-use crashyard_protocol::agent::{CompleteRequest, Reports, ReportsReply, Role, Upload};
+use crashyard_protocol::agent::{CompleteRequest, Report, Reports, ReportsReply, Role, Upload};
 use crashyard_protocol::api::{Artifact, EventBody};
 use sqlx::types::Json as Document;
 
@@ -39,7 +40,7 @@ pub async fn add_reports(
     let attempt = &caller.attempt;
     let about = About { run: &attempt.run_id, job: Some(&attempt.job_id), attempt: Some(&attempt.id) };
     let now = state.now();
-    let mut news = false;
+    let (mut news, mut seen_otherwise) = (false, false);
     let mut tx = state.db.begin().await?;
     db::attempt::get_in(&mut tx, &attempt.id).await?.check_epoch(caller.epoch)?;
     for numbered in request.reports {
@@ -52,12 +53,19 @@ pub async fn add_reports(
         };
         if report::record(&mut tx, &row).await? {
             news = true;
+            if let (Role::Target, Report::Inventory { facts }) = (request.by, &row.body.0) {
+                seen_otherwise |= inventory::learn(&mut tx, &attempt.machine_id, &attempt.id, facts, now).await?;
+            }
             event::append(&mut tx, about, now, EventBody::Report { by: request.by, report: row.body.0 }).await?;
         }
     }
     tx.commit().await?;
     if news {
         state.wake.wake(&Topic::Run(attempt.run_id.clone()));
+    }
+    if seen_otherwise {
+        // Jobs that wait may want it now, as soon as it is free.
+        state.wake.wake(&Topic::Machine(attempt.machine_id.clone()));
     }
     // Also when nothing was new: the server may have died between recording and judging.
     let judgement = judging::judge_attempt(&state, &attempt.id).await?;

@@ -5,6 +5,7 @@ pub mod claim;
 pub mod console;
 pub mod enrol;
 pub mod evidence;
+pub mod keys;
 
 use crate::app::AppState;
 use axum::extract::DefaultBodyLimit;
@@ -23,6 +24,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(evidence::add_reports))
         .routes(routes!(evidence::next_report))
         .routes(routes!(console::get_console, console::put_console))
+        .routes(routes!(keys::get_keys))
         .routes(routes!(evidence::get_upload))
         .routes(routes!(evidence::put_chunk))
         .routes(routes!(evidence::complete_upload))

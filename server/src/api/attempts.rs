@@ -11,7 +11,8 @@ use crate::extract::{Json, Path, check_path_name};
 use crate::sse::{self, After};
 use axum::extract::State;
 use axum::response::Response;
-use crashyard_protocol::api::{Artifact, Attempt, Evidence};
+use crashyard_protocol::agent::{Report, Role};
+use crashyard_protocol::api::{Artifact, Attempt, Build, Evidence, Repro};
 use crashyard_protocol::{AttemptId, Stage};
 
 async fn find(state: &AppState, id: &AttemptId) -> AppResult<AttemptRow> {
@@ -51,6 +52,48 @@ pub async fn list_evidence(
     find(&state, &id).await?;
     let rows = db::report::of_attempt(&state.db, &id).await?;
     Ok(Json(rows.into_iter().map(wire::evidence).collect()))
+}
+
+/// What it takes to do an attempt again: kernel and modules, command line, machine with microcode and firmware, scenario.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}/repro", tag = "attempts", params(("id" = AttemptId, Path)), responses((status = 200, body = Repro)))]
+pub async fn get_repro(_: Reader, State(state): State<AppState>, Path(id): Path<AttemptId>) -> AppResult<Json<Repro>> {
+    let full: FullAttempt =
+        db::attempt::full(&state.db, &id).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+    let reports = db::report::of_attempt(&state.db, &id).await?;
+    let facts = reports.into_iter().rev().find_map(|row| match row.body.0 {
+        Report::Inventory { facts } if row.role == Role::Target => Some(facts),
+        _ => None,
+    });
+    let build = wire::build(&state, db::build::get(&state.db, &full.build_id).await?).await?;
+    let (machine, scenario) = (full.machine_name, full.scenario.0);
+    let commands = again(&id, &machine, &build, &scenario.name);
+    let job = full.attempt.job_id;
+    Ok(Json(Repro { attempt: id, job, machine, facts: facts.unwrap_or_default(), build, scenario, commands }))
+}
+
+/// The same scenario with the same kernel on the same machine, as commands. All names in them are plain words.
+fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &str) -> Vec<String> {
+    let plan = serde_json::json!({
+        "name": format!("repro-{id}"), "scenarios": [scenario], "selector": {"name": machine}, "requires": [],
+        "repetitions": 1, "policy": {"hold_minutes": 120}
+    });
+    let run = serde_json::json!({ "build": build.id, "plan": format!("repro-{id}") });
+    let curl = "curl -fsS -H \"Authorization: Bearer $CRASHYARD_TOKEN\" -H 'Content-Type: application/json'";
+    let files = build.artifacts.iter().map(|file| {
+        format!(
+            "curl -fsS -o {} $CRASHYARD_SERVER/api/v1/artifacts/{}/content   # BLAKE3 {}",
+            file.name,
+            file.id,
+            file.blake3.as_deref().unwrap_or("-")
+        )
+    });
+    files
+        .chain([
+            format!("{curl} -X PUT -d '{plan}' $CRASHYARD_SERVER/api/v1/plans/repro-{id}"),
+            format!("{curl} -d '{run}' $CRASHYARD_SERVER/api/v1/runs"),
+            format!("crashyard reserve {machine} --for 2h --reason \"repro of {id}\""),
+        ])
+        .collect()
 }
 
 /// Consoles, the dump, and whatever was collected.

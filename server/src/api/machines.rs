@@ -3,15 +3,15 @@
 use super::{PageQuery, wire};
 use crate::app::AppState;
 use crate::auth::{Admin, Reader};
-use crate::db::machine::{self, NamedMachine};
-use crate::db::{life, reservation};
+use crate::db::machine::{self, MachineRow, NamedMachine};
+use crate::db::{self, life, reservation};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name};
 use crate::wake::Topic;
 use axum::extract::State;
-use crashyard_protocol::api::{Machine, MachineEvent, NewMachineState, Page};
+use crashyard_protocol::api::{Inventory, Machine, MachineEvent, NewMachineState, Page};
 use crashyard_protocol::{AttemptState, MachineId, MachineState};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Events of a history at most, of each kind.
 const HISTORY: i64 = 200;
@@ -81,6 +81,30 @@ pub async fn machine_history(
 ) -> AppResult<Json<Vec<MachineEvent>>> {
     let id = find(&state, &machine).await?.machine.id;
     Ok(Json(history(&state, &id).await?))
+}
+
+/// What a machine is made of, as the target agent found it last.
+#[utoipa::path(get, path = "/api/v1/machines/{machine}/inventory", tag = "machines",
+    params(("machine" = String, Path, description = "name or id")),
+    responses((status = 200, body = Inventory)))]
+pub async fn machine_inventory(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(machine): Path<String>,
+) -> AppResult<Json<Inventory>> {
+    let row = find(&state, &machine).await?.machine;
+    Ok(Json(inventory(&state, &row).await?))
+}
+
+/// What a machine is made of.
+pub async fn inventory(state: &AppState, row: &MachineRow) -> AppResult<Inventory> {
+    let found = db::inventory::get(&state.db, &row.id).await?;
+    let (attempt, seen_at, facts) = match found {
+        Some(found) => (Some(found.attempt_id), Some(found.seen_at), found.facts.0),
+        None => (None, None, BTreeMap::new()),
+    };
+    let contradictions = crate::inventory::contradictions(&row.labels, &row.seen_labels);
+    Ok(Inventory { attempt, seen_at, facts, labels: row.seen_labels.0.clone(), contradictions })
 }
 
 /// What happened to a machine, newest first.

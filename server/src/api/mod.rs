@@ -15,6 +15,7 @@ pub mod tokens;
 pub mod trees;
 pub mod wire;
 
+use crate::agent::keys;
 use crate::app::AppState;
 use crate::error::{AppError, AppResult};
 use axum::extract::DefaultBodyLimit;
@@ -85,14 +86,18 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::cancel_job))
         .routes(routes!(runs::job_waiting))
         .routes(routes!(attempts::get_attempt))
+        .routes(routes!(attempts::get_repro))
         .routes(routes!(attempts::list_stages))
         .routes(routes!(attempts::list_evidence))
         .routes(routes!(attempts::list_attempt_artifacts))
         .routes(routes!(attempts::console_events))
+        .routes(routes!(keys::press_keys))
+        .routes(routes!(keys::list_keys))
         .routes(routes!(machines::list_machines))
         .routes(routes!(machines::get_machine))
         .routes(routes!(machines::set_machine_state))
         .routes(routes!(machines::machine_history))
+        .routes(routes!(machines::machine_inventory))
         .routes(routes!(reservations::reserve, reservations::extend, reservations::hand_back))
         .routes(routes!(owed::list_owed))
         .routes(routes!(submitters::list_submitters))

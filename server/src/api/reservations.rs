@@ -48,6 +48,8 @@ pub async fn reserve(
         ended_at: None,
         ended_by: None,
         attempt_id: None,
+        quarantine_reason: None,
+        quarantine_until: None,
     };
     if let Some(other) = reservation::open(&state.db, &machine.id).await? {
         return Err(taken(&machine.name, &other));

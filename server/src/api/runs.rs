@@ -124,14 +124,19 @@ fn deadline(now: Timestamp, within: Option<u32>, at: Option<Timestamp>) -> AppRe
 }
 
 /// Where the jobs of a run stand.
-struct Place {
-    selector: SelectorId,
-    flow: FlowId,
-    deadline: Option<Timestamp>,
-    policy: Policy,
+pub struct Place {
+    /// What they ask of a machine.
+    pub selector: SelectorId,
+    /// In which queue.
+    pub flow: FlowId,
+    /// When they give up.
+    pub deadline: Option<Timestamp>,
+    /// What becomes of failures.
+    pub policy: Policy,
 }
 
-async fn scenarios(state: &AppState, plan: &PlanBody) -> AppResult<Vec<Scenario>> {
+/// The scenarios of a plan.
+pub async fn scenarios(state: &AppState, plan: &PlanBody) -> AppResult<Vec<Scenario>> {
     let mut scenarios = Vec::new();
     for name in &plan.scenarios {
         let row = db::plan::scenario(&state.db, name)
@@ -143,7 +148,7 @@ async fn scenarios(state: &AppState, plan: &PlanBody) -> AppResult<Vec<Scenario>
 }
 
 /// Everything the run owes, as rows: repetition by repetition, so that every scenario has a first result early.
-fn jobs(
+pub fn jobs(
     state: &AppState,
     run: &RunRow,
     place: &Place,

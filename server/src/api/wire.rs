@@ -230,6 +230,7 @@ pub fn machine(named: NamedMachine, reserved: Option<ReservationRow>, now: Times
     api::Machine {
         reachable,
         quarantined_until: row.quarantined_until,
+        differs: row.differs,
         on_probation: row.probation > 0 && row.state != MachineState::Quarantined,
         reservation: reserved.map(reservation),
         id: row.id,
@@ -237,7 +238,7 @@ pub fn machine(named: NamedMachine, reserved: Option<ReservationRow>, now: Times
         driver: row.driver,
         controller: row.controller_id,
         controller_name: named.controller_name,
-        labels: row.labels.0,
+        labels: crate::inventory::together(&row.labels, &row.seen_labels),
         state: row.state,
         reason: row.reason,
         state_since: row.state_since,

@@ -4,7 +4,7 @@ use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
 use super::life::{self, SERVER};
 use super::run::{self, JobChange, JobRow};
-use super::{Db, DbError, DbResult, Tx, flow, machine, on, on_tx, reservation, signed};
+use super::{Db, DbError, DbResult, Tx, flow, health, machine, on, on_tx, reservation, signed};
 use crate::retries::{self, Next, Tried};
 use crate::trust::Rule;
 use crashyard_protocol::api::EventBody;
@@ -262,6 +262,7 @@ pub async fn settle(tx: &mut Tx, ended: &AttemptRow, care: &Care, now: Timestamp
     let Some(job) = owed(tx, ended).await? else { return Ok(Settled::Before) };
     let next = next(tx, &job, ended, care).await?;
     set_aside(tx, &next, ended, care, now).await?;
+    unhealthy(tx, &next, ended, care, now).await?;
     let about = About { run: &ended.run_id, job: Some(&ended.job_id), attempt: Some(&ended.id) };
     event::append(tx, about, now, EventBody::AttemptDone).await?;
     write(tx, &job, &next, now).await?;
@@ -292,6 +293,20 @@ async fn set_aside(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now
     Ok(())
 }
 
+/// Quarantines a machine whose health check did not pass.
+async fn unhealthy(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
+    let Next::Done { status, blamed, reason, .. } = next else { return Ok(()) };
+    if *status == Status::Pass {
+        return Ok(());
+    }
+    let Some(machine) = health::checks(tx, &last.run_id).await? else { return Ok(()) };
+    let at = blamed.map_or_else(String::new, |stage| format!(" at {stage}"));
+    let why = reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+    life::quarantine(tx, &machine, &format!("Its health check got {status}{at}{why}"), &last.id, &care.rule, now)
+        .await?;
+    Ok(())
+}
+
 /// Gives up waiting for another try of a job that is bound to machines it cannot have; `false` if it does not wait.
 pub async fn conclude(tx: &mut Tx, id: &JobId, why: &str, care: &Care, now: Timestamp) -> DbResult<bool> {
     let waits: Option<JobRow> =
@@ -300,13 +315,16 @@ pub async fn conclude(tx: &mut Tx, id: &JobId, why: &str, care: &Care, now: Time
             .fetch_optional(c)
             .await)?;
     let Some(job) = waits else { return Ok(false) };
-    let last: AttemptRow =
+    let last: Option<AttemptRow> =
         on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE job_id = $1 ORDER BY number DESC LIMIT 1",)
             .bind(id)
-            .fetch_one(c)
+            .fetch_optional(c)
             .await)?;
     let next = retries::give_up(&tried(tx, id).await?, why);
-    set_aside(tx, &next, &last, care, now).await?;
+    // A health check's job is bound to its machine before it has any attempt.
+    if let Some(last) = &last {
+        set_aside(tx, &next, last, care, now).await?;
+    }
     write(tx, &job, &next, now).await?;
     Ok(true)
 }
@@ -353,20 +371,25 @@ pub struct Bound {
     pub only_announced: Option<bool>,
     /// The machine it must not have.
     pub not_machine_id: Option<MachineId>,
+    /// What its next attempt is for.
+    pub purpose: Purpose,
     /// Whether there is another one for it.
     pub elsewhere: bool,
 }
 
-/// Jobs that wait for certain machines.
+/// Jobs that wait for certain machines which cannot come, or need not: those that wait rightly must not hide them.
 pub async fn bound(db: &Db, limit: i64) -> DbResult<Vec<Bound>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(
         "SELECT j.id, j.selector_id, j.only_machine_id, m.name AS only_name, m.state AS only_state, \
-         m.announced AS only_announced, j.not_machine_id, EXISTS (SELECT 1 FROM machine_selector ms \
+         m.announced AS only_announced, j.not_machine_id, j.purpose, EXISTS (SELECT 1 FROM machine_selector ms \
          JOIN machine o ON o.id = ms.machine_id WHERE ms.selector_id = j.selector_id AND o.id <> j.not_machine_id \
          AND o.announced AND o.state NOT IN ('quarantined', 'retired')) AS elsewhere FROM job j LEFT JOIN machine m ON m.id = j.only_machine_id \
          WHERE j.state = 'queued' AND (j.only_machine_id IS NOT NULL OR j.not_machine_id IS NOT NULL) \
-         ORDER BY j.id LIMIT $1",
+         AND CASE WHEN j.only_machine_id IS NOT NULL THEN NOT m.announced OR m.state IN ('quarantined', 'retired') \
+         ELSE NOT EXISTS (SELECT 1 FROM machine_selector ms JOIN machine o ON o.id = ms.machine_id \
+         WHERE ms.selector_id = j.selector_id AND o.id <> j.not_machine_id AND o.announced \
+         AND o.state NOT IN ('quarantined', 'retired')) END ORDER BY j.id LIMIT $1",
     )
     .bind(limit)
     .fetch_all(c)

@@ -132,9 +132,7 @@ pub async fn after_attempt(
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<()> {
-    if reservation::begin(tx, machine, now).await? {
-        return Ok(());
-    }
+    let taken = reservation::begin(tx, machine, now).await?;
     let (times, since): (i64, Timestamp) =
         on_tx!(tx, |c| sqlx::query_as("SELECT probation, trusted_since FROM machine WHERE id = $1")
             .bind(machine)
@@ -163,6 +161,7 @@ pub async fn after_attempt(
                 .await
                 .map(drop))?;
         }
+        Trust::Quarantine(why) if taken => reservation::distrust(tx, machine, &why, rule.until(times, now)).await?,
         Trust::Quarantine(why) => {
             quarantine(tx, machine, &why, attempt, rule, now).await?;
         }

@@ -1,5 +1,6 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
+use super::life::{self, ChangeRow, SERVER};
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crate::selector::{Facts, Selector};
 use crashyard_protocol::clock::Timestamp;
@@ -44,6 +45,10 @@ pub struct MachineRow {
     pub quarantined_until: Option<Timestamp>,
     /// How often it was quarantined since it last proved itself.
     pub probation: i64,
+    /// Labels that follow from its inventory.
+    pub seen_labels: Json<Labels>,
+    /// How its failures differ from those of its siblings.
+    pub differs: Option<String>,
 }
 
 /// A machine with its controller's name, for people.
@@ -117,6 +122,7 @@ impl NamedMachine {
             driver: &machine.driver,
             controller: &self.controller_name,
             labels: &machine.labels,
+            seen: &machine.seen_labels,
         }
     }
 }
@@ -146,15 +152,23 @@ pub async fn withdraw_machines(tx: &mut Tx, controller: &ControllerId) -> DbResu
     Ok(())
 }
 
-/// Registers a machine for its controller. A machine that another controller still announces is a conflict.
+/// Registers a machine for its controller. A machine that another controller still announces is a conflict, unless nothing
+/// was heard of that one for long and no attempt has the machine: a lab replaces a host that died.
 pub async fn put_machine(tx: &mut Tx, row: &MachineRow) -> DbResult<MachineRow> {
+    let before: Option<(ControllerId, String)> = on_tx!(tx, |c| sqlx::query_as(
+        "SELECT c.id, c.name FROM machine m JOIN controller c ON c.id = m.controller_id WHERE m.name = $1",
+    )
+    .bind(&row.name)
+    .fetch_optional(c)
+    .await)?;
     let put: Option<MachineRow> = on_tx!(tx, |c| sqlx::query_as(
         "INSERT INTO machine (id, name, driver, controller_id, labels, announced, state, state_since, lease_epoch, \
          last_seen_at, created_at) VALUES ($1, $2, $3, $4, $5, TRUE, 'enrolled', $6, 0, $6, $6) \
          ON CONFLICT (name) DO UPDATE SET driver = excluded.driver, controller_id = excluded.controller_id, \
          labels = excluded.labels, announced = TRUE, last_seen_at = excluded.last_seen_at \
          WHERE machine.controller_id = excluded.controller_id \
-         OR (NOT machine.announced AND machine.attempt_id IS NULL) RETURNING *",
+         OR (machine.attempt_id IS NULL AND (NOT machine.announced OR (machine.last_seen_at < $7 \
+         AND (SELECT last_seen_at FROM controller c WHERE c.id = machine.controller_id) < $7))) RETURNING *",
     )
     .bind(&row.id)
     .bind(&row.name)
@@ -162,9 +176,28 @@ pub async fn put_machine(tx: &mut Tx, row: &MachineRow) -> DbResult<MachineRow> 
     .bind(&row.controller_id)
     .bind(&row.labels)
     .bind(row.created_at)
+    .bind(Timestamp(row.created_at.0.saturating_sub(i64::try_from(SILENT.as_millis()).unwrap_or(0))))
     .fetch_optional(c)
     .await)?;
-    put.ok_or_else(|| DbError::Conflict(format!("machine {:?} belongs to another controller", row.name)))
+    let put = put.ok_or_else(|| {
+        DbError::Conflict(format!(
+            "machine {:?} belongs to another controller that names it and is there; take it out of that one's \
+             configuration and restart it, or stop it and wait until nothing was heard of it for {} minutes",
+            row.name,
+            SILENT.as_secs() / 60
+        ))
+    })?;
+    if let Some((_, name)) = before.filter(|(controller, _)| *controller != put.controller_id) {
+        let change = ChangeRow {
+            at: row.created_at,
+            state: put.state,
+            reason: Some(format!("Moved here from the controller {name}")),
+            decided_by: SERVER.to_owned(),
+            attempt_id: None,
+        };
+        life::note(tx, &put.id, &change).await?;
+    }
+    Ok(put)
 }
 
 /// Selectors and machines are compared in both directions, so whoever adds one of either must not miss the other.

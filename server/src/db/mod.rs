@@ -17,6 +17,8 @@ pub mod build;
 pub mod dump;
 pub mod event;
 pub mod flow;
+pub mod health;
+pub mod inventory;
 pub mod judgement;
 pub mod lease;
 pub mod life;

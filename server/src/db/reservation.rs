@@ -34,6 +34,10 @@ pub struct ReservationRow {
     pub ended_by: Option<String>,
     /// The failed attempt that the machine is kept for.
     pub attempt_id: Option<AttemptId>,
+    /// Why the machine is quarantined again afterwards, if it is.
+    pub quarantine_reason: Option<String>,
+    /// Until when it is.
+    pub quarantine_until: Option<Timestamp>,
 }
 
 impl ReservationRow {
@@ -93,6 +97,15 @@ pub async fn take(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult
 /// Gives a machine that is free to the reservation that waits for it; `false` if none does, or it is not free.
 pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult<bool> {
     let Some(row) = open_in(tx, machine).await?.filter(|row| row.began_at.is_none()) else { return Ok(false) };
+    // Who takes a machine says nothing about whether it can be trusted.
+    on_tx!(tx, |c| sqlx::query(
+        "UPDATE reservation SET quarantine_reason = m.reason, quarantine_until = m.quarantined_until FROM machine m \
+         WHERE reservation.id = $1 AND m.id = reservation.machine_id AND m.state = 'quarantined'",
+    )
+    .bind(&row.id)
+    .execute(c)
+    .await
+    .map(drop))?;
     let got = on_tx!(tx, |c| sqlx::query(
         "UPDATE machine SET state = 'reserved', reason = $2, state_since = $3, quarantined_until = NULL \
          WHERE id = $1 AND attempt_id IS NULL AND state <> 'retired'",
@@ -114,6 +127,22 @@ pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult
         .map(drop))?;
     tell(tx, &row, MachineState::Reserved, row.reason.clone(), &row.owner, now).await?;
     Ok(true)
+}
+
+/// Remembers that a machine which somebody has just got is not trusted, for when they hand it back.
+pub async fn distrust(tx: &mut Tx, machine: &MachineId, reason: &str, until: Timestamp) -> DbResult<()> {
+    on_tx!(tx, |c| {
+        sqlx::query(
+        "UPDATE reservation SET quarantine_reason = $2, quarantine_until = $3 WHERE machine_id = $1 AND ended_at IS NULL",
+    )
+    .bind(machine)
+    .bind(reason)
+    .bind(until)
+    .execute(c)
+    .await
+    .map(drop)
+    })?;
+    Ok(())
 }
 
 /// Keeps the machine of a live attempt as it is. `false` if somebody waits for the machine already: they come first.
@@ -221,6 +250,24 @@ pub async fn end(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> 
         .map(|done| done.rows_affected()))?;
         if back == 1 {
             tell(tx, &closed, MachineState::Leased, format!("{why}; its attempt returns it"), by, now).await?;
+        }
+        return Ok(Some(closed));
+    }
+    if let Some(reason) = &closed.quarantine_reason {
+        let back = on_tx!(tx, |c| sqlx::query(
+            "UPDATE machine SET state = 'quarantined', reason = $2, quarantined_until = $3, state_since = $4 \
+             WHERE id = $1 AND state = 'reserved'",
+        )
+        .bind(machine)
+        .bind(reason)
+        .bind(closed.quarantine_until)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+        if back == 1 {
+            let text = format!("{why}, and quarantined as before: {reason}");
+            tell(tx, &closed, MachineState::Quarantined, text, by, now).await?;
         }
         return Ok(Some(closed));
     }

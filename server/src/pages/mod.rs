@@ -231,10 +231,11 @@ async fn list_machines(
 }
 
 async fn get_machine(_: Reader, State(state): State<AppState>, Path(name): Path<String>) -> AppResult<Html<String>> {
-    let id = machines::find(&state, &name).await?.machine.id;
-    let machine = machines::show(&state, &id).await?.0;
-    let history = machines::history(&state, &id).await?;
-    show(&MachinePage::new(&machine, &history, state.now()))
+    let row = machines::find(&state, &name).await?.machine;
+    let machine = machines::show(&state, &row.id).await?.0;
+    let inventory = machines::inventory(&state, &row).await?;
+    let history = machines::history(&state, &row.id).await?;
+    show(&MachinePage::new(&machine, &inventory, &history, state.now()))
 }
 
 async fn get_asset(Path((hash, name)): Path<(String, String)>) -> Response {

@@ -488,6 +488,7 @@ pub fn machines() -> Vec<Machine> {
         reachable: seen < 3_600,
         quarantined_until: (state == MachineState::Quarantined).then(|| ago(-1_800)),
         on_probation: false,
+        differs: None,
         reservation: None,
     };
     vec![

@@ -9,8 +9,8 @@ use crate::db::life::{self, SERVER};
 use crate::db::reservation;
 use crate::error::AppResult;
 use crate::wake::Topic;
-use crashyard_protocol::MachineState;
 use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{MachineState, Purpose};
 use std::time::Duration;
 
 /// How long before its end a reservation's owner is told.
@@ -75,7 +75,11 @@ async fn look_after(state: &AppState, job: &Bound) -> AppResult<()> {
         (_, Some(false)) => "not announced by its controller any more",
         _ => return Ok(()),
     };
-    let why = format!("not compared with the known-good kernel, because {name} is {gone}");
+    let what = match job.purpose {
+        Purpose::KnownGood => "not compared with the known-good kernel",
+        Purpose::Test | Purpose::Elsewhere => "not tried",
+    };
+    let why = format!("{what}, because {name} is {gone}");
     let mut tx = state.db.begin().await?;
     lease::conclude(&mut tx, &job.id, &why, &state.config.care(), state.now()).await?;
     tx.commit().await?;

@@ -9,6 +9,7 @@ pub mod deadlines;
 pub mod dumps;
 pub mod findings;
 pub mod glimpse;
+pub mod health;
 pub mod leases;
 pub mod machines;
 pub mod owed;
@@ -64,6 +65,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
         Some(Pass::Machines),
         |state| async move { machines::tick(&state).await },
     ));
+    set.spawn(run(state.clone(), "health", None, |state| async move { health::tick(&state).await }));
     set.spawn(run(state.clone(), "owed", None, |state| async move { owed::tick(&state).await }));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set

@@ -169,6 +169,10 @@ fn one_line(report: &Report) -> String {
             let build_id = build_id.as_deref().unwrap_or("unknown");
             format!("{} runs with {cpus_online} CPUs, build id {}", short(release), short(build_id))
         }
+        Report::Inventory { facts } => format!("{} facts about the machine", facts.len()),
+        Report::Typed { source, by, keys, detail, .. } => {
+            format!("{} typed {} at {}: {}", short(by), short(&keys.to_string()), short(source), short(detail))
+        }
         Report::Step { name, code, ok, output, .. } => {
             let outcome = if *ok { "done" } else { "failed" };
             let code = code.map(|code| format!(" ({code})")).unwrap_or_default();

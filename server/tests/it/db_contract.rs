@@ -258,6 +258,8 @@ fn machine_row(name: &str, controller: &ControllerId) -> MachineRow {
         created_at: NOW,
         quarantined_until: None,
         probation: 0,
+        seen_labels: Json([].into()),
+        differs: None,
     }
 }
 

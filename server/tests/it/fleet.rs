@@ -3,14 +3,17 @@
 use crate::agent_api::provision_and_arm;
 use crate::harness::{Answer, Call, Server};
 use crate::leases::settle;
-use crashyard_protocol::agent::{Claim, Directive, Enrolled, ReleaseRequest, RenewReply, RenewRequest, ReportsReply};
+use crashyard_protocol::agent::{
+    Claim, Directive, EnrolRequest, Enrolled, KeyPress, Keys, MachineSpec, ReleaseRequest, RenewReply, RenewRequest,
+    Report, ReportsReply, Role,
+};
 use crashyard_protocol::api::{
-    Attempt, Extension, Machine, MachineEvent, NewMachineState, NewReservation, NewRun, Owed, OwedKind, Policy, Run,
-    Waiting,
+    Attempt, Extension, Inventory, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation, NewRun, Owed,
+    OwedKind, Page, Policy, Repro, Run, Waiting,
 };
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState, Priority, Purpose, Status};
-use crashyard_server::passes::{Next, machines};
+use crashyard_server::passes::{Next, health, machines};
 
 async fn machine(server: &Server, name: &str) -> Machine {
     server.get(format!("/api/v1/machines/{name}")).await.ok()
@@ -380,7 +383,305 @@ async fn only_people_with_authority_decide_and_only_what_people_may() {
     server.call(reserve("m1", 5).token(&server.submit)).await.ok::<Machine>();
     assert_eq!(machine(&server, "m1").await.state, MachineState::Reserved, "people may work on what is broken");
     server.call(hand_back("m1").token(&server.submit)).await.ok::<Machine>();
-    assert_eq!(machine(&server, "m1").await.state, MachineState::Enrolled);
+    let back = machine(&server, "m1").await;
+    assert_eq!((back.state, back.reason.as_deref()), (MachineState::Quarantined, Some("the fan")));
+    assert_eq!(back.quarantined_until, None, "who may submit does not lift what an administrator decided");
+    set_state(&server, "m1", MachineState::Available).await.ok::<Machine>();
+}
+
+#[tokio::test]
+async fn a_machine_that_could_not_be_returned_is_not_trusted_after_a_reservation_either() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    server.call(reserve("m1", 30).token(&server.submit)).await.ok::<Machine>();
+    let unhealthy = ReleaseRequest { healthy: false, detail: "still on after power-off".into() };
+    let unhealthy = Call::post(format!("/agent/v1/attempts/{}/release", claimed.attempt), &unhealthy);
+    server.call(unhealthy.by_controller(&server, &claimed)).await.no_content();
+    assert_eq!(machine(&server, "m1").await.state, MachineState::Reserved, "people may look at what is broken");
+    server.advance(31 * 60);
+    machines::tick(&server.state).await.unwrap();
+    let back = machine(&server, "m1").await;
+    assert_eq!((back.state, back.reason.as_deref()), (MachineState::Quarantined, Some("still on after power-off")));
+    assert!(
+        history(&server, "m1").await[0].reason.as_deref().unwrap().starts_with("Its time was over, and quarantined")
+    );
+}
+
+async fn enrol_as(server: &Server, controller: &str, machines: &[&str]) -> Enrolled {
+    let machines = machines
+        .iter()
+        .map(|name| MachineSpec { name: (*name).into(), driver: "fake".into(), labels: [].into() })
+        .collect();
+    let request = EnrolRequest { name: controller.into(), version: "1".into(), machines };
+    server.call(Call::post("/agent/v1/enrol", &request).token(&server.controller)).await.ok()
+}
+
+#[tokio::test]
+async fn a_machine_moves_when_its_controller_is_gone_and_the_old_one_must_leave_it_alone() {
+    let server = Server::new().await;
+    server.run(2).await;
+    let old = server.enrol(&["m1"]).await;
+    let first = claim(&server, &old).await.unwrap();
+    server.put_console(&first, 0, "x").await.ok::<serde_json::Value>();
+    let refused = enrol_as(&server, "spare", &["m1", "m2"]).await;
+    assert!(refused.refused["m1"].contains("another controller"), "{refused:?}");
+    assert!(refused.machines.contains_key("m2"), "the others do not wait for that");
+    // Its host dies: the lease runs out, and after three minutes of silence the machine may be had by the spare.
+    server.be_up_for(61).await;
+    settle(&server).await;
+    assert!(enrol_as(&server, "spare", &["m1"]).await.refused.contains_key("m1"), "a short silence is none");
+    server.be_up_for(200).await;
+    let new = enrol_as(&server, "spare", &["m1"]).await;
+    assert!(new.refused.is_empty(), "{new:?}");
+    let told = history(&server, "m1").await;
+    assert!(told.iter().any(|event| event.reason.as_deref() == Some("Moved here from the controller lab")), "{told:?}");
+    let second = claim(&server, &new).await.unwrap();
+    assert!(second.epoch > first.epoch);
+    // The old one comes back with its journal.
+    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", first.attempt), &RenewRequest { wait_seconds: 0 });
+    let problem = server.call(renew.by_controller(&server, &first)).await.problem(409, kind::MACHINE_TAKEN);
+    assert!(problem.detail.contains("m1 belongs to the controller spare now"), "{}", problem.detail);
+    server.put_console(&first, 1, "y").await.problem(409, kind::LEASE_LOST);
+    let back = server.enrol(&["m1"]).await;
+    assert!(back.machines.is_empty() && back.refused.contains_key("m1"), "{back:?}");
+    assert_eq!(directive(&server, &second).await, Directive::Continue, "the new attempt is not disturbed");
+}
+
+#[tokio::test]
+async fn a_controller_that_comes_back_late_leaves_a_machine_alone_that_a_person_has() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    server.put_console(&claimed, 0, "x").await.ok::<serde_json::Value>();
+    server.be_up_for(61).await;
+    settle(&server).await;
+    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", claimed.attempt), &RenewRequest { wait_seconds: 0 });
+    server.call(renew.clone().by_controller(&server, &claimed)).await.problem(409, kind::LEASE_LOST);
+    server.call(reserve("m1", 60).token(&server.submit)).await.ok::<Machine>();
+    server.call(renew.by_controller(&server, &claimed)).await.problem(409, kind::MACHINE_TAKEN);
+}
+
+fn inventory(facts: &[(&str, &str)]) -> Report {
+    let facts = facts.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Report::Inventory { facts }
+}
+
+#[tokio::test]
+async fn what_a_machine_is_made_of_becomes_labels_and_what_changes_is_told() {
+    let server = Server::new().await;
+    let lab = server.enrol(&["m1"]).await;
+    server.run(2).await;
+    let first = claim(&server, &lab).await.unwrap();
+    let cpu = [("cpu.vendor", "GenuineIntel"), ("cpu.vmx", "yes"), ("msr.0x48b", "0x0000008200000000")];
+    let found = inventory(&[cpu.as_slice(), &[("cpu.microcode", "0x1"), ("memory.mib", "65536")]].concat());
+    for _ in 0..2 {
+        server.report(&first, Role::Target, 0, found.clone()).await.ok::<ReportsReply>();
+    }
+    let known: Inventory = server.get("/api/v1/machines/m1/inventory").await.ok();
+    assert_eq!((known.facts["memory.mib"].as_str(), known.attempt), ("65536", Some(first.attempt.clone())));
+    assert_eq!(machine(&server, "m1").await.labels["vmx.unrestricted"], "true");
+    assert!(history(&server, "m1").await.iter().all(|event| !event.reason.as_deref().unwrap_or("").contains("Not as")));
+    release(&server, &first).await.no_content();
+
+    // A plan may ask for what nobody configured.
+    let plan = NewPlan {
+        name: "unrestricted".into(),
+        scenarios: vec!["sysrq".into()],
+        selector: [].into(),
+        requires: vec!["vmx.unrestricted".into(), "memory_mib >= 32768".into()],
+        repetitions: 1,
+        policy: Policy::default(),
+    };
+    server
+        .call(Call::put_json("/api/v1/plans/unrestricted", &plan).token(&server.submit))
+        .await
+        .ok::<serde_json::Value>();
+    let build = server.build().await;
+    let new = NewRun { priority: Some(Priority::Urgent), ..NewRun::new(build.id, "unrestricted") };
+    let run: Run = server.call(Call::post("/api/v1/runs", &new).token(&server.submit)).await.ok();
+    let second = claim(&server, &lab).await.unwrap();
+    assert_eq!(second.brief.run, run.id, "the machine satisfies it");
+
+    // A DIMM died, and somebody updated the microcode.
+    let changed = inventory(&[("cpu.microcode", "0x2"), ("memory.mib", "32768")]);
+    server.report(&second, Role::Target, 0, changed).await.ok::<ReportsReply>();
+    let told = history(&server, "m1").await;
+    let told = told.iter().filter_map(|event| event.reason.as_deref()).find(|why| why.starts_with("Not as it was"));
+    assert_eq!(told, Some("Not as it was: cpu.microcode is 0x2, was 0x1; memory.mib is 32768, was 65536"));
+    // What comes late from an attempt that has the machine no more is not believed.
+    let known: Inventory = server.get("/api/v1/machines/m1/inventory").await.ok();
+    assert_eq!((known.facts["memory.mib"].as_str(), known.facts.len()), ("32768", 5));
+}
+
+/// A farm whose machines are checked by the plan `health`.
+async fn checked_farm() -> (Server, Enrolled) {
+    let server = Server::with(|config| config.health_plan = "health".into()).await;
+    let lab = server.enrol(&["m1", "m2"]).await;
+    assert!(claim(&server, &lab).await.is_none(), "both are idle");
+    assert!(!health::tick(&server.state).await.is_err(), "a plan that is not there is said in the log");
+    server.plan("smoke", 1, &[]).await;
+    let plan = NewPlan {
+        name: "health".into(),
+        scenarios: vec!["sysrq".into()],
+        selector: [].into(),
+        requires: Vec::new(),
+        repetitions: 1,
+        policy: Policy { known_good: Some(server.build().await.id), ..Policy::default() },
+    };
+    server.call(Call::put_json("/api/v1/plans/health", &plan).token(&server.submit)).await.ok::<serde_json::Value>();
+    (server, lab)
+}
+
+async fn runs(server: &Server) -> Vec<Run> {
+    server.get("/api/v1/runs").await.ok::<Page<Run>>().items
+}
+
+#[tokio::test]
+async fn every_machine_is_checked_once_in_a_while_and_at_once_when_it_gave_reason() {
+    let (server, lab) = checked_farm().await;
+    health::tick(&server.state).await.unwrap();
+    health::tick(&server.state).await.unwrap();
+    let names: Vec<_> = runs(&server).await.into_iter().map(|run| run.name).collect();
+    assert_eq!(names.len(), 2, "each machine once, however often the pass runs: {names:?}");
+    assert!(names.contains(&"health of m1".to_owned()) && names.contains(&"health of m2".to_owned()), "{names:?}");
+    let check = claim(&server, &only(&lab, "m2")).await.unwrap();
+    assert_eq!(attempt(&server, &check).await.machine_name, "m2");
+    // It dies as it should not: this kernel does elsewhere.
+    dies_wrongly(&server, &check).await;
+    release(&server, &check).await.no_content();
+    let bad = machine(&server, "m2").await;
+    assert_eq!(bad.state, MachineState::Quarantined);
+    assert!(bad.reason.as_deref().unwrap().starts_with("Its health check got FAIL at panicked: "), "{bad:?}");
+    assert!(bad.quarantined_until.is_some(), "for a while");
+    assert_eq!(machine(&server, "m1").await.state, MachineState::Available, "m1's check is its own");
+
+    // Its time is over: it is back on probation, and checked before anything else.
+    server.be_up_for(3700).await;
+    machines::tick(&server.state).await.unwrap();
+    server.enrol(&["m1", "m2"]).await;
+    assert!(claim(&server, &only(&lab, "m2")).await.is_none());
+    health::tick(&server.state).await.unwrap();
+    let again = claim(&server, &only(&lab, "m2")).await.unwrap();
+    let run: Run = server.get(format!("/api/v1/runs/{}", again.brief.run)).await.ok();
+    assert_eq!((run.name.as_str(), runs(&server).await.len()), ("health of m2", 3));
+}
+
+#[tokio::test]
+async fn a_check_whose_machine_goes_away_ends_and_holds_nobody_up() {
+    let (server, _) = checked_farm().await;
+    health::tick(&server.state).await.unwrap();
+    set_state(&server, "m1", MachineState::Retired).await.ok::<Machine>();
+    machines::tick(&server.state).await.unwrap();
+    let all = runs(&server).await;
+    let run = all.iter().find(|run| run.name == "health of m1").unwrap();
+    let job = &server.jobs(run).await[0];
+    assert_eq!((job.state, job.status), (JobState::Done, Status::Miss));
+    assert_eq!(job.reason.as_deref(), Some("not tried, because m1 is retired"));
+}
+
+#[tokio::test]
+async fn two_servers_check_a_machine_once() {
+    let (server, _) = checked_farm().await;
+    let other = server.restarted().await;
+    let (one, two) = tokio::join!(health::tick(&server.state), health::tick(&other.state));
+    one.unwrap();
+    two.unwrap();
+    assert_eq!(runs(&server).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_machine_that_fails_differently_from_its_siblings_is_pointed_out() {
+    let server = Server::with(|config| (config.quarantine_failures, config.max_attempts) = (0, 1)).await;
+    let lab = server.enrol(&["m1", "m2"]).await;
+    server.run(24).await;
+    for round in 0..24 {
+        let name = if round % 2 == 0 { "m1" } else { "m2" };
+        let claimed = claim(&server, &only(&lab, name)).await.unwrap();
+        if name == "m1" {
+            dies_wrongly(&server, &claimed).await;
+        }
+        release(&server, &claimed).await.no_content();
+    }
+    health::tick(&server.state).await.unwrap();
+    let found = machine(&server, "m1").await.differs.unwrap();
+    assert_eq!(found, "FAIL at panicked in 12 of 12 attempts; others in 0 of 12 at the same tests");
+    let page = String::from_utf8(server.get("/machines").await.body.to_vec()).unwrap();
+    assert!(page.contains("Fails differently: FAIL at panicked in 12 of 12"), "{page}");
+    server.advance(15 * 24 * 3600);
+    health::tick(&server.state).await.unwrap();
+    assert_eq!(machine(&server, "m1").await.differs, None, "what is long ago is forgiven");
+}
+
+#[tokio::test]
+async fn an_attempt_can_be_done_again_from_what_is_known_of_it() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    let found = inventory(&[("cpu.microcode", "0x1"), ("kernel.cmdline", "console=ttyS0 quiet")]);
+    server.report(&claimed, Role::Target, 0, found).await.ok::<ReportsReply>();
+    let repro: Repro = server.get(format!("/api/v1/attempts/{}/repro", claimed.attempt)).await.ok();
+    assert_eq!((repro.machine.as_str(), repro.facts["cpu.microcode"].as_str()), ("m1", "0x1"));
+    assert_eq!((&repro.build.id, repro.scenario.name.as_str()), (&claimed.brief.build.id, "sysrq"));
+    // The commands are true: what they send is taken.
+    let body = |path: &str| {
+        let line = repro.commands.iter().find(|line| line.contains(path)).unwrap();
+        line.split('\'').find(|part| part.starts_with('{')).unwrap().to_owned()
+    };
+    let plan = body("/api/v1/plans/");
+    let put = Call::put(format!("/api/v1/plans/repro-{}", claimed.attempt), plan).token(&server.submit);
+    server.call(put).await.ok::<serde_json::Value>();
+    let run: serde_json::Value = serde_json::from_str(&body("/api/v1/runs")).unwrap();
+    server.call(Call::post("/api/v1/runs", &run).token(&server.submit)).await.ok::<Run>();
+}
+
+async fn press(server: &Server, claim: &Claim, keys: &Keys) -> Answer {
+    let path = format!("/api/v1/attempts/{}/console/serial/keys", claim.attempt);
+    server.call(Call::post(path, keys).token(&server.submit)).await
+}
+
+async fn pressed(server: &Server, claim: &Claim, from: u64) -> Vec<KeyPress> {
+    let path = format!("/agent/v1/attempts/{}/keys?from={from}", claim.attempt);
+    server.call(Call::get(path).by_controller(server, claim)).await.ok()
+}
+
+#[tokio::test]
+async fn what_people_type_is_kept_with_their_name_and_handed_to_the_controller_in_order() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    assert_eq!(pressed(&server, &claimed, 0).await, []);
+    press(&server, &claimed, &Keys::Sysrq('t')).await.ok::<KeyPress>();
+    let second: KeyPress = press(&server, &claimed, &Keys::Text("root\n".into())).await.ok();
+    assert_eq!((second.number, second.by.as_str()), (1, "token:submit"));
+    let all = pressed(&server, &claimed, 0).await;
+    assert_eq!(all.iter().map(|one| one.number).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(pressed(&server, &claimed, 0).await, all, "a lost answer is given again");
+    assert_eq!(pressed(&server, &claimed, 1).await, all[1..]);
+    let KeyPress { number, source, by, keys } = all[0].clone();
+    let done = Report::Typed { number, source, by, keys, ok: true, detail: "the console took it".into() };
+    server.report(&claimed, Role::Controller, 0, done).await.ok::<ReportsReply>();
+    let page = server.get(format!("/attempts/{}", claimed.attempt)).await;
+    assert!(String::from_utf8(page.body.to_vec()).unwrap().contains("SysRq t at serial"), "and the page shows it");
+
+    for wrong in [Keys::Text(String::new()), Keys::Text("x".repeat(5000)), Keys::Sysrq('\n')] {
+        press(&server, &claimed, &wrong).await.problem(400, kind::INVALID);
+    }
+    let keys = Call::get(format!("/agent/v1/attempts/{}/keys?from=0", claimed.attempt));
+    server.call(keys.by_agent(&claimed)).await.problem(403, kind::FORBIDDEN);
+    release(&server, &claimed).await.no_content();
+    press(&server, &claimed, &Keys::Break).await.problem(409, kind::CONFLICT);
+    let kept: Vec<KeyPress> = server.get(format!("/api/v1/attempts/{}/keys", claimed.attempt)).await.ok();
+    assert_eq!(kept, all);
+}
+
+#[tokio::test]
+async fn a_controller_that_waits_for_keys_gets_them_when_they_come() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    let path = format!("/agent/v1/attempts/{}/keys?from=0&wait_seconds=30", claimed.attempt);
+    let wait = server.call(Call::get(path).by_controller(&server, &claimed));
+    let (got, _) = tokio::join!(wait, async {
+        tokio::task::yield_now().await;
+        press(&server, &claimed, &Keys::Break).await.ok::<KeyPress>()
+    });
+    assert_eq!(got.ok::<Vec<KeyPress>>().len(), 1);
 }
 
 #[tokio::test]

@@ -9,12 +9,28 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 /// How long a terminal server may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a BMC may take to end a session that an earlier controller left open.
+const DEACTIVATE: Duration = Duration::from_secs(30);
+
+/// How long a break lasts; every UART knows it by then.
+const BREAK: Duration = Duration::from_millis(300);
+
+/// What is kept of what a program says of its own trouble.
+const LAST_WORDS: usize = 4096;
+
+/// Begins `ipmitool`'s own commands after a new line. Its default `~` is typed in shells; this, ASCII's record separator,
+/// is not.
+const SOL_ESCAPE: &str = "\u{1e}";
+/// A new line, and its command for a break.
+const SOL_BREAK: &[u8] = b"\r\x1eB";
 
 /// A silent TCP connection is asked after this time whether its other end still lives.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -67,33 +83,77 @@ impl fmt::Display for Channel {
 pub struct Open {
     /// What the machine prints.
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// What is typed.
-    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
-    child: Option<(Child, ChildStderr)>,
+    writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Whether telnet's own byte is doubled in what is typed.
+    telnet: bool,
+    interrupt: Interrupt,
+    /// A program, and what it says of its own trouble.
+    child: Option<(Child, JoinSet<Vec<u8>>)>,
+}
+
+/// How this channel sends a break, which Linux takes for the SysRq key.
+enum Interrupt {
+    /// It does not.
+    Unknown(&'static str),
+    /// By bytes behind which it lasts a while, and bytes that end it; neither is escaped.
+    Bytes(&'static [u8], &'static [u8]),
+    /// By the port.
+    Port(serial2_tokio::SerialPort),
 }
 
 impl Open {
-    fn new(reader: impl AsyncRead + Send + Unpin + 'static, writer: impl AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self { reader: Box::new(reader), writer: Box::new(writer), child: None }
+    fn new(
+        reader: impl AsyncRead + Send + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+        interrupt: Interrupt,
+    ) -> Self {
+        Self { reader: Box::new(reader), writer: Box::new(writer), telnet: false, interrupt, child: None }
+    }
+
+    /// Types.
+    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        if self.telnet { self.send(&telnet::escaped(bytes)).await } else { self.send(bytes).await }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.writer.write_all(bytes).await?;
+        self.writer.flush().await
+    }
+
+    /// Sends a break.
+    pub async fn send_break(&mut self) -> std::io::Result<()> {
+        match &self.interrupt {
+            Interrupt::Unknown(why) => return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, *why)),
+            Interrupt::Bytes(begin, end) => {
+                let (begin, end) = (*begin, *end);
+                self.send(begin).await?;
+                tokio::time::sleep(BREAK).await;
+                self.send(end).await?;
+            }
+            Interrupt::Port(port) => {
+                port.set_break(true)?;
+                tokio::time::sleep(BREAK).await;
+                port.set_break(false)?;
+            }
+        }
+        Ok(())
     }
 
     /// Why a channel ended that has nothing more to read.
     pub async fn last_words(&mut self) -> String {
         let Some((child, stderr)) = &mut self.child else { return String::new() };
-        let mut said = Vec::new();
-        let mut limited = stderr.take(4096);
         // It has closed its output, so it is about to end; whoever is not is told to.
         let ended = tokio::time::timeout(Duration::from_secs(2), async {
-            let _ = limited.read_to_end(&mut said).await;
-            child.wait().await
+            let said = stderr.join_next().await;
+            (said.and_then(Result::ok).unwrap_or_default(), child.wait().await)
         });
-        let status = match ended.await {
-            Ok(Ok(status)) => status.to_string(),
-            Ok(Err(error)) => error.to_string(),
+        match ended.await {
+            Ok((said, status)) => {
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                format!("{status} {}", String::from_utf8_lossy(&said).trim()).trim().to_owned()
+            }
             Err(_) => "it closed its output and went on".into(),
-        };
-        let said = String::from_utf8_lossy(&said);
-        format!("{status} {}", said.trim()).trim().to_owned()
+        }
     }
 }
 
@@ -103,27 +163,35 @@ impl Channel {
         match self {
             Self::Tcp(address) => {
                 let (reader, writer) = connect(address).await?.into_split();
-                Ok(Open::new(reader, writer))
+                Ok(Open::new(reader, writer, Interrupt::Unknown("a plain TCP connection has no break")))
             }
             Self::Telnet { address, baud } => {
                 let (reader, mut writer) = connect(address).await?.into_split();
                 telnet::greet(&mut writer, *baud).await.context("greet the terminal server")?;
-                Ok(Open::new(Telnet::new(reader), telnet::Escaped::new(writer)))
+                let interrupt = match baud {
+                    Some(_) => Interrupt::Bytes(telnet::BREAK_ON, telnet::BREAK_OFF),
+                    None => Interrupt::Bytes(telnet::BREAK, b""),
+                };
+                Ok(Open { telnet: true, ..Open::new(Telnet::new(reader), writer, interrupt) })
             }
-            Self::Command(words) => spawn(Command::new(&words[0]).args(&words[1..])),
+            Self::Command(words) => {
+                spawn(Command::new(&words[0]).args(&words[1..]), Interrupt::Unknown("a program's input has no break"))
+            }
             Self::Device { path, baud } => {
                 let port = serial2_tokio::SerialPort::open(path, *baud)
                     .with_context(|| format!("open {} at {baud}", path.display()))?;
+                let interrupt = Interrupt::Port(port.try_clone()?);
                 let (reader, writer) = tokio::io::split(port);
-                Ok(Open::new(reader, writer))
+                Ok(Open::new(reader, writer, interrupt))
             }
             Self::Netconsole { listen, from } => {
-                Ok(Open::new(netconsole::open(*listen, *from).await?, tokio::io::sink()))
+                let reader = netconsole::open(*listen, *from).await?;
+                Ok(Open::new(reader, tokio::io::sink(), Interrupt::Unknown("nobody hears what netconsole is told")))
             }
             Self::SerialOverLan(bmc) => {
                 // A session that was cut stays open on the BMC, which has only one.
-                let _ = bmc.sol("deactivate").output().await;
-                spawn(&mut bmc.sol("activate"))
+                let _ = tokio::time::timeout(DEACTIVATE, bmc.sol("deactivate").output()).await;
+                spawn(bmc.sol("activate").args(["-e", SOL_ESCAPE]), Interrupt::Bytes(SOL_BREAK, b""))
             }
         }
     }
@@ -139,7 +207,7 @@ async fn connect(address: &str) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-fn spawn(command: &mut Command) -> anyhow::Result<Open> {
+fn spawn(command: &mut Command, interrupt: Interrupt) -> anyhow::Result<Open> {
     let mut child = command
         // Kept open: a program like ipmitool ends when nobody can type.
         .stdin(Stdio::piped())
@@ -151,5 +219,17 @@ fn spawn(command: &mut Command) -> anyhow::Result<Open> {
     let reader = child.stdout.take().context("its output is piped")?;
     let writer = child.stdin.take().context("its input is piped")?;
     let stderr = child.stderr.take().context("its errors are piped")?;
-    Ok(Open { reader: Box::new(reader), writer: Box::new(writer), child: Some((child, stderr)) })
+    let mut said = JoinSet::new();
+    // All the time: a program that says much of its own trouble would stop at a full pipe, and the console with it.
+    said.spawn(end_of(stderr));
+    Ok(Open { child: Some((child, said)), ..Open::new(reader, writer, interrupt) })
+}
+
+/// Reads to the end and keeps the last of it.
+async fn end_of(mut reader: impl AsyncRead + Unpin) -> Vec<u8> {
+    let mut kept = Vec::new();
+    while let Ok(1..) = reader.read_buf(&mut kept).await {
+        kept.drain(..kept.len().saturating_sub(LAST_WORDS));
+    }
+    kept
 }

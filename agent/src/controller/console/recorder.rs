@@ -1,17 +1,18 @@
 //! Records a channel into a file, across every interruption, and says in it where nobody listened.
 
-use super::channel::Channel;
+use super::channel::{Channel, Open};
 use crate::controller::filelog::FileLog;
 use crate::controller::machine::Console;
 use crate::controller::watch::Watcher;
 use async_trait::async_trait;
 use bytes::Bytes;
+use crashyard_protocol::agent::Keys;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// How the line begins that stands for what nobody heard. No kernel prints it, and no rule of the server's knows it.
@@ -23,10 +24,19 @@ const PIECE: usize = 64 * 1024;
 /// Before a channel that ended is opened again. Never longer: what a machine prints meanwhile is lost.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How long the other end may take to take what is typed.
+const TYPING: Duration = Duration::from_secs(10);
+
+/// Something to type, and who wants to know what came of it.
+struct Typed {
+    keys: Keys,
+    done: oneshot::Sender<std::io::Result<()>>,
+}
+
 /// A console whose bytes are gone once they were read. Recording ends with this value.
 pub struct Recorder {
     log: FileLog,
-    input: mpsc::Sender<Vec<u8>>,
+    input: mpsc::Sender<Typed>,
     task: JoinHandle<()>,
 }
 
@@ -64,9 +74,17 @@ impl Console for Recorder {
         self.log.grown(offset).await
     }
 
-    async fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
-        let gone = |_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "nobody records this console any more");
-        self.input.send(bytes.to_vec()).await.map_err(gone)
+    async fn press(&self, keys: &Keys) -> std::io::Result<()> {
+        let gone = || std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the console was interrupted");
+        let (done, told) = oneshot::channel();
+        let typed = Typed { keys: keys.clone(), done };
+        // Never kept for later: what a person types is for what is on the screen now.
+        self.input.try_send(typed).map_err(|_| gone())?;
+        match tokio::time::timeout(TYPING * 2, told).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the console is not open")),
+        }
     }
 }
 
@@ -87,7 +105,7 @@ struct Record {
 }
 
 impl Record {
-    async fn run(mut self, mut typed: mpsc::Receiver<Vec<u8>>) {
+    async fn run(mut self, mut typed: mpsc::Receiver<Typed>) {
         let mut told = String::new();
         loop {
             let (why, detail) = match self.listen(&mut typed).await {
@@ -106,7 +124,7 @@ impl Record {
     }
 
     /// Listens until the channel ends, and says how it did: in a word, and what its other end said.
-    async fn listen(&mut self, typed: &mut mpsc::Receiver<Vec<u8>>) -> anyhow::Result<(&'static str, String)> {
+    async fn listen(&mut self, typed: &mut mpsc::Receiver<Typed>) -> anyhow::Result<(&'static str, String)> {
         let mut open = self.channel.open().await?;
         if let Some(down) = self.down.take() {
             self.mark(&down)?;
@@ -124,7 +142,7 @@ impl Record {
                     0 => return Ok(("the other end closed it", open.last_words().await)),
                     size => self.file.write_all(&piece[..size])?,
                 },
-                Some(bytes) = typed.recv() => open.writer.write_all(&bytes).await?,
+                Some(typed) = typed.recv() => press(&mut open, typed).await?,
                 () = stall => return Ok(("it brought nothing for too long", String::new())),
             }
         }
@@ -137,4 +155,26 @@ impl Record {
             down.since.map_or_else(|| "some time".into(), |since| format!("{:.1} s", since.elapsed().as_secs_f64()));
         self.file.write_all(format!("\r\n{GAP} for {span}: {}]\r\n", down.why).as_bytes())
     }
+}
+
+/// Types, and tells who wants to know. A channel that does not take it is not to be trusted with what the machine prints.
+async fn press(open: &mut Open, typed: Typed) -> std::io::Result<()> {
+    let result = tokio::time::timeout(TYPING, async {
+        match &typed.keys {
+            Keys::Text(text) => open.write(text.as_bytes()).await,
+            Keys::Break => open.send_break().await,
+            Keys::Sysrq(key) => {
+                open.send_break().await?;
+                open.write(key.encode_utf8(&mut [0; 4]).as_bytes()).await
+            }
+        }
+    });
+    let result = result.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+    let broken = match &result {
+        Err(error) if error.kind() != std::io::ErrorKind::Unsupported => Err(std::io::Error::from(error.kind())),
+        _ => Ok(()),
+    };
+    // Whoever asked may have gone.
+    let _ = typed.done.send(result);
+    broken
 }

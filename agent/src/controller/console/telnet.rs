@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 // RFC 854.
 const IAC: u8 = 255;
@@ -19,18 +19,21 @@ const BINARY: u8 = 0;
 const SUPPRESS_GO_AHEAD: u8 = 3;
 const COM_PORT: u8 = 44;
 const SET_BAUDRATE: u8 = 1;
+const SET_CONTROL: u8 = 5;
+
+/// A break, of whatever length the terminal server has for it (RFC 854).
+pub const BREAK: &[u8] = &[IAC, 243];
+/// A break begins (RFC 2217).
+pub const BREAK_ON: &[u8] = &[IAC, SB, COM_PORT, SET_CONTROL, 5, IAC, SE];
+/// It ends.
+pub const BREAK_OFF: &[u8] = &[IAC, SB, COM_PORT, SET_CONTROL, 6, IAC, SE];
 
 /// Says what this side wants. All that may be asked later is taken as refused: nothing else is needed to read a console.
 pub async fn greet(writer: &mut (impl AsyncWrite + Unpin), baud: Option<u32>) -> std::io::Result<()> {
     let mut hello = vec![IAC, DO, BINARY, IAC, WILL, BINARY, IAC, DO, SUPPRESS_GO_AHEAD];
     if let Some(baud) = baud {
         hello.extend([IAC, WILL, COM_PORT, IAC, SB, COM_PORT, SET_BAUDRATE]);
-        for byte in baud.to_be_bytes() {
-            hello.push(byte);
-            if byte == IAC {
-                hello.push(IAC);
-            }
-        }
+        hello.extend(escaped(&baud.to_be_bytes()));
         hello.extend([IAC, SE]);
     }
     writer.write_all(&hello).await
@@ -107,48 +110,15 @@ impl<R: AsyncRead + Unpin> AsyncRead for Telnet<R> {
 }
 
 /// What is typed, with telnet's own byte doubled.
-pub struct Escaped<W> {
-    writer: W,
-    /// Half of a doubled byte that is still to be written.
-    owed: bool,
-}
-
-impl<W> Escaped<W> {
-    /// Into a connection.
-    pub fn new(writer: W) -> Self {
-        Self { writer, owed: false }
-    }
-}
-
-impl<W: AsyncWrite + Unpin> AsyncWrite for Escaped<W> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        if self.owed {
-            ready!(Pin::new(&mut self.writer).poll_write(cx, &[IAC]))?;
-            self.owed = false;
+pub fn escaped(bytes: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(bytes.len());
+    for byte in bytes {
+        escaped.push(*byte);
+        if *byte == IAC {
+            escaped.push(IAC);
         }
-        let plain = bytes.iter().position(|byte| *byte == IAC).unwrap_or(bytes.len());
-        if plain > 0 {
-            return Pin::new(&mut self.writer).poll_write(cx, &bytes[..plain]);
-        }
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let written = ready!(Pin::new(&mut self.writer).poll_write(cx, &[IAC]))?;
-        self.owed = written == 1;
-        Poll::Ready(Ok(written))
     }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.owed {
-            ready!(Pin::new(&mut self.writer).poll_write(cx, &[IAC]))?;
-            self.owed = false;
-        }
-        Pin::new(&mut self.writer).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.writer).poll_shutdown(cx)
-    }
+    escaped
 }
 
 #[cfg(test)]
@@ -200,11 +170,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_typed_arrives_with_telnets_own_byte_doubled() {
-        let mut sent = Vec::new();
-        let mut writer = Escaped::new(&mut sent);
-        writer.write_all(&[1, IAC, 2, IAC, IAC]).await.unwrap();
-        writer.flush().await.unwrap();
-        assert_eq!(sent, [1, IAC, IAC, 2, IAC, IAC, IAC, IAC]);
+        assert_eq!(escaped(&[1, IAC, 2, IAC, IAC]), [1, IAC, IAC, 2, IAC, IAC, IAC, IAC]);
         let mut hello = Vec::new();
         greet(&mut hello, Some(0x00ff_0001)).await.unwrap();
         assert!(hello.ends_with(&[IAC, SB, COM_PORT, SET_BAUDRATE, 0, IAC, IAC, 0, 1, IAC, SE]), "{hello:?}");

@@ -8,6 +8,7 @@ use crate::controller::console::ConsoleConfig;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +66,8 @@ fn suite() -> u8 {
 
 /// Reads a password from the first line of a file.
 pub fn password(file: &Path) -> anyhow::Result<String> {
+    let mode = std::fs::metadata(file).with_context(|| format!("read {}", file.display()))?.permissions().mode();
+    ensure!(mode & 0o007 == 0, "everybody on this host can read the password in {0}: chmod 600 {0}", file.display());
     let text = std::fs::read_to_string(file).with_context(|| format!("read the password from {}", file.display()))?;
     match text.lines().next().map(str::trim_end) {
         Some(password) if !password.is_empty() => Ok(password.to_owned()),
@@ -118,5 +121,27 @@ impl MetalConfig {
         }
         let commands = self.power.command.clone().context("power has no way")?;
         Ok((Arc::new(ByCommand { machine: machine.to_owned(), commands }), None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_that_everybody_can_read_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        let set = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::write(&file, "secret\n").unwrap();
+        set(0o644);
+        let error = format!("{:#}", password(&file).unwrap_err());
+        assert!(error.contains("chmod 600") && !error.contains("secret"), "{error}");
+        for mode in [0o600, 0o400, 0o640] {
+            set(mode);
+            assert_eq!(password(&file).unwrap(), "secret");
+        }
+        std::fs::write(&file, "\n").unwrap();
+        assert!(password(&file).is_err());
     }
 }

@@ -112,9 +112,16 @@ impl Bmc {
             // Its errors have no text of their own; a wrong password, user and role all look the same.
             link.activate(true, Some(&this.user), Some(this.password.as_bytes()))
                 .map_err(|error| anyhow::anyhow!("log in with suite 3 (address, user, password, role?): {error:?}"))?;
+            let close = session_id(&link).map(CloseSession);
             let mut ipmi = Ipmi::new(link);
             ipmi.send_recv(Administrator).map_err(|error| anyhow::anyhow!("become administrator: {error:?}"))?;
-            ipmi.send_recv(command).map_err(|error| anyhow::anyhow!("{error:?}"))
+            let answer = ipmi.send_recv(command).map_err(|error| anyhow::anyhow!("{error:?}"));
+            // A BMC has few sessions, and ends one that is left open after a minute. After an error the next answer could be
+            // that of the command, so nothing more is asked.
+            if let (Ok(_), Some(close)) = (&answer, close) {
+                let _ = ipmi.send_recv(close);
+            }
+            answer
         });
         work.await.context("the IPMI library failed")?
     }
@@ -218,6 +225,16 @@ impl Chassis for Bmc {
     }
 }
 
+/// The BMC's number of this session. The library has no other way to it than what it shows of itself.
+fn session_id(link: &Rmcp) -> Option<u32> {
+    let shown = format!("{link:?}");
+    let (_, after) = shown.split_once("session_id: ")?;
+    after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Close Session, section 22.19.
+struct CloseSession(u32);
+
 /// Set Session Privilege Level, IPMI 2.0 section 22.18.
 struct Administrator;
 
@@ -248,6 +265,7 @@ macro_rules! command {
 }
 
 command!(Administrator, _this, App, 0x3b, vec![4], (), |data: &[u8]| data.first().map(|_| ()));
+command!(CloseSession, this, App, 0x3c, this.0.to_le_bytes().to_vec(), (), |_: &[u8]| Some(()));
 command!(ChassisStatus, _this, Chassis, 0x01, vec![], bool, |data: &[u8]| (data.len() >= 3).then(|| data[0] & 1 != 0));
 command!(ChassisControl, this, Chassis, 0x02, vec![this.0 as u8], (), |_: &[u8]| Some(()));
 command!(NetworkBoot, _this, Chassis, 0x08, vec![5, 0x80, 0x04, 0, 0, 0], (), |_: &[u8]| Some(()));

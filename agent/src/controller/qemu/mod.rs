@@ -12,10 +12,12 @@ pub use qmp::Qmp;
 
 use super::emulated::{self, ShortPath};
 use super::filelog::FileLog;
-use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
+use super::machine::{Attached, BootPlan, Console, Driver, Power, PowerStatus};
 use super::watch::Watcher;
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
+use bytes::Bytes;
+use crashyard_protocol::agent::Keys;
 use launch::{Route, launch, names};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -74,14 +76,15 @@ impl Driver for Qemu {
         let directory = directory.canonicalize()?;
         let serial =
             FileLog::open(&directory.join(names::SERIAL), Some(directory.join(names::SERIAL_INPUT)), &self.watcher)?;
-        let emulated = Emulated {
+        let emulated = Arc::new(Emulated {
             config: self.config.clone(),
             route: self.route.clone(),
             directory: directory.clone(),
             connection: Mutex::new(None),
-        };
+        });
+        let serial = SerialPort { log: serial, machine: emulated.clone() };
         Ok(Attached {
-            power: Arc::new(emulated),
+            power: emulated,
             consoles: vec![("serial".into(), Arc::new(serial))],
             dump_disk: Some(directory.join(names::DUMP_DISK)),
             logs: vec![("emulator.log".into(), directory.join(names::EMULATOR))],
@@ -133,6 +136,38 @@ impl Emulated {
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(self.directory.join(names::EMULATOR)).unwrap_or_default();
         crate::guest::tail(log.trim(), 500)
+    }
+}
+
+/// The serial port: a file that QEMU writes, a socket that types, and a break by QMP, as a socket has none.
+struct SerialPort {
+    log: FileLog,
+    machine: Arc<Emulated>,
+}
+
+#[async_trait]
+impl Console for SerialPort {
+    async fn read(&self, offset: u64, limit: usize) -> std::io::Result<Bytes> {
+        self.log.read(offset, limit).await
+    }
+
+    async fn grown(&self, offset: u64) -> std::io::Result<()> {
+        self.log.grown(offset).await
+    }
+
+    async fn press(&self, keys: &Keys) -> std::io::Result<()> {
+        let send_break = async || {
+            let qmp = self.machine.must_run().await?;
+            qmp.execute("chardev-send-break", json!({"id": "serial"})).await.map(drop)
+        };
+        match keys {
+            Keys::Text(_) => self.log.press(keys).await,
+            Keys::Break => send_break().await.map_err(std::io::Error::other),
+            Keys::Sysrq(key) => {
+                send_break().await.map_err(std::io::Error::other)?;
+                self.log.press(&Keys::Text(key.to_string())).await
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::console::path_part;
 use crate::pages::format::{Chip, When, ago};
 use crate::pages::text::visible;
 use askama::Template;
-use crashyard_protocol::api::{Machine, MachineEvent};
+use crashyard_protocol::api::{Inventory, Machine, MachineEvent};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, MachineState};
 
@@ -34,6 +34,7 @@ struct Row {
     seen: When,
     seen_ago: String,
     attempt: Option<AttemptId>,
+    differs: Option<String>,
 }
 
 impl Row {
@@ -60,6 +61,7 @@ impl Row {
             seen: When(machine.last_seen_at),
             seen_ago: ago(now.since(machine.last_seen_at)),
             attempt: machine.attempt.clone(),
+            differs: machine.differs.as_deref().map(|how| visible(how).into_owned()),
         }
     }
 }
@@ -88,6 +90,10 @@ pub struct MachinePage {
     back_at: Option<When>,
     probation: bool,
     reserved: Option<Reserved>,
+    /// Who found the inventory, and when.
+    found: Option<(AttemptId, When)>,
+    facts: Vec<(String, String)>,
+    contradictions: Vec<String>,
     events: Vec<Happened>,
 }
 
@@ -113,7 +119,8 @@ struct Happened {
 impl MachinePage {
     /// The page of a machine with its history, newest first.
     #[must_use]
-    pub fn new(machine: &Machine, history: &[MachineEvent], now: Timestamp) -> Self {
+    pub fn new(machine: &Machine, inventory: &Inventory, history: &[MachineEvent], now: Timestamp) -> Self {
+        let text = |text: &String| visible(text).into_owned();
         Self {
             shell: Shell { section: "machines", now: Some(When(now)) },
             row: Row::new(machine, now),
@@ -127,6 +134,9 @@ impl MachinePage {
                 warned: one.warned,
                 attempt: one.attempt.clone(),
             }),
+            found: inventory.attempt.clone().zip(inventory.seen_at.map(When)),
+            facts: inventory.facts.iter().map(|(name, value)| (text(name), text(value))).collect(),
+            contradictions: inventory.contradictions.iter().map(text).collect(),
             events: history
                 .iter()
                 .map(|event| Happened {

@@ -48,6 +48,15 @@ pub fn report(report: &Report) -> Told {
             let build_id = build_id.as_deref().unwrap_or("no build id");
             Told::new("kernel", format!("{release} {version}, build id {build_id}, {cpus_online} CPUs online"))
         }
+        Report::Inventory { facts } => {
+            let mut told = Told::new("inventory", format!("{} facts about the machine", facts.len()));
+            let lines: Vec<String> = facts.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+            told.more = Some(visible(&lines.join("\n")).into_owned()).filter(|lines| !lines.is_empty());
+            told
+        }
+        Report::Typed { source, by, keys, ok, detail, .. } => {
+            Told::new(format!("typed by {}", visible(by)), format!("{keys} at {source}: {detail}")).bad(!ok)
+        }
         Report::Step { name, command, code, ok, output, took_ms } => {
             let mut text = command.clone().unwrap_or_else(|| "done".into());
             if let Some(code) = code {

@@ -27,6 +27,8 @@ fn reservation(machine: &MachineId, until: Timestamp) -> ReservationRow {
         ended_at: None,
         ended_by: None,
         attempt_id: None,
+        quarantine_reason: None,
+        quarantine_until: None,
     }
 }
 
@@ -154,6 +156,10 @@ async fn quarantines(db: &Db) {
 }
 
 /// Of two machines, the one that a job must not have does not get it, and the only one it may have does.
+async fn life_of(db: &Db, machine: &MachineId, state: MachineState) {
+    write!(db, |tx| life::decide(tx, machine, state, None, "token:me", at(5)));
+}
+
 async fn bound_jobs(db: &Db) {
     let farm = farm(db, "fl-b", 2).await;
     let (_, jobs) = submit(db, &farm, 2).await;
@@ -161,10 +167,8 @@ async fn bound_jobs(db: &Db) {
     assert_eq!(first.job.id, jobs[0].id);
     let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
     assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(1))), Settled::Queued);
-    let bound = lease::bound(db, 100).await.unwrap();
-    let bound = bound.iter().find(|one| one.id == jobs[0].id).unwrap();
-    assert_eq!(bound.not_machine_id.as_ref(), Some(&farm.machines[0].id));
-    assert!(!write!(db, |tx| lease::unbind(tx, bound)), "there is another one");
+    let waits = lease::bound(db, 100).await.unwrap();
+    assert!(waits.iter().all(|one| one.id != jobs[0].id), "what waits rightly hides nobody who waits in vain");
     let other = lease(db, &farm, 0).await.unwrap();
     assert_eq!(other.job.id, jobs[1].id, "the first job is not for this machine");
     write!(db, |tx| lease::end(tx, &other.attempt.id, &released(&other), &CARE.rule, at(2)));
@@ -180,6 +184,11 @@ async fn bound_jobs(db: &Db) {
     write!(db, |tx| life::decide(tx, &farm.machines[1].id, MachineState::Retired, None, "token:me", at(5)));
     let bound = lease::bound(db, 100).await.unwrap();
     let bound = bound.iter().find(|one| one.id == jobs[0].id).unwrap();
+    assert_eq!(bound.not_machine_id.as_ref(), Some(&farm.machines[0].id));
+    let other = |state| life_of(db, &farm.machines[1].id, state);
+    other(MachineState::Available).await;
+    assert!(!write!(db, |tx| lease::unbind(tx, bound)), "there is another one again");
+    other(MachineState::Retired).await;
     assert!(write!(db, |tx| lease::unbind(tx, bound)), "there is no other one any more");
     assert_eq!(lease(db, &farm, 0).await.unwrap().job.id, jobs[0].id);
     assert!(!write!(db, |tx| lease::conclude(tx, &jobs[0].id, "too late", &CARE, at(6))), "it has a machine");
