@@ -8,7 +8,10 @@ use kernel::{
     interrupt::local_interrupt_disable,
     prelude::*,
     str::CString,
-    sync::atomic::Relaxed, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
 };
 
 use crate::{
@@ -147,13 +150,58 @@ impl Control {
     }
 }
 
+/// What unloading left behind, beside pages: CPUs with VMX on or with a CR4 that the kernel does not know of, and our
+/// callback in the core's slot.
+static LEFT_BEHIND: Atomic<u32> = Atomic::new(0);
+/// CPUs whose VMX belonged to somebody else throughout.
+static OTHERS: Atomic<u32> = Atomic::new(0);
+
+/// `(left behind, CPUs left to another owner)`, once a [`Control`] was dropped.
+pub(crate) fn after_unload() -> (u32, u32) {
+    (LEFT_BEHIND.load(Relaxed), OTHERS.load(Relaxed))
+}
+
 impl Drop for Control {
     fn drop(&mut self) {
-        if let Err(error) = self.set(State::Off, Target::All) {
-            pr_err!("unload: a CPU could not be put off: {}\n", error.to_errno());
+        // While it is ours, nobody else can have turned VMX on: whatever is on afterwards was left on.
+        let was_ours = self.callback;
+        // One by one: a CPU that fails must not keep the others from being put off.
+        for cpu in (0..self.holdings.len() as u32).filter(|cpu| shim::cpu_online(*cpu)) {
+            if let Err(error) = self.set(State::Off, Target::One(cpu)) {
+                pr_err!("unload: cpu{} could not be put off: {}\n", cpu, error.to_errno());
+                LEFT_BEHIND.fetch_add(1, Relaxed);
+            }
+        }
+        if self.callback {
+            pr_err!("unload: the emergency callback was still ours\n");
+            LEFT_BEHIND.fetch_add(1, Relaxed);
+            // SAFETY: Ours since `occupy_callback`. Its text is about to go, so it must not stay, whatever else does.
+            unsafe { shim::unregister_callback(crash::emergency) };
         }
         crash::hide();
+        let looked = self.each(Target::All, |_, cpu| shim::run_on(cpu, || look(cpu, was_ours)));
+        if looked.is_err() {
+            pr_err!("unload: a CPU could not be looked at\n");
+            LEFT_BEHIND.fetch_add(1, Relaxed);
+        }
     }
+}
+
+/// On a CPU that must be clean: the register itself, and the kernel's own idea of it.
+fn look(cpu: u32, was_ours: bool) -> Result {
+    let (cr4, shadow) = {
+        // Nothing may change CR4 between the two.
+        let _irqs_off = local_interrupt_disable();
+        (vmx::cr4(), shim::cr4_shadow())
+    };
+    let on = cr4 & vmx::CR4_VMXE != 0;
+    if cr4 != shadow || on && was_ours {
+        pr_err!("unload: cpu{}: CR4 is {:#x}, the kernel's shadow of it {:#x}\n", cpu, cr4, shadow);
+        LEFT_BEHIND.fetch_add(1, Relaxed);
+    } else if on {
+        OTHERS.fetch_add(1, Relaxed);
+    }
+    Ok(())
 }
 
 /// On a CPU with VMX off: VMXON must fault, be caught, and leave everything as it was.

@@ -155,7 +155,12 @@ impl Holdings {
             result = result.and(vmcs.unload(&on, &cpu.list, &cpu.record));
         }
         cpu.record.state.store(State::Off.code(), Relaxed);
-        drop(on);
+        // The negative control gives nothing back: unloading must say so.
+        if cfg!(crashyard_control = "leave-behind") {
+            core::mem::forget((on, crate::page::Pages::one()));
+        } else {
+            drop(on);
+        }
         if !cpu.list.is_empty() || vmx::cr4() & vmx::CR4_VMXE != 0 {
             pr_err!(
                 "cpu{}: not clean after off: list empty {}, CR4 {:#x}\n",

@@ -116,9 +116,13 @@ struct Last;
 
 impl Drop for Last {
     fn drop(&mut self) {
-        match page::held() {
-            0 => pr_info!("unloaded: VMX off on every cpu, callback free, no page left\n"),
-            held => pr_err!("unloaded with {} page allocations left behind\n", held),
+        let (left, others) = control::after_unload();
+        match (page::held(), left, others) {
+            (0, 0, 0) => pr_info!("unloaded: VMX off on every cpu, callback free, no page left\n"),
+            (0, 0, _) => pr_info!("unloaded: VMX left on for its other owner, callback not ours, no page left\n"),
+            (pages, left, _) => {
+                pr_err!("unloaded, leaving {} page allocations and {} other things behind\n", pages, left);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@
 #include <asm/cpufeatures.h>
 #include <asm/desc.h>
 #include <asm/nmi.h>
+#include <asm/tlbflush.h>
 #include <asm/virt.h>
 
 #include "crashyard_vmx_shim.h"
@@ -26,6 +27,12 @@ u64 crashyard_vmx_virt_to_phys(unsigned long virt)
 bool crashyard_vmx_cpu_online(unsigned int cpu)
 {
 	return cpu < nr_cpu_ids && cpu_online(cpu);
+}
+
+/* Interrupts off, so that it is this CPU's. */
+unsigned long crashyard_vmx_cr4_shadow(void)
+{
+	return cr4_read_shadow();
 }
 
 /* In process context, on that CPU, waiting for the answer. No CPU comes or goes meanwhile. */

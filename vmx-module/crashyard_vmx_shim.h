@@ -10,6 +10,7 @@
 
 u64 crashyard_vmx_virt_to_phys(unsigned long virt);
 bool crashyard_vmx_cpu_online(unsigned int cpu);
+unsigned long crashyard_vmx_cr4_shadow(void);
 long crashyard_vmx_run_on(unsigned int cpu, long (*function)(void *), void *argument);
 void crashyard_vmx_reschedule(void);
 void crashyard_vmx_after_exit(void);

@@ -10,6 +10,7 @@ use kernel::prelude::*;
 extern "C" {
     fn crashyard_vmx_virt_to_phys(virt: c_ulong) -> u64;
     fn crashyard_vmx_cpu_online(cpu: c_uint) -> bool;
+    fn crashyard_vmx_cr4_shadow() -> c_ulong;
     fn crashyard_vmx_run_on(
         cpu: c_uint,
         function: unsafe extern "C" fn(*mut c_void) -> c_long,
@@ -42,6 +43,12 @@ pub(crate) unsafe fn virt_to_phys(virt: usize) -> u64 {
 pub(crate) fn cpu_online(cpu: u32) -> bool {
     // SAFETY: Any number may be asked about.
     unsafe { crashyard_vmx_cpu_online(cpu) }
+}
+
+/// What the kernel believes this CPU's CR4 to be.
+pub(crate) fn cr4_shadow() -> u64 {
+    // SAFETY: Reads a variable of the CPU this runs on.
+    unsafe { crashyard_vmx_cr4_shadow() as u64 }
 }
 
 /// Runs `work` in process context on `cpu` and waits for it.

@@ -41,12 +41,16 @@ pub fn find(sys_block: &Path, dev: &Path) -> anyhow::Result<PathBuf> {
     let entries = std::fs::read_dir(sys_block).with_context(|| format!("list {}", sys_block.display()))?;
     for entry in entries {
         let entry = entry?;
-        let serial = std::fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-        if serial.trim() == SERIAL {
+        // Virtio disks have a serial number there; of ATA disks the model is what an emulator can be told.
+        let is_it = ["serial", "device/model"].iter().any(|name| {
+            let text = std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+            text.trim() == SERIAL
+        });
+        if is_it {
             return Ok(dev.join(entry.file_name()));
         }
     }
-    bail!("no disk has the serial number {SERIAL}")
+    bail!("no disk has the serial number or model {SERIAL}")
 }
 
 /// Writes a stream to the disk, without the header. Returns its length and hash.

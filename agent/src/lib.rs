@@ -15,6 +15,7 @@ pub mod download;
 pub mod guest;
 pub mod http;
 pub mod journal;
+pub mod line;
 pub mod retry;
 pub mod target;
 pub mod upload;

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use crashyard_agent::controller::check;
-use crashyard_agent::{capture, controller, guest, target};
+use crashyard_agent::{capture, controller, guest, line, target};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,6 +45,14 @@ enum Role {
     Relay {
         /// Address to connect to.
         address: String,
+    },
+    /// Take connections to the server and carry them over a serial line (a kernel without a driver for the network card).
+    #[command(hide = true)]
+    Line {
+        /// The line's device.
+        device: String,
+        /// Where connections are taken.
+        listen: String,
     },
     /// Keep a machine emulated by Bochs (started by the controller, in the machine's directory).
     #[command(hide = true)]
@@ -113,6 +121,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             }
             Role::Target { directory } => target::run(&directory).await?,
             Role::Capture { directory, memory } => capture::run(&directory, &memory).await?,
+            Role::Line { device, listen } => line::of_guest(&device, &listen).await?,
             Role::Relay { address } => controller::relay(&address).await?,
             Role::KeepBochs { program, server } => controller::bochs::keeper::run(&program, &server).await?,
         }

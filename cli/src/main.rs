@@ -6,6 +6,7 @@ mod console;
 mod job;
 mod machine;
 mod owed;
+mod scenario;
 mod server;
 mod time;
 mod triage;
@@ -30,6 +31,9 @@ enum Command {
     /// Jobs: why one is waiting
     #[command(subcommand)]
     Job(job::Job),
+    /// Scenarios: what can be done to a machine, and what must come of it
+    #[command(subcommand)]
+    Scenario(scenario::ScenarioCommand),
     /// Machines: where each is in its life, why, and what a person decides about it
     #[command(subcommand)]
     Machine(machine::MachineCommand),
@@ -61,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Triage(what) => what.run(),
         Command::Job(what) => what.run(),
+        Command::Scenario(what) => what.run(),
         Command::Machine(what) => server::wait(what.run()),
         Command::Reserve(what) => server::wait(what.run()),
         Command::Console(what) => server::wait(what.run()),

@@ -36,6 +36,8 @@ enum Command {
     Vmcores(vmcores::Options),
     /// Take a farm of emulated Intel machines up and crash kernels, good and broken, in every state of VMX.
     DemoVmx(vmx::Options),
+    /// Measure what a story on an emulated Intel machine costs beside the same crash done by hand.
+    BenchVmx(vmx::bench::Options),
 }
 
 /// The directory this program was built from.
@@ -55,5 +57,6 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
         Command::Demo(options) => demo::run(options, source).await,
         Command::Vmcores(options) => tokio::task::spawn_blocking(move || vmcores::run(&options, &source)).await?,
         Command::DemoVmx(options) => vmx::run(options, source).await,
+        Command::BenchVmx(options) => vmx::bench::run(options, source).await,
     }
 }

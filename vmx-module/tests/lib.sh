@@ -13,9 +13,9 @@ add_program() {
 
 # prepare : builds what is not in the cache, then KERNEL and INITRAMFS in the folder $RUN.
 prepare() {
-	local out good skipping wrong leaking control
+	local out good skipping wrong leaving leaking control
 	out=$("$root/lab/kernel/build") && good=$("$here/build") && skipping=$("$here/build" skip-vmclear) || exit 1
-	wrong=$("$here/build" wrong-order) && leaking=$("$here/build" vmxon-leak) || exit 1
+	wrong=$("$here/build" wrong-order) && leaving=$("$here/build" leave-behind) && leaking=$("$here/build" vmxon-leak) || exit 1
 	KERNEL=$out/bzImage
 	INITRAMFS=$RUN/initramfs
 	local inner=$RUN/inner outer=$RUN/outer folder
@@ -33,6 +33,7 @@ prepare() {
 	cp "$out"/modules/{irqbypass,kvm,kvm-intel}.ko "$good/crashyard_vmx.ko" "$leaking/crashyard_vmxon_leak.ko" "$outer/modules/"
 	cp "$skipping/crashyard_vmx.ko" "$outer/modules/skip-vmclear.ko"
 	cp "$wrong/crashyard_vmx.ko" "$outer/modules/wrong-order.ko"
+	cp "$leaving/crashyard_vmx.ko" "$outer/modules/leave-behind.ko"
 	for control in "$out"/controls/*/kvm-intel.ko; do
 		cp "$control" "$outer/modules/kvm-intel-$(basename "$(dirname "$control")").ko"
 	done

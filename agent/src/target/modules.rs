@@ -12,6 +12,9 @@ pub const KVM_INTEL: &str = "kvm_intel";
 /// The farm's VMX module.
 pub const CRASHYARD_VMX: &str = "crashyard_vmx";
 
+/// The kernel's own module for crashing it.
+pub const LKDTM: &str = "lkdtm";
+
 /// Loads a module and what it needs; fine if it is loaded. Stops at the first failure, which is the last step then.
 pub async fn load(name: &str) -> Vec<StepResult> {
     let step = format!("load-{}", name.replace('_', "-"));

@@ -1,6 +1,6 @@
 //! Marks the kernel log and crashes the kernel.
 
-use super::modules::{self, CRASHYARD_VMX};
+use super::modules::{self, CRASHYARD_VMX, LKDTM};
 use super::steps::StepResult;
 use super::vmx;
 use anyhow::{Context as _, anyhow};
@@ -15,11 +15,17 @@ const OUTSIDE_TRIGGER: Duration = Duration::from_secs(25);
 /// Seconds after which a CPU that does not answer counts as locked up; the kernel's own default is 10.
 const LOCKUP_SECONDS: &str = "2";
 
+/// Where LKDTM takes the type of a crash that is to come at once (`Documentation/fault-injection/provoke-crashes.rst`).
+const PROVOKE: &str = "/sys/kernel/debug/provoke-crash/DIRECT";
+
 /// Makes the trigger possible, without pulling it.
 pub async fn prepare(trigger: Trigger, cpu: Option<u32>) -> Vec<StepResult> {
     let mut steps = Vec::new();
     if trigger.module_command().is_some() {
         steps.extend(modules::load(CRASHYARD_VMX).await);
+    }
+    if trigger.lkdtm_type().is_some() {
+        steps.extend(modules::load(LKDTM).await);
     }
     steps.push(allow(trigger, cpu));
     steps
@@ -36,16 +42,18 @@ fn allow(trigger: Trigger, cpu: Option<u32>) -> StepResult {
                 set("/proc/sys/kernel/unknown_nmi_panic", "1")?;
                 "an unknown NMI panics now; the controller sends it when it sees the marker".to_owned()
             }
-            Trigger::ModuleOops => {
+            Trigger::ModuleOops | Trigger::LkdtmBug | Trigger::LkdtmException => {
                 set("/proc/sys/kernel/panic_on_oops", "1")?;
                 "an oops is fatal now".to_owned()
             }
-            Trigger::ModuleHardlockup => {
+            Trigger::ModuleHardlockup | Trigger::LkdtmHardlockup => {
                 set("/proc/sys/kernel/hardlockup_panic", "1")?;
                 set("/proc/sys/kernel/watchdog_thresh", LOCKUP_SECONDS)?;
                 format!("a CPU that is locked up for {LOCKUP_SECONDS} s panics now")
             }
-            Trigger::ModulePanic | Trigger::ModuleIrqPanic | Trigger::ModuleNmiPanic => "nothing to prepare".to_owned(),
+            Trigger::ModulePanic | Trigger::ModuleIrqPanic | Trigger::ModuleNmiPanic | Trigger::LkdtmPanic => {
+                "nothing to prepare".to_owned()
+            }
         };
         if let Some(cpu) = cpu.filter(|_| trigger.module_command().is_none()) {
             let mut set = CpuSet::new();
@@ -73,6 +81,12 @@ pub async fn pull(trigger: Trigger, cpu: Option<u32>) -> anyhow::Error {
         return match vmx::command(&format!("{verb} cpu={}", cpu.unwrap_or(0))) {
             Ok(()) => anyhow!("the VMX module was told to {verb}, but the kernel goes on"),
             Err(error) => error,
+        };
+    }
+    if let Some(kind) = trigger.lkdtm_type() {
+        return match set(PROVOKE, kind) {
+            Ok(()) => anyhow!("LKDTM took {kind}, but the kernel goes on"),
+            Err(error) => error.context("is the kernel built with CONFIG_LKDTM, and debugfs mounted?"),
         };
     }
     match trigger {

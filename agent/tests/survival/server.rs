@@ -26,26 +26,31 @@ use tokio::sync::Notify;
 
 pub struct Server {
     pub url: String,
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
 }
 
-struct Shared {
+pub struct Shared {
     world: Arc<World>,
-    books: Mutex<Books>,
+    /// Kernel and initramfs of the one build.
+    build: [Vec<u8>; 2],
+    pub books: Mutex<Books>,
     idle: Notify,
-    news: Notify,
+    /// Told of every change.
+    pub news: Notify,
 }
 
+/// What the server knows.
 #[derive(Default)]
-struct Books {
+pub struct Books {
     /// Epoch and attempt of each claim that was given; the last one counts.
     claims: Vec<(u64, AttemptId)>,
-    reports: Vec<Numbered>,
-    console: Vec<u8>,
-    log: Option<Vec<u8>>,
-    log_complete: bool,
+    /// Of the controller.
+    pub reports: Vec<Numbered>,
+    pub console: Vec<u8>,
+    /// By name, and whether it was closed.
+    pub logs: BTreeMap<String, (Vec<u8>, bool)>,
     collect: bool,
-    released: u32,
+    pub released: u32,
 }
 
 fn ulid<T: From2>(n: u128) -> T {
@@ -63,8 +68,14 @@ from2!(ArtifactId, AttemptId, BuildId, ControllerId, JobId, MachineId, RunId);
 
 impl Server {
     pub async fn start(world: &Arc<World>) -> Self {
+        Self::with_build(world, [b"the kernel".to_vec(), b"the initrd".to_vec()]).await
+    }
+
+    /// The same with a kernel and an initramfs that are some.
+    pub async fn with_build(world: &Arc<World>, build: [Vec<u8>; 2]) -> Self {
         let shared = Arc::new(Shared {
             world: world.clone(),
+            build,
             books: Mutex::default(),
             idle: Notify::new(),
             news: Notify::new(),
@@ -110,8 +121,8 @@ impl Server {
                 assert_eq!(sent, String::from_utf8_lossy(&life.console), "{story}: the console is whole");
             }
         }
-        assert_eq!(books.log.as_deref(), Some(EMULATOR.as_bytes()), "{story}: the emulator's log was collected");
-        assert!(books.log_complete, "{story}: and closed");
+        let log = (EMULATOR.as_bytes().to_vec(), true);
+        assert_eq!(books.logs.get("emulator.log"), Some(&log), "{story}: the emulator's log was collected, and closed");
         let has = |wanted: &dyn Fn(&Report) -> bool| books.reports.iter().filter(|one| wanted(&one.report)).count();
         assert_eq!(
             has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "on")),
@@ -182,14 +193,14 @@ async fn claim(State(shared): S) -> Response {
                 epoch,
                 lease_seconds: 60,
                 attempt_token: "attempt".into(),
-                brief: brief(attempt),
+                brief: brief(attempt, &shared.build),
             }
         })
         .await;
     Json(claim).into_response()
 }
 
-fn brief(attempt: AttemptId) -> Brief {
+fn brief(attempt: AttemptId, [kernel, initrd]: &[Vec<u8>; 2]) -> Brief {
     let artifact = |name: &str, n, content: &[u8]| ArtifactBrief {
         name: name.into(),
         id: ulid(n),
@@ -216,15 +227,15 @@ fn brief(attempt: AttemptId) -> Brief {
             id: ulid(5),
             release: "1".into(),
             build_id: None,
-            artifacts: vec![artifact("kernel", 10, b"the kernel"), artifact("initrd", 11, b"the initrd")],
+            artifacts: vec![artifact("kernel", 10, kernel), artifact("initrd", 11, initrd)],
         },
         marker: BOOT.lines().nth(1).unwrap().to_owned(),
     }
 }
 
-async fn download(State(shared): S, Path(id): Path<ArtifactId>) -> &'static [u8] {
+async fn download(State(shared): S, Path(id): Path<ArtifactId>) -> Vec<u8> {
     shared.act(|_| ()).await;
-    if id == ulid(10) { b"the kernel" } else { b"the initrd" }
+    shared.build[usize::from(id != ulid(10))].clone()
 }
 
 async fn renew(
@@ -268,6 +279,7 @@ async fn reports(
                         // The NMI was not sent, so nothing more will come: judged.
                         books.collect |=
                             matches!(&report.report, Report::Power { action, ok: false, .. } if action == "nmi");
+                        books.collect |= matches!(&report.report, Report::MachineEnded { .. });
                         books.reports.push(report);
                     }
                 }
@@ -316,14 +328,16 @@ async fn put_console(
 
 async fn upload(
     State(shared): S,
-    Path((attempt, _name)): Path<(AttemptId, String)>,
+    Path((attempt, name)): Path<(AttemptId, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Upload>, Response> {
     shared.check(&attempt, &headers)?;
     let books = shared.books.lock().unwrap();
+    let log = books.logs.get(&name);
     let chunks =
-        books.log.iter().map(|log| Chunk { offset: 0, length: log.len() as u64, hash: hex(&chunk_hash(0, log)) });
-    Ok(Json(Upload { artifact: ulid(20), complete: books.log_complete, chunks: chunks.collect() }))
+        log.iter().map(|(log, _)| Chunk { offset: 0, length: log.len() as u64, hash: hex(&chunk_hash(0, log)) });
+    let complete = log.is_some_and(|(_, complete)| *complete);
+    Ok(Json(Upload { artifact: ulid(20), complete, chunks: chunks.collect() }))
 }
 
 async fn chunk(
@@ -334,9 +348,10 @@ async fn chunk(
     body: Bytes,
 ) -> Result<StatusCode, Response> {
     shared.check(&attempt, &headers)?;
-    assert_eq!((name.as_str(), at.offset), ("emulator.log", 0));
+    assert_eq!(at.offset, 0, "a small log is one chunk");
     assert_eq!(at.hash, Some(hex(&chunk_hash(0, &body))));
-    shared.act(|books| assert_eq!(books.log.replace(body.to_vec()), None, "sent although the server has it")).await;
+    let log = (body.to_vec(), false);
+    shared.act(|books| assert_eq!(books.logs.insert(name, log), None, "sent although the server has it")).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -349,9 +364,9 @@ async fn complete(
     shared.check(&attempt, &headers)?;
     shared
         .act(|books| {
-            let log = books.log.as_ref().unwrap();
+            let (log, complete) = books.logs.get_mut(&name).unwrap();
             assert_eq!(done.blake3, blake3::hash(log).to_hex().to_string());
-            books.log_complete = true;
+            *complete = true;
         })
         .await;
     Ok(Json(Artifact {

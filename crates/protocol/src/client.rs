@@ -218,6 +218,25 @@ impl Client {
         self.put(&format!("/api/v1/scenarios/{}", scenario.name), scenario).await
     }
 
+    /// The stored scenario of this name.
+    pub async fn scenario(&self, name: &str) -> Answer<api::StoredScenario> {
+        self.get(&format!("/api/v1/scenarios/{name}")).await
+    }
+
+    /// Every stored scenario, newest first.
+    pub async fn scenarios(&self) -> Answer<Vec<api::StoredScenario>> {
+        let mut all: Vec<api::StoredScenario> = Vec::new();
+        let mut path = "/api/v1/scenarios?limit=200".to_owned();
+        loop {
+            let page: api::Page<api::StoredScenario> = self.get(&path).await?;
+            all.extend(page.items);
+            match page.next {
+                Some(next) => path = format!("/api/v1/scenarios?limit=200&before={next}"),
+                None => return Ok(all),
+            }
+        }
+    }
+
     /// Stores a plan under its name.
     pub async fn put_plan(&self, plan: &api::NewPlan) -> Answer<api::Plan> {
         self.put(&format!("/api/v1/plans/{}", plan.name), plan).await

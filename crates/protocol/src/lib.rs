@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod catalogue;
 #[cfg(feature = "hash")]
 pub mod chunk;
 #[cfg(feature = "client")]

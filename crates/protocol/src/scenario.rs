@@ -3,6 +3,9 @@
 //! Intent is an input. Which panic is the intended one is written here before anything runs and is never guessed
 //! from a console afterwards. Unknown fields are refused, so that a typing mistake cannot silently weaken a test.
 
+mod check;
+mod words;
+
 use crate::text_enum;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -30,6 +33,8 @@ text_enum! {
         ListAddCut = "list-add-cut",
         /// The VMX module has stopped in the middle of removing a VMCS from its list.
         ListDelCut = "list-del-cut",
+        /// The VMX module has survived a VMXON that faulted, on every CPU; VMX is off.
+        VmxonFault = "vmxon-fault",
     }
 }
 
@@ -37,7 +42,15 @@ impl VmxState {
     /// Whether the VMX module brings this state about; its crash record must then be in the dump.
     #[must_use]
     pub const fn is_of_module(self) -> bool {
-        matches!(self, Self::Vmxon | Self::VmcsLoaded | Self::VmcsLaunched | Self::ListAddCut | Self::ListDelCut)
+        matches!(
+            self,
+            Self::Vmxon
+                | Self::VmcsLoaded
+                | Self::VmcsLaunched
+                | Self::ListAddCut
+                | Self::ListDelCut
+                | Self::VmxonFault
+        )
     }
 
     /// Whether KVM brings this state about.
@@ -77,6 +90,14 @@ text_enum! {
         ModuleNmiPanic = "module-nmi-panic",
         /// A CPU that spins with interrupts off, with `hardlockup_panic`; another CPU has to notice.
         ModuleHardlockup = "module-hardlockup",
+        /// `panic()` by the kernel's own test module LKDTM.
+        LkdtmPanic = "lkdtm-panic",
+        /// `BUG()` by LKDTM, with `panic_on_oops`.
+        LkdtmBug = "lkdtm-bug",
+        /// A null pointer written through by LKDTM, with `panic_on_oops`.
+        LkdtmException = "lkdtm-exception",
+        /// A CPU that LKDTM locks up, with `hardlockup_panic`; another CPU has to notice.
+        LkdtmHardlockup = "lkdtm-hardlockup",
     }
 }
 
@@ -85,7 +106,12 @@ impl Trigger {
     #[must_use]
     pub const fn module_command(self) -> Option<&'static str> {
         match self {
-            Self::SysrqC | Self::Nmi => None,
+            Self::SysrqC
+            | Self::Nmi
+            | Self::LkdtmPanic
+            | Self::LkdtmBug
+            | Self::LkdtmException
+            | Self::LkdtmHardlockup => None,
             Self::ModulePanic => Some("panic"),
             Self::ModuleOops => Some("oops"),
             Self::ModuleIrqPanic => Some("irq-panic"),
@@ -94,11 +120,29 @@ impl Trigger {
         }
     }
 
+    /// LKDTM's crash type for it.
+    #[must_use]
+    pub const fn lkdtm_type(self) -> Option<&'static str> {
+        match self {
+            Self::LkdtmPanic => Some("PANIC"),
+            Self::LkdtmBug => Some("BUG"),
+            Self::LkdtmException => Some("EXCEPTION"),
+            Self::LkdtmHardlockup => Some("HARDLOCKUP"),
+            _ => None,
+        }
+    }
+
+    /// Whether a CPU is locked up, and another one has to notice.
+    #[must_use]
+    pub const fn is_lockup(self) -> bool {
+        matches!(self, Self::ModuleHardlockup | Self::LkdtmHardlockup)
+    }
+
     /// Whether the kernel goes from an oops straight to the capture kernel, without a panic's message. The header of
     /// the oops is what announces the crash then.
     #[must_use]
     pub const fn is_oops(self) -> bool {
-        matches!(self, Self::ModuleOops)
+        matches!(self, Self::ModuleOops | Self::LkdtmBug | Self::LkdtmException)
     }
 }
 
@@ -170,27 +214,6 @@ impl Scenario {
     #[must_use]
     pub fn vmx_number(&self) -> Option<u32> {
         self.vmx.number().map(|(default, _)| self.vmx_number.unwrap_or(default))
-    }
-
-    /// What is wrong with the combination of VMX state, trigger and CPU, for the one who wrote it.
-    ///
-    /// # Errors
-    /// A sentence.
-    pub fn check_vmx(&self) -> Result<(), String> {
-        match (self.vmx_number, self.vmx.number()) {
-            (Some(_), None) => return Err(format!("the VMX state {} takes no vmx_number", self.vmx)),
-            (Some(number), Some((_, most))) if number > most || number == 0 && self.vmx == VmxState::VmcsLoaded => {
-                return Err(format!("vmx_number of {} is at most {most}, not {number}", self.vmx));
-            }
-            _ => {}
-        }
-        if self.trigger == Trigger::ModuleHardlockup && self.boot.cpus < 2 {
-            return Err("module-hardlockup needs a second CPU that notices: boot.cpus at least 2".into());
-        }
-        if self.cpu.is_some_and(|cpu| cpu >= self.boot.cpus) {
-            return Err(format!("cpu counts from 0 and must be below boot.cpus ({})", self.boot.cpus));
-        }
-        Ok(())
     }
 }
 

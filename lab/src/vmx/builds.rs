@@ -6,6 +6,7 @@
 use crate::cache::Cache;
 use crate::command::script;
 use crate::image::{self, Image, Parts};
+use crate::kernel::Kernel;
 use anyhow::Context as _;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,13 +54,40 @@ pub fn build(cache: &Cache, source: &Path, kinds: &[Kind]) -> anyhow::Result<Vec
         .collect()
 }
 
+/// One of Debian's own cloud kernels, the newest whose release begins with `prefix`, for the states of KVM.
+pub fn debian(cache: &Cache, source: &Path, prefix: &str) -> anyhow::Result<Image> {
+    let root = script(&source.join("lab/vmcores/kernel"), &[prefix]).context("get Debian's kernel")?;
+    let release = root.file_name().context("a kernel has a release")?.to_string_lossy().into_owned();
+    let image = root.join(format!("boot/vmlinuz-{release}"));
+    let kernel = Kernel { package: format!("linux-image-{release}"), release, image, root };
+    let modules = BTreeMap::from([
+        ("kvm_intel".to_owned(), image::modules(&kernel, &["kvm_intel"])?),
+        // The disk that the dump goes to.
+        ("capture".to_owned(), image::modules(&kernel, &["ata_piix", "sd_mod"])?),
+    ]);
+    let Kernel { package, release, image, .. } = kernel;
+    let parts = Parts { package, release, kernel: image, modules, compress: false };
+    image::assemble(cache, &image::build_agent(cache, source)?, parts)
+}
+
+/// The good KVM modules of the lab kernel, in the order in which they are loaded.
+pub fn kvm_intel(source: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let kernel = script(&source.join("lab/kernel/build"), &[]).context("build the lab kernel")?;
+    ["irqbypass", "kvm", "kvm-intel"]
+        .map(|name| inside(kernel.join(format!("modules/{name}.ko"))))
+        .into_iter()
+        .collect()
+}
+
+/// A module with its path in the guest.
+fn inside(path: PathBuf) -> anyhow::Result<(String, Vec<u8>)> {
+    let name = path.file_name().context("a module has a name")?.to_string_lossy().into_owned();
+    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok((format!("lib/modules/{name}"), bytes))
+}
+
 fn parts(source: &Path, kernel: &Path, kind: Kind) -> anyhow::Result<Parts> {
     let module = |control: &[&str]| script(&source.join("vmx-module/build"), control).context("build the VMX module");
-    let inside = |path: PathBuf| {
-        let name = path.file_name().context("a module has a name")?.to_string_lossy().into_owned();
-        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        anyhow::Ok((format!("lib/modules/{name}"), bytes))
-    };
     let kvm_intel = match kind {
         Kind::SeedBug => kernel.join("controls/seed-bug/kvm-intel.ko"),
         _ => kernel.join("modules/kvm-intel.ko"),
@@ -77,6 +105,7 @@ fn parts(source: &Path, kernel: &Path, kind: Kind) -> anyhow::Result<Parts> {
                 inside(kvm_intel)?,
             ],
         ),
+        ("lkdtm".to_owned(), vec![inside(kernel.join("modules/lkdtm.ko"))?]),
         ("crashyard_vmx".to_owned(), vec![inside(vmx.join("crashyard_vmx.ko"))?]),
     ]);
     if kind == Kind::LeakedVmxon {

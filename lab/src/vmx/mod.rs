@@ -1,6 +1,8 @@
 //! The VMX demo: a farm of emulated Intel machines, and four kernels of which three are broken in the crash path, each
-//! crashed in four states of VMX. It ends well only if the farm's verdicts are the predicted ones, all sixteen.
+//! crashed in four states of VMX. It ends well only if the farm's verdicts are the predicted ones, all sixteen. Any
+//! scenario of the catalogue can be chosen instead, and Debian's own kernels.
 
+pub mod bench;
 mod builds;
 mod matrix;
 
@@ -9,12 +11,14 @@ use crate::demo::farm::Farm;
 use crate::demo::stories::Story;
 use crate::demo::submit::{self, Submission};
 use crate::demo::{progress, table};
+use crate::image::Image;
 use anyhow::{Context as _, ensure};
 use builds::Kind;
 use clap::Args;
+use crashyard_protocol::RunId;
 use crashyard_protocol::client::Client;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What can be said on the command line.
@@ -33,11 +37,17 @@ pub struct Options {
     #[arg(long, default_value_t = machines())]
     machines: u32,
     /// Only these builds: good, seed-bug, leaked-vmxon, skipped-vmclear.
-    #[arg(long = "build", value_name = "NAME")]
+    #[arg(long = "build", value_name = "NAME", conflicts_with = "kernels")]
     builds: Vec<String>,
-    /// Only these scenarios: vmx-kvm-loaded, vmx-kvm-running, vmx-vmcs-loaded, vmx-vmcs-launched.
+    /// Instead of the lab's builds Debian's cloud kernel whose release begins with this (6.1., 6.12., 7.); states of KVM only.
+    #[arg(long = "kernel", value_name = "PREFIX")]
+    kernels: Vec<String>,
+    /// Only these scenarios, of all that the catalogue has; without it those of the matrix.
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
+    /// Print the catalogue's scenarios, and do nothing.
+    #[arg(long)]
+    list: bool,
 }
 
 /// One for each CPU but one, which the server, the controller and the person need; at most four.
@@ -46,38 +56,73 @@ fn machines() -> u32 {
     u32::try_from(cpus).unwrap_or(1).saturating_sub(1).clamp(1, 4)
 }
 
+/// A kernel under test, and what must come of it.
+struct Tested {
+    name: String,
+    config: &'static str,
+    image: Image,
+    stories: Vec<Story>,
+}
+
 /// Runs the demo. Whatever happens, the farm is taken down before this returns.
 pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> {
-    let mut chosen = Vec::new();
+    if options.list {
+        for scenario in matrix::catalogue()?.iter().chain(&matrix::debian()?) {
+            println!("{:<44} {}", scenario.name, scenario.title);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     for name in &options.builds {
         ensure!(Kind::ALL.iter().any(|kind| kind.name() == name), "there is no build named {name}; see --help");
     }
-    for kind in Kind::ALL {
-        if options.builds.is_empty() || options.builds.iter().any(|name| name == kind.name()) {
-            let mut stories = matrix::stories(kind)?;
-            stories.retain(|story| options.scenarios.is_empty() || options.scenarios.contains(&story.scenario.name));
-            ensure!(!stories.is_empty(), "there is no such scenario; see --help");
-            chosen.push((kind, stories));
-        }
-    }
-    let kinds: Vec<Kind> = chosen.iter().map(|(kind, _)| *kind).collect();
-    println!("Kernel, modules and images (the first time, this builds a kernel: 15 to 20 minutes on two cores)");
-    let images = tokio::task::spawn_blocking(move || builds::build(&Cache::open()?, &source, &kinds)).await??;
+    let (data, listen, exit, machines) = (options.data.clone(), options.listen, options.exit, options.machines);
+    let tested = tokio::task::spawn_blocking(move || prepare(&options, &source)).await??;
 
-    let farm = Farm::start(&options.data, options.listen, &bochs(options.machines)).await?;
+    let farm = Farm::start(&data, listen, &bochs(machines)).await?;
     let client = farm.client().clone();
     let course = async {
+        for scenario in matrix::catalogue()? {
+            client.put_scenario(&scenario).await.context("store the catalogue")?;
+        }
         let mut runs = Vec::new();
-        for ((kind, stories), (_, image)) in chosen.iter().zip(&images) {
-            let plan = format!("vmx-{}", kind.name());
-            let what = Submission { build: &image.package, config: "crashyard-lab", plan: &plan, driver: "bochs" };
+        for Tested { name, config, image, stories } in &tested {
+            let plan = format!("vmx-{name}");
+            let what = Submission { build: &image.package, config, plan: &plan, driver: "bochs" };
             let run = submit::everything(&client, &what, image, stories).await?;
-            println!("{}: http://{}/runs/{run}", kind.name(), options.listen);
-            runs.push((*kind, run, stories));
+            println!("{name}: http://{listen}/runs/{run}");
+            runs.push((name.as_str(), run, stories));
         }
         outcome(&client, &runs).await
     };
-    farm.run(options.listen, options.exit, course).await
+    farm.run(listen, exit, course).await
+}
+
+/// Kernels, modules and images of what was chosen, with its stories.
+fn prepare(options: &Options, source: &Path) -> anyhow::Result<Vec<Tested>> {
+    let cache = Cache::open()?;
+    if !options.kernels.is_empty() {
+        return options.kernels.iter().map(|prefix| debian(options, &cache, source, prefix)).collect();
+    }
+    let chosen = |kind: &Kind| options.builds.is_empty() || options.builds.iter().any(|name| name == kind.name());
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(chosen).collect();
+    // Before anything is built: a name that is misspelt costs nothing.
+    let stories =
+        kinds.iter().map(|kind| matrix::stories(*kind, &options.scenarios)).collect::<anyhow::Result<Vec<_>>>()?;
+    println!("Kernel, modules and images (the first time, this builds a kernel: 15 to 20 minutes on two cores)");
+    let images = builds::build(&cache, source, &kinds)?;
+    let tested = images.into_iter().zip(stories).map(|((kind, image), stories)| Tested {
+        name: kind.name().into(),
+        config: "crashyard-lab",
+        image,
+        stories,
+    });
+    Ok(tested.collect())
+}
+
+fn debian(options: &Options, cache: &Cache, source: &Path, prefix: &str) -> anyhow::Result<Tested> {
+    let stories = matrix::debian_stories(&options.scenarios)?;
+    let image = builds::debian(cache, source, prefix)?;
+    Ok(Tested { name: format!("debian-{}", prefix.trim_end_matches('.')), config: "debian-cloud", image, stories })
 }
 
 /// Machines of the controller's configuration.
@@ -90,13 +135,13 @@ fn bochs(machines: u32) -> String {
 }
 
 /// Follows the runs and prints what came of them; whether all of it was as predicted.
-async fn outcome(client: &Client, runs: &[(Kind, crashyard_protocol::RunId, &Vec<Story>)]) -> anyhow::Result<bool> {
+async fn outcome(client: &Client, runs: &[(&str, RunId, &Vec<Story>)]) -> anyhow::Result<bool> {
     let mut all = Vec::new();
-    for (kind, run, stories) in runs {
-        println!("\n{}", kind.name());
+    for (name, run, stories) in runs {
+        println!("\n{name}");
         progress::follow(client, run).await.context("follow the run")?;
         for mut result in table::results(client, run, stories).await.context("read the verdicts")? {
-            result.scenario = format!("{} × {}", kind.name(), result.scenario.trim_start_matches("vmx-"));
+            result.scenario = format!("{name} × {}", result.scenario.trim_start_matches("vmx-"));
             all.push(result);
         }
     }

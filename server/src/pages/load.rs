@@ -10,7 +10,7 @@ use crate::db::attempt::AttemptRow;
 use crate::error::{AppError, AppResult};
 use crate::passes::glimpse::Glimpse;
 use crate::ranges;
-use crashyard_protocol::api::{Artifact, Attempt, Build, Event, Evidence, Job, Machine, Page, Run};
+use crashyard_protocol::api::{Artifact, Attempt, Build, Event, Evidence, Job, Machine, Page, Run, StoredScenario};
 use crashyard_protocol::{ArtifactState, AttemptId, BuildId, JobId, MachineId, RunId, Stage};
 use std::collections::HashMap;
 
@@ -18,6 +18,8 @@ use std::collections::HashMap;
 const EVENTS: i64 = 5_000;
 /// Machines on one page; a lab's machines are wanted at a glance.
 const MACHINES: u32 = 200;
+/// Scenarios on one page: all that a farm may reasonably have.
+const SCENARIOS: usize = 2_000;
 /// Machines of one farm.
 const MACHINES_KNOWN: i64 = 100_000;
 /// A finding larger than this is not shown, only offered for download.
@@ -32,6 +34,15 @@ pub async fn runs(state: &AppState, before: Option<String>) -> AppResult<Page<Ru
     let rows = db::run::list(&state.db, before, limit).await?;
     let counts = db::run::counts(&state.db, before, limit).await?;
     Ok(query.page(rows.into_iter().map(|row| wire::run(row, &counts)).collect(), |run: &Run| run.id.to_string()))
+}
+
+/// The stored scenarios, and whether there are more.
+pub async fn scenarios(state: &AppState) -> AppResult<(Vec<StoredScenario>, bool)> {
+    let limit = i64::try_from(SCENARIOS + 1).unwrap_or(i64::MAX);
+    let mut rows = db::plan::list_scenarios(&state.db, None, limit).await?;
+    let cut = rows.len() > SCENARIOS;
+    rows.truncate(SCENARIOS);
+    Ok((rows.into_iter().map(wire::scenario).collect(), cut))
 }
 
 /// A run with everything its grid shows.

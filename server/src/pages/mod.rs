@@ -41,6 +41,7 @@ use view::findings::{ConsoleReports, FindingsPage, Found};
 use view::machines::{MachinePage, MachinesPage};
 use view::run::RunPage;
 use view::runs::RunsPage;
+use view::scenarios::{ScenarioPage, ScenariosPage};
 use view::signatures::SignaturesPage;
 use view::waiting::WaitingPage;
 
@@ -57,6 +58,8 @@ pub fn router() -> Router<AppState> {
         .route("/attempts/{attempt}", get(get_attempt))
         .route("/attempts/{attempt}/console/{source}", get(get_console))
         .route("/attempts/{attempt}/findings", get(get_findings))
+        .route("/scenarios", get(list_scenarios))
+        .route("/scenarios/{name}", get(get_scenario))
         .route("/signatures", get(list_signatures))
         .route("/machines", get(list_machines))
         .route("/machines/{machine}", get(get_machine))
@@ -198,6 +201,17 @@ async fn get_findings(
     let capsule: Option<Capsule> = load::finding(&state, &attempt, CAPSULE).await?;
     let found = Found { consoles: consoles.as_deref(), in_dump: in_dump.as_deref(), capsule: capsule.as_ref() };
     show(&FindingsPage::new(&attempt, found, query.q.as_deref(), state.now()))
+}
+
+async fn list_scenarios(_: Reader, State(state): State<AppState>) -> AppResult<Html<String>> {
+    let (scenarios, cut) = load::scenarios(&state).await?;
+    show(&ScenariosPage::new(&scenarios, cut, state.now()))
+}
+
+async fn get_scenario(_: Reader, State(state): State<AppState>, Path(name): Path<String>) -> AppResult<Html<String>> {
+    let row = crate::db::plan::scenario(&state.db, &name).await;
+    let row = row.map_err(|error| AppError::or_not_found(error, "scenario"))?;
+    show(&ScenarioPage::new(&wire::scenario(row), state.now()))
 }
 
 /// Which part of the signatures.

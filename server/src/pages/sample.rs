@@ -3,7 +3,7 @@
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{
     Artifact, Attempt, Build, Event, EventBody, Evidence, Job, Machine, Page, Reservation, Run, Signature,
-    SignatureAttempt,
+    SignatureAttempt, StoredScenario,
 };
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
@@ -109,6 +109,20 @@ fn scenario(name: &str, title: &str) -> Scenario {
         expect: Expect { panic: "sysrq triggered crash".into() },
         deadlines: crashyard_protocol::Deadlines::default(),
     }
+}
+
+/// Stored scenarios, of two VMX states.
+pub fn scenarios() -> Vec<StoredScenario> {
+    let stored = |number: u32, scenario| StoredScenario { id: id!(900 + number), scenario, updated_at: ago(4_000) };
+    let cut = Scenario {
+        vmx: VmxState::ListAddCut,
+        vmx_number: Some(1),
+        trigger: Trigger::ModuleOops,
+        cpu: Some(1),
+        expect: Expect { panic: "address: 0000000000000ca5".into() },
+        ..scenario("vmx-list-add-cut-1-oops-cpu1", "Adding a VMCS to the list cut after 1 of 4 pointer writes; an oops")
+    };
+    vec![stored(0, scenario("sysrq-c", "Plain crash, nothing loaded")), stored(1, cut)]
 }
 
 /// The jobs of the run.

@@ -9,6 +9,7 @@ use super::view::findings::{ConsoleReports, FindingsPage, Found};
 use super::view::machines::MachinesPage;
 use super::view::run::RunPage;
 use super::view::runs::RunsPage;
+use super::view::scenarios::{ScenarioPage, ScenariosPage};
 use crate::passes::glimpse::Glimpse;
 use super::view::signatures::SignaturesPage;
 use askama::Template;
@@ -53,6 +54,9 @@ fn pages() -> Vec<(&'static str, String)> {
         ("findings", FindingsPage::new(&failed, both, None, now).render()),
         ("search in findings", FindingsPage::new(&failed, both, Some("vmx"), now).render()),
         ("no findings", FindingsPage::new(&failed, Found::default(), None, now).render()),
+        ("scenarios", ScenariosPage::new(&sample::scenarios(), true, now).render()),
+        ("no scenarios", ScenariosPage::new(&[], false, now).render()),
+        ("scenario", ScenarioPage::new(&sample::scenarios()[1], now).render()),
         ("signatures", SignaturesPage::new(&sample::signatures(), (2, 2), true, None, now).render()),
         ("no signatures", SignaturesPage::new(&[], (1, 2), false, None, now).render()),
         ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
@@ -129,6 +133,12 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
             (seen.machine_name, seen.source) = (bad(), bad());
         }
     }
+    let mut scenarios = sample::scenarios();
+    for stored in &mut scenarios {
+        let scenario = &mut stored.scenario;
+        (scenario.name, scenario.title, scenario.expect.panic) = (bad(), bad(), bad());
+        (scenario.boot.cmdline, scenario.boot.crashkernel) = (bad(), bad());
+    }
     let log = format!("{HOSTILE}\n{HOSTILE}\r\n").repeat(20).into_bytes();
     let (reports, dump) = (found(HOSTILE), capsule(HOSTILE));
     let other = found("another");
@@ -155,6 +165,8 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
         ("findings", FindingsPage::new(attempt, both, None, now).render()),
         ("search in findings", FindingsPage::new(attempt, both, Some(HOSTILE), now).render()),
+        ("scenarios", ScenariosPage::new(&scenarios, false, now).render()),
+        ("scenario", ScenarioPage::new(&scenarios[1], now).render()),
         ("signatures", SignaturesPage::new(&signatures, (2, 2), true, Some(&bad()), now).render()),
         ("machines", MachinesPage::new(&machines, true, Some(&bad()), now).render()),
     ]
@@ -234,6 +246,7 @@ fn the_title_carries_the_state() {
         "FAIL: The kernel broke the contract at captured · capture-panics on vmx-crash-1 · Crashyard"
     );
     assert_eq!(title("running attempt"), "running: Waiting for dumped · capture-killed on vmx-crash-2 · Crashyard");
+    assert_eq!(title("scenarios"), "2+ · Scenarios · Crashyard");
     assert_eq!(title("signatures"), "2 · Signatures · Crashyard");
     assert_eq!(title("machines"), "1 available, 1 leased, 1 held, 1 reserved, 1 quarantined · Machines · Crashyard");
 }
@@ -480,6 +493,19 @@ fn a_run_is_open_until_every_job_has_its_verdict() {
     (run.state, run.finished_at) = (RunState::Done, Some(sample::NOW));
     let html = render(&run);
     assert!(html.contains("data-open=\"false\"") && html.contains("2 MISS"), "what never came reads MISS");
+}
+
+#[test]
+fn the_catalogue_is_ordered_by_vmx_state_and_each_scenario_says_what_it_does_and_expects() {
+    let page = Html::parse_document(&ScenariosPage::new(&sample::scenarios(), false, sample::NOW).render().unwrap());
+    let states: Vec<&str> = all(&page, "section[data-vmx]").iter().filter_map(|one| one.value().attr("data-vmx")).collect();
+    assert_eq!(states, ["none", "list-add-cut"]);
+    let page = Html::parse_document(&ScenarioPage::new(&sample::scenarios()[1], sample::NOW).render().unwrap());
+    let does = text(&all(&page, "ol[data-does]")[0]);
+    assert!(does.contains("stop after 1 of 4 pointer writes") && does.contains("on CPU 1"), "{does}");
+    let expects = text(&all(&page, "ul[data-expects]")[0]);
+    assert!(expects.contains("The oops whose header says \"address: 0000000000000ca5\""), "{expects}");
+    assert!(expects.contains("being added does not show up"), "{expects}");
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! never fails, needs constant memory, and gives the same facts however the bytes were cut into pieces.
 //!
 //! What is *intended* comes from the scenario ([`Intent`]). A panic is the intended one only after this attempt's
-//! marker, and only if its message is the expected one.
+//! marker, and only if its message is the expected one. Where the scenario crashes by an oops, the kernel goes from the
+//! oops straight to the capture kernel, without a panic's message: then the header of the oops is that message.
 //!
 //! A capture kernel likes to print the crashed kernel's log again. Such a replay repeats lines with their time
 //! stamps, and is not taken for news.
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use line::{is_marker, may_be_cut};
 
 /// Version of the reading rules; facts made by an older reader are worth making again.
-pub const READER: u32 = 2;
+pub const READER: u32 = 3;
 
 /// Bytes of one line that are looked at; the rest is skipped. The kernel's own limit is 1,024.
 const LINE_MAX: usize = 4096;
@@ -40,13 +41,16 @@ pub struct Intent {
     pub attempt: AttemptId,
     /// What the intended panic's message contains.
     pub panic: String,
+    /// It is the header of an oops that announces the crash.
+    #[serde(default)]
+    pub oops: bool,
 }
 
 impl Intent {
     /// The intent of one attempt.
     #[must_use]
     pub fn new(attempt: &AttemptId, scenario: &Scenario) -> Self {
-        Self { attempt: attempt.clone(), panic: scenario.expect.panic.clone() }
+        Self { attempt: attempt.clone(), panic: scenario.expect.panic.clone(), oops: scenario.trigger.is_oops() }
     }
 
     pub(super) fn wants(&self, message: &str) -> bool {
@@ -246,14 +250,17 @@ impl ConsoleReader {
         let text = line::clean(raw);
         self.find_title(&text);
         if let Some(kind) = line::classify(&text, &self.intent.attempt) {
-            let kind = self.with_intent(kind);
+            let kind = self.with_intent(kind, &text);
             let line = self.facts.lines;
             self.record(Mark { at, offset, length, line, text: line::cut(&text), phase: self.phase, kind });
         }
     }
 
-    fn with_intent(&self, kind: MarkKind) -> MarkKind {
+    fn with_intent(&self, kind: MarkKind, text: &str) -> MarkKind {
         match kind {
+            MarkKind::Oops { .. } if self.intent.oops && self.phase == Phase::Triggered && self.intent.wants(text) => {
+                MarkKind::Panic { message: line::cut(line::payload(text)), intended: true, expected: true }
+            }
             MarkKind::Panic { message, .. } => {
                 let expected = self.intent.wants(&message);
                 MarkKind::Panic { message, intended: expected && self.phase == Phase::Triggered, expected }
@@ -286,7 +293,9 @@ impl ConsoleReader {
         if self.facts.marks.iter().filter(alike).count() >= MARKS_MAX {
             return;
         }
-        if matches!(mark.kind, MarkKind::Oops { .. }) {
+        // The lines that follow the header of an oops belong to it, intended or not.
+        let oops = matches!(mark.kind, MarkKind::Oops { .. });
+        if oops || matches!(mark.kind, MarkKind::Panic { intended: true, .. }) && !line::is_panic(&mark.text) {
             self.untitled = Some((self.facts.marks.len(), mark.line + TITLE_LINES));
         }
         self.facts.marks.push(mark);

@@ -99,6 +99,9 @@ fn facts(summary: Summary, intent: &Intent) -> DumpFacts {
     let marker = summary.dmesg.iter().position(|line| is_marker(&line.text, &intent.attempt));
     let after_marker = summary.dmesg.get(marker.unwrap_or(0)..).unwrap_or_default();
     let panic = after_marker.iter().find_map(|line| line.text.split_once(PANIC).map(|(_, message)| message.trim_end()));
+    // A crash by an oops has no such message; the header of the oops is its.
+    let oops = || after_marker.iter().map(|line| line.text.trim_end()).find(|line| intent.wants(line));
+    let panic = panic.or_else(|| oops().filter(|_| intent.oops));
     let mut cpus: Vec<u32> = summary.prstatus.iter().map(|note| note.cpu).collect();
     cpus.sort_unstable();
     cpus.dedup();

@@ -11,8 +11,9 @@
 use super::launch::names;
 use super::log;
 use super::namespace::{self, Doors, Ended, Killer};
+use crate::line;
 use anyhow::Context as _;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -31,13 +32,16 @@ type State = Option<String>;
 pub async fn run(program: &str, server: &str) -> anyhow::Result<()> {
     std::fs::write(names::PID, std::process::id().to_string())?;
     let control = std::os::unix::net::UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    // From here on there is one descriptor of it, so that closing that one closes it.
+    nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
     control.set_nonblocking(true)?;
     let control = UnixListener::from_std(control)?;
     namespace::allow()?;
     let (doors, inside) = namespace::make(program)?;
-    let Doors { console, server: door } = doors;
+    let Doors { console, line, server: door } = doors;
     let console = record(TcpListener::from_std(console)?)?;
     tokio::spawn(relay(TcpListener::from_std(door)?, server.to_owned()));
+    tokio::spawn(carry(TcpListener::from_std(line)?, server.to_owned()));
     let (state_in, state) = watch::channel(None);
     let (killer, ended) = inside.go();
     tokio::spawn(async move {
@@ -47,11 +51,10 @@ pub async fn run(program: &str, server: &str) -> anyhow::Result<()> {
         state_in.closed().await;
     });
     let (over_in, mut over) = mpsc::channel(1);
-    loop {
+    let last = loop {
         let connection = tokio::select! {
             connection = control.accept() => connection.context("the control socket")?.0,
-            // By descriptor, so the control socket is closed first: whoever sees this last connection end finds no keeper.
-            Some(_last) = over.recv() => std::process::exit(0),
+            Some(last) = over.recv() => break last,
         };
         let (state, killer, over_in) = (state.clone(), killer.clone(), over_in.clone());
         tokio::spawn(async move {
@@ -60,7 +63,12 @@ pub async fn run(program: &str, server: &str) -> anyhow::Result<()> {
                 let _ = over_in.send(connection).await;
             }
         });
-    }
+    };
+    // In this order, and not left to the end of the process, where the kernel has its own: whoever sees the last
+    // connection end finds no keeper any more.
+    drop(control);
+    drop(last);
+    std::process::exit(0)
 }
 
 /// How the machine ended, in one line. The console is complete when this is known.
@@ -153,6 +161,14 @@ fn record(listener: TcpListener) -> anyhow::Result<tokio::task::JoinHandle<()>> 
             }
         }
     }))
+}
+
+/// The server for a guest that has nothing but a serial line to reach it by.
+async fn carry(listener: TcpListener, server: String) {
+    if let Ok((line, _)) = listener.accept().await {
+        // Its end is Bochs's end.
+        let _ = line::join(line, line::End::Outside(server)).await;
+    }
 }
 
 /// Joins every connection of the guest with one to the server.

@@ -33,6 +33,9 @@ const CYLINDER: u64 = 16 * 63 * 512;
 /// Port of the console inside the namespace, where nothing else is.
 pub const CONSOLE_PORT: u16 = 18083;
 
+/// Port of the second serial line inside the namespace.
+pub const LINE_PORT: u16 = 18084;
+
 /// Port of the server inside the namespace; the guest reaches it at slirp's own address.
 pub const SERVER_PORT: u16 = 80;
 
@@ -173,6 +176,7 @@ fn configuration(config: &BochsConfig, plan: &BootPlan) -> String {
         ("@ISO@", names::CD.into()),
         ("@DISK@", disk),
         ("@PORT@", CONSOLE_PORT.to_string()),
+        ("@LINE@", format!("com2: enabled=1, mode=socket-client, dev=127.0.0.1:{LINE_PORT}")),
         ("@NETWORK@", network),
         ("@LOG@", names::EMULATOR.into()),
     ]

@@ -36,8 +36,8 @@ const INSIDE: &str = "10.0.2.2:80";
 
 /// Words for the command line of every boot. Emulated time is not real time, so the timer check only costs seconds;
 /// checksums of the crash kernel by emulated code cost a minute; the early console is the only one that a fault in the
-/// jump to the capture kernel can speak on.
-const CMDLINE: &str = "no_timer_check crashyard.kexec=load earlyprintk=serial,ttyS0,115200";
+/// jump to the capture kernel can speak on. A kernel without a driver for the network card has the second serial line.
+const CMDLINE: &str = "no_timer_check crashyard.kexec=load earlyprintk=serial,ttyS0,115200 crashyard.line=ttyS1";
 
 /// Drives one emulated machine.
 pub struct Bochs {
@@ -56,6 +56,12 @@ impl Bochs {
         let (host, port) = emulated::host_and_port(server)?;
         let keeper = std::env::current_exe().context("find this program")?;
         Ok(Self { config: config.clone(), server: format!("{host}:{port}"), keeper, watcher })
+    }
+
+    /// The same with another program as keeper, for callers that are not the agent themselves.
+    #[must_use]
+    pub fn kept_by(self, keeper: PathBuf) -> Self {
+        Self { keeper, ..self }
     }
 }
 

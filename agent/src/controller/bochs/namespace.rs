@@ -5,7 +5,7 @@
 //! and the guest can reach nobody outside, except through the sockets that are made here and served by the keeper. A
 //! socket belongs to the namespace it was made in, whoever uses it later; that is the only door.
 
-use super::launch::{CONSOLE_PORT, SERVER_PORT, names};
+use super::launch::{CONSOLE_PORT, LINE_PORT, SERVER_PORT, names};
 use anyhow::{Context as _, ensure};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -21,6 +21,8 @@ use tokio::sync::oneshot;
 pub struct Doors {
     /// Where Bochs connects the serial console to.
     pub console: TcpListener,
+    /// Where Bochs connects the second serial line to, for guests that have no driver for its network card.
+    pub line: TcpListener,
     /// Where the guest finds the server.
     pub server: TcpListener,
 }
@@ -115,13 +117,14 @@ fn enter() -> anyhow::Result<Doors> {
         listener.set_nonblocking(true)?;
         anyhow::Ok(listener)
     };
-    Ok(Doors { console: listen(CONSOLE_PORT)?, server: listen(SERVER_PORT)? })
+    Ok(Doors { console: listen(CONSOLE_PORT)?, line: listen(LINE_PORT)?, server: listen(SERVER_PORT)? })
 }
 
 fn run(program: &str, child: &Mutex<Option<Child>>) -> anyhow::Result<Ended> {
     let started = Command::new("setpriv")
-        // A keeper that is killed takes its machine with it.
-        .args(["--pdeathsig", "KILL", "--", program, "-q", "-rc", names::DEBUGGER, "-f", names::CONFIG])
+        // A keeper that is killed takes its machine with it; a console that goes away does not.
+        .args(["--pdeathsig", "KILL", "--", "env", "--ignore-signal=PIPE", program])
+        .args(["-q", "-rc", names::DEBUGGER, "-f", names::CONFIG])
         .stdin(Stdio::null())
         .spawn()
         .with_context(|| format!("start {program} (Debian packages bochs and util-linux)"))?;

@@ -11,6 +11,7 @@ pub mod machines;
 pub mod report;
 pub mod run;
 pub mod runs;
+pub mod scenarios;
 pub mod signatures;
 pub mod waiting;
 
@@ -22,7 +23,7 @@ use crashyard_protocol::{Stage, StageName, StageState};
 /// What every page has around its content.
 #[derive(Clone, Copy, Debug)]
 pub struct Shell {
-    /// The entry of the main navigation that the page belongs to: `runs`, `signatures`, `machines` or nothing.
+    /// The entry of the main navigation that the page belongs to: `runs`, `scenarios`, `signatures`, `machines` or nothing.
     pub section: &'static str,
     /// When the page was made; scripts learn from it how far the browser's clock is off.
     pub now: Option<When>,

@@ -126,7 +126,7 @@ pub(super) fn classify(text: &str, attempt: &AttemptId) -> Option<MarkKind> {
 }
 
 /// The line without log level, time stamp, caller and subsystem in front of an oops header.
-fn payload(text: &str) -> &str {
+pub(super) fn payload(text: &str) -> &str {
     let text = match time_stamp(text) {
         Some((_, rest)) => rest,
         None => text.trim_start(),

@@ -44,6 +44,9 @@ fn of_module(vmx: &Vmx, wanted: VmxState, online: Option<u32>) -> Vec<Oracle> {
         let why = why.unwrap_or_else(|| "the module that keeps it is not in the dump".into());
         return vec![missing("vmx-record", format!("the crash record could not be read: {why}"))];
     };
+    if wanted == VmxState::VmxonFault {
+        return vec![untouched(cpus)];
+    }
     let used: Vec<&VmxCpu> = cpus.iter().filter(|cpu| cpu.state != 0).collect();
     let here = used.iter().filter(|cpu| cpu.state == number(wanted)).count();
     let everywhere = matches!(wanted, VmxState::Vmxon | VmxState::VmcsLoaded | VmxState::VmcsLaunched);
@@ -68,6 +71,16 @@ fn of_module(vmx: &Vmx, wanted: VmxState, online: Option<u32>) -> Vec<Oracle> {
     oracles
 }
 
+/// After a VMXON that faulted everything must be as if it had never been tried: VMX off, and nothing for the callback to do.
+fn untouched(cpus: &[VmxCpu]) -> Oracle {
+    let wrong = cpus.iter().find_map(|cpu| match (cpu.state, cpu.ran) {
+        (0, false) => None,
+        (0, true) => Some(format!("VMX was on when the crash came to CPU {}: its callback ran", cpu.cpu)),
+        (state, _) => Some(format!("CPU {} was in state {state}, not off", cpu.cpu)),
+    });
+    nothing_wrong("vmx-state", wrong, format!("VMX was off on each of {} CPUs, as before the fault", cpus.len()))
+}
+
 /// The record's number of a state.
 fn number(state: VmxState) -> u32 {
     match state {
@@ -76,7 +89,7 @@ fn number(state: VmxState) -> u32 {
         VmxState::VmcsLaunched => 3,
         VmxState::ListAddCut => 4,
         VmxState::ListDelCut => 5,
-        VmxState::None | VmxState::KvmLoaded | VmxState::KvmUsed | VmxState::KvmRunning => 0,
+        VmxState::None | VmxState::KvmLoaded | VmxState::KvmUsed | VmxState::KvmRunning | VmxState::VmxonFault => 0,
     }
 }
 

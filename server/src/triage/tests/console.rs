@@ -6,7 +6,7 @@ use crashyard_protocol::clock::Timestamp;
 use proptest::prelude::*;
 
 fn intent() -> Intent {
-    Intent { attempt: ATTEMPT.parse().expect("an id"), panic: "sysrq triggered crash".into() }
+    Intent { attempt: ATTEMPT.parse().expect("an id"), panic: "sysrq triggered crash".into(), oops: false }
 }
 
 fn read(text: impl AsRef<[u8]>) -> ConsoleFacts {
@@ -108,6 +108,38 @@ fn oopses_are_titled_by_what_happened_and_where() {
         assert_eq!(titles, vec![&MarkKind::Oops { title: title.into() }]);
     }
     assert!(read("[    1.000000] WARNING: CPU: 0 PID: 1 at arch/x86/x.c:95 parse+0xaf/0xc0\n").marks.is_empty());
+}
+
+/// What the module's oops leaves on the console, when a crash kernel is loaded: no panic, the next kernel.
+const OOPS: &str = "[   20.000200] BUG: kernel NULL pointer dereference, address: 0000000000000ca5\r\n\
+    [   20.000210] #PF: supervisor write access in kernel mode\r\n\
+    [   20.000220] Oops: Oops: 0002 [#1] SMP NOPTI\r\n\
+    [   20.000230] RIP: 0010:call+0x27/0x70 [crashyard_vmx]\r\n";
+
+#[test]
+fn an_oops_is_the_intended_crash_where_the_scenario_crashes_by_one() {
+    let oops = Intent { panic: "address: 0000000000000ca5".into(), oops: true, ..intent() };
+    let read = |intent: &Intent, text: String| {
+        let mut reader = ConsoleReader::new(intent.clone());
+        reader.feed(Timestamp(7), 0, text.as_bytes());
+        reader.facts().marks.iter().map(|mark| (mark.phase, mark.kind.clone())).collect::<Vec<_>>()
+    };
+    let header = "BUG: kernel NULL pointer dereference, address: 0000000000000ca5";
+    let intended = MarkKind::Panic { message: header.into(), intended: true, expected: true };
+    let marks = read(&oops, format!("{FIRST_BOOT}{MARKER}{OOPS}{CAPTURE_BOOT}"));
+    assert_eq!(marks[4], (Phase::Triggered, intended));
+    assert_eq!((marks[5].0, marks.len()), (Phase::Crashed, 7), "its other lines are no crash of their own: {marks:?}");
+    // A second one is: in the crash path, where nobody asked for it.
+    let again = read(&oops, format!("{MARKER}{OOPS}{}", OOPS.replace("20.0", "20.1")));
+    assert!(matches!(again.last(), Some((Phase::Crashed, MarkKind::Oops { .. }))), "{again:?}");
+    // Elsewhere an oops is what it always is: of other words, before the marker, or where a panic was asked for.
+    let other = Intent { panic: "address: 0000000000000000".into(), ..oops.clone() };
+    let panic = Intent { oops: false, ..oops.clone() };
+    for (intent, text) in
+        [(&other, format!("{MARKER}{OOPS}")), (&oops, OOPS.to_owned()), (&panic, format!("{MARKER}{OOPS}"))]
+    {
+        assert!(matches!(read(intent, text).last(), Some((_, MarkKind::Oops { .. }))));
+    }
 }
 
 #[test]

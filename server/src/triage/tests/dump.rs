@@ -23,7 +23,7 @@ impl ReadAt for Source {
 }
 
 fn intent() -> Intent {
-    Intent { attempt: ATTEMPT.parse().expect("an id"), panic: "sysrq triggered crash".into() }
+    Intent { attempt: ATTEMPT.parse().expect("an id"), panic: "sysrq triggered crash".into(), oops: false }
 }
 
 #[test]

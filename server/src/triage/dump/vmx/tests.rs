@@ -133,6 +133,23 @@ fn a_cut_list_must_be_seen_as_the_order_of_its_writes_promises() {
 }
 
 #[test]
+fn a_fault_on_vmxon_must_leave_everything_as_it_was() {
+    let off = |vmx: &mut Vmx| {
+        for cpu in &mut vmx.record.as_mut().unwrap().cpus {
+            (cpu.state, cpu.ran) = (0, false);
+        }
+    };
+    assert_eq!(after(off, VmxState::VmxonFault), []);
+    let ran = |vmx: &mut Vmx| {
+        off(vmx);
+        first(vmx).ran = true;
+    };
+    assert_eq!(after(ran, VmxState::VmxonFault), broken("vmx-state"));
+    assert_eq!(after(|_| {}, VmxState::VmxonFault), broken("vmx-state"));
+    assert_eq!(after(|vmx| vmx.record = None, VmxState::VmxonFault), unknown("vmx-record"));
+}
+
+#[test]
 fn each_thing_that_kvms_crash_path_left_out_breaks_its_oracle() {
     let state = VmxState::KvmRunning;
     let launched = |vmx: &mut Vmx| first_kvm(vmx).loaded_vmcss.as_mut().unwrap()[0].page = page(BOCHS, 1);
