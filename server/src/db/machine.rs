@@ -1,11 +1,13 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
+use super::given::{given, listed};
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crate::selector::{Facts, Selector};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, SelectorId};
+use serde::Serialize;
+use sqlx::FromRow;
 use sqlx::types::Json;
-use sqlx::{FromRow, QueryBuilder};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -92,6 +94,8 @@ impl SelectorRow {
     }
 }
 
+/// Who was seen in this time is not written down again.
+const SEEN_LATELY_MS: i64 = 5_000;
 /// A controller that has not asked for anything in this time is not there: it asks at least once a minute.
 const SILENT: Duration = Duration::from_secs(180);
 
@@ -278,12 +282,16 @@ pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<Nam
     })?)
 }
 
-/// The machines a controller announces, each with the attempt that owns it.
-pub async fn announced(db: &Db, controller: &ControllerId) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
-    Ok(on!(db.read(), |c| sqlx::query_as("SELECT id, attempt_id FROM machine WHERE controller_id = $1 AND announced")
-        .bind(controller)
-        .fetch_all(c)
-        .await)?)
+/// Of these machines those that a controller announces, each with the attempt that owns it.
+pub async fn announced(
+    db: &Db,
+    controller: &ControllerId,
+    machines: &[MachineId],
+) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
+    let pool = db.read();
+    let text =
+        listed!(pool, "SELECT id, attempt_id FROM machine WHERE controller_id = $2 AND announced AND ", "id", "");
+    Ok(on!(pool, |c| sqlx::query_as(text).bind(Json(machines)).bind(controller).fetch_all(c).await)?)
 }
 
 /// Whether a controller is known.
@@ -295,48 +303,35 @@ pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
     Ok(count > 0)
 }
 
+/// A machine that its controller calls idle.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Idle {
+    /// Who says so.
+    pub controller: ControllerId,
+    /// Of what.
+    pub machine: MachineId,
+}
+
 /// Records that controllers offered machines of theirs as idle: they are seen now, and those never seen idle are available.
-pub async fn seen_idle(
-    tx: &mut Tx,
-    controllers: &BTreeSet<&ControllerId>,
-    machines: &BTreeSet<&MachineId>,
-    now: Timestamp,
-) -> DbResult<()> {
-    if !controllers.is_empty() {
-        on_tx!(tx, |c| {
-            let mut query = QueryBuilder::new("UPDATE controller SET last_seen_at = ");
-            query.push_bind(now).push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in controllers {
-                list.push_bind((*id).clone());
-            }
-            query.push(")");
-            query.build().execute(c).await.map(drop)
-        })?;
-    }
-    if machines.is_empty() {
+/// Who was seen a moment ago is not written again.
+pub async fn seen_idle(tx: &mut Tx, idle: &[Idle], now: Timestamp) -> DbResult<()> {
+    if idle.is_empty() {
         return Ok(());
     }
-    on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new("UPDATE machine SET last_seen_at = ");
-        query.push_bind(now);
-        query.push(", state_since = CASE WHEN state = 'enrolled' THEN ").push_bind(now);
-        query.push(
-            " ELSE state_since END, reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
-             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE controller_id IN (",
-        );
-        let mut list = query.separated(", ");
-        for id in controllers {
-            list.push_bind((*id).clone());
-        }
-        query.push(") AND id IN (");
-        let mut list = query.separated(", ");
-        for id in machines {
-            list.push_bind((*id).clone());
-        }
-        query.push(")");
-        query.build().execute(c).await.map(drop)
-    })?;
+    let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
+    let controllers: BTreeSet<&ControllerId> = idle.iter().map(|idle| &idle.controller).collect();
+    let text = listed!(tx, "UPDATE controller SET last_seen_at = $2 WHERE last_seen_at < $3 AND ", "id", "");
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&controllers)).bind(now).bind(stale).execute(c).await.map(drop))?;
+    let text = given!(
+        tx,
+        "UPDATE machine SET last_seen_at = $2, state_since = CASE WHEN state = 'enrolled' THEN $2 ELSE state_since END, \
+         reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
+         state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END FROM ",
+        [controller text, machine text],
+        at "machine.id" = "machine",
+        " AND machine.controller_id = given.controller AND (state = 'enrolled' OR last_seen_at < $3)"
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(idle)).bind(now).bind(stale).execute(c).await.map(drop))?;
     Ok(())
 }
 

@@ -14,9 +14,12 @@
 pub mod artifact;
 pub mod attempt;
 pub mod build;
+mod choice;
 pub mod dump;
 pub mod event;
 pub mod flow;
+mod given;
+mod heads;
 pub mod judgement;
 pub mod lease;
 pub mod life;
@@ -35,7 +38,7 @@ pub mod waiting;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Connection as _, Postgres, Sqlite, Transaction};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -45,6 +48,9 @@ use std::time::Duration;
 const SQLITE_READERS: u32 = 8;
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection to PostgreSQL that was idle for longer is asked whether it is still there before it is used.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -108,6 +114,22 @@ pub enum Pool {
     Sqlite(SqlitePool),
     /// PostgreSQL.
     Postgres(PgPool),
+}
+
+/// Which database it is, for texts that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+impl Pool {
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Self::Sqlite(_) => Kind::Sqlite,
+            Self::Postgres(_) => Kind::Postgres,
+        }
+    }
 }
 
 /// The open ledger. Cheap to clone.
@@ -185,6 +207,8 @@ impl Db {
         let write = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A file does not go away as a server does.
+            .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(options.clone())
@@ -194,6 +218,7 @@ impl Db {
         let read = SqlitePoolOptions::new()
             .max_connections(SQLITE_READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
             .connect_with(options.create_if_missing(false).read_only(true))
             .await
             .context("cannot open the database for reading")?;
@@ -206,6 +231,16 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // To ask each time would be a round trip before every statement.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_with(options)
             .await
             .context("cannot reach PostgreSQL")?;
@@ -242,6 +277,13 @@ impl Db {
 }
 
 impl Tx {
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Self::Sqlite(_) => Kind::Sqlite,
+            Self::Postgres(_) => Kind::Postgres,
+        }
+    }
+
     /// Makes what was written durable.
     pub async fn commit(self) -> DbResult<()> {
         match self {
