@@ -46,6 +46,9 @@ use std::time::Duration;
 
 /// Readers of a SQLite file; each is a thread with its page cache.
 const SQLITE_READERS: u32 = 8;
+/// Pages of SQLite's log (of 4 KiB) at which a commit folds it, because nobody else did ([`Db::fold_log`]); the log then begins
+/// from its start again.
+const LOG_PAGES: &str = "16384";
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -137,6 +140,8 @@ impl Pool {
 pub struct Db {
     read: Pool,
     write: Pool,
+    /// For SQLite: what folds its log into the file while others write.
+    fold: Option<SqlitePool>,
 }
 
 /// A write transaction. Dropping it rolls it back.
@@ -211,10 +216,11 @@ impl Db {
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options.clone())
+            .connect_with(options.clone().pragma("wal_autocheckpoint", LOG_PAGES))
             .await
             .with_context(|| format!("cannot open {}", path.display()))?;
         SQLITE_MIGRATIONS.run(&write).await.context("cannot bring the database up to date")?;
+        let fold = options.clone().create_if_missing(false);
         let read = SqlitePoolOptions::new()
             .max_connections(SQLITE_READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -222,7 +228,14 @@ impl Db {
             .connect_with(options.create_if_missing(false).read_only(true))
             .await
             .context("cannot open the database for reading")?;
-        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write) })
+        let fold = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .connect_with(fold)
+            .await
+            .context("cannot open the database to fold its log")?;
+        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write), fold: Some(fold) })
     }
 
     async fn open_postgres(url: &str, connections: u32) -> anyhow::Result<Self> {
@@ -246,7 +259,7 @@ impl Db {
             .context("cannot reach PostgreSQL")?;
         POSTGRES_MIGRATIONS.run(&pool).await.context("cannot bring the database up to date")?;
         let pool = Pool::Postgres(pool);
-        Ok(Self { read: pool.clone(), write: pool })
+        Ok(Self { read: pool.clone(), write: pool, fold: None })
     }
 
     /// The pool to read from.
@@ -263,6 +276,15 @@ impl Db {
         })
     }
 
+    /// Folds SQLite's log into its file, as far as nobody reads what is there; nothing to do for PostgreSQL. A commit that does
+    /// it by itself is kept waiting for it, and with it everybody who shares that commit.
+    pub async fn fold_log(&self) -> DbResult<()> {
+        if let Some(fold) = &self.fold {
+            sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(fold).await?;
+        }
+        Ok(())
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> DbResult<()> {
         on!(&self.read, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
@@ -271,6 +293,9 @@ impl Db {
 
     /// Closes every connection; SQLite's log is folded into the file.
     pub async fn close(&self) {
+        if let Some(fold) = &self.fold {
+            fold.close().await;
+        }
         on!(&self.read, |c| c.close().await);
         on!(&self.write, |c| c.close().await);
     }
