@@ -67,7 +67,8 @@ async fn place(db: &Db, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
     let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
     let mut batch = queue::take(&mut tx, &asks).await?;
     if let Some(first) = claims.first() {
-        db::machine::seen_idle(&mut tx, &still_idle(claims, &batch), first.ask.lease.now).await?;
+        let controllers = claims.iter().map(|claim| &claim.ask.lease.controller).collect();
+        db::machine::seen(&mut tx, &controllers, &still_idle(claims, &batch), first.ask.lease.now).await?;
     }
     let runs: BTreeSet<&RunId> = batch.taken.iter().flatten().map(|one| &one.job.run_id).collect();
     let builds = db::build::of_runs(&mut tx, &runs).await?;

@@ -1,7 +1,7 @@
 //! Events of runs. `seq` is drawn from the run's row inside the writing transaction, so it has no gaps, and a reader
 //! that has seen N knows that nothing below N will appear later.
 
-use super::given::given;
+use super::given::{given, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -60,16 +60,7 @@ struct NewEvent<'a> {
 /// Records events of several runs.
 pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Vec<Told<'_>>>) -> DbResult<()> {
     let more: Vec<More<'_>> = of_run.iter().map(|(run, events)| More { run, more: events.len() }).collect();
-    if let Tx::Postgres(tx) = tx {
-        // In the order of ids: two servers that tell the same runs must not wait for each other.
-        let runs: Vec<&RunId> = of_run.keys().copied().collect();
-        sqlx::query(
-            "SELECT 1 FROM run WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) ORDER BY id FOR NO KEY UPDATE",
-        )
-        .bind(Json(runs))
-        .execute(&mut **tx)
-        .await?;
-    }
+    lock_in_order!(tx, "run", of_run.keys().collect::<Vec<_>>());
     let text = given!(
         tx,
         "UPDATE run SET last_event = last_event + given.more FROM ",

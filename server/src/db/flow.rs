@@ -7,7 +7,7 @@
 //! Locks on PostgreSQL are taken in the order job, machine, run, flow, submitter, and inside each by id, so that no two
 //! transactions wait for each other.
 
-use super::given::given;
+use super::given::{given, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
@@ -236,17 +236,7 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     if charges.is_empty() {
         return Ok(());
     }
-    if let Tx::Postgres(tx) = tx {
-        // Two servers that charge the same ones must not wait for each other.
-        let ids: Vec<&SubmitterId> = charges.iter().map(|charge| charge.id).collect();
-        sqlx::query(
-            "SELECT 1 FROM submitter WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) \
-             ORDER BY id FOR NO KEY UPDATE",
-        )
-        .bind(Json(ids))
-        .execute(&mut **tx)
-        .await?;
-    }
+    lock_in_order!(tx, "submitter", charges.iter().map(|charge| charge.id).collect::<Vec<_>>());
     let text = given!(
         tx,
         "UPDATE submitter SET virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \

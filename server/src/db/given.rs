@@ -75,3 +75,19 @@ macro_rules! listed {
     };
 }
 pub(crate) use listed;
+
+/// Locks rows in the order of their ids, so that two transactions that write the same ones do not wait for each other in a
+/// ring. Only what PostgreSQL needs: SQLite has one writer.
+macro_rules! lock_in_order {
+    ($tx:expr, $table:literal, $ids:expr) => {
+        if let $crate::db::Tx::Postgres(tx) = $tx {
+            let text = concat!(
+                "SELECT 1 FROM ",
+                $table,
+                " WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) ORDER BY id FOR NO KEY UPDATE"
+            );
+            sqlx::query(text).bind(sqlx::types::Json($ids)).execute(&mut **tx).await?;
+        }
+    };
+}
+pub(crate) use lock_in_order;

@@ -2,7 +2,7 @@
 
 use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
-use super::given::given;
+use super::given::{given, lock_in_order};
 use super::life::{self, SERVER};
 use super::run::{self, JobChange, JobRow};
 use super::{Db, DbError, DbResult, Tx, flow, machine, on, on_tx, reservation, signed};
@@ -45,17 +45,8 @@ pub struct Standing {
 
 /// Prolongs leases. Time alone does not end one: as long as nobody has declared it lost, its holder may go on.
 pub async fn renew(tx: &mut Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
-    if let Tx::Postgres(tx) = tx {
-        // A request that was repeated may be at two servers: neither must wait for the other.
-        let ids: Vec<&AttemptId> = renewals.iter().map(|renewal| &renewal.attempt).collect();
-        sqlx::query(
-            "SELECT 1 FROM attempt WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) \
-             ORDER BY id FOR NO KEY UPDATE",
-        )
-        .bind(Json(ids))
-        .execute(&mut **tx)
-        .await?;
-    }
+    // A request that was repeated may be at two servers.
+    lock_in_order!(tx, "attempt", renewals.iter().map(|renewal| &renewal.attempt).collect::<Vec<_>>());
     let text = given!(
         tx,
         "UPDATE attempt SET lease_expires_at = given.until FROM ",

@@ -1,11 +1,10 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
-use super::given::{given, listed};
+use super::given::listed;
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crate::selector::{Facts, Selector};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, SelectorId};
-use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::BTreeSet;
@@ -304,7 +303,7 @@ pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
 }
 
 /// A machine that its controller calls idle.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, FromRow)]
 pub struct Idle {
     /// Who says so.
     pub controller: ControllerId,
@@ -312,26 +311,52 @@ pub struct Idle {
     pub machine: MachineId,
 }
 
-/// Records that controllers offered machines of theirs as idle: they are seen now, and those never seen idle are available.
-/// Who was seen a moment ago is not written again.
-pub async fn seen_idle(tx: &mut Tx, idle: &[Idle], now: Timestamp) -> DbResult<()> {
+/// Records that controllers asked: they are seen now, and so are machines of theirs that they call idle; those never seen idle
+/// are available. Who was seen a moment ago is not written again, and who is being written by others waits for the next time.
+pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Idle], now: Timestamp) -> DbResult<()> {
+    let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
+    let text = listed!(
+        tx,
+        "SELECT id FROM controller WHERE last_seen_at < $2 AND ",
+        "id",
+        "",
+        lock " FOR NO KEY UPDATE SKIP LOCKED"
+    );
+    let unseen: Vec<ControllerId> =
+        on_tx!(tx, |c| sqlx::query_scalar(text).bind(Json(controllers)).bind(stale).fetch_all(c).await)?;
+    if !unseen.is_empty() {
+        let text = listed!(tx, "UPDATE controller SET last_seen_at = $2 WHERE ", "id", "");
+        on_tx!(tx, |c| sqlx::query(text).bind(Json(&unseen)).bind(now).execute(c).await.map(drop))?;
+    }
     if idle.is_empty() {
         return Ok(());
     }
-    let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
-    let controllers: BTreeSet<&ControllerId> = idle.iter().map(|idle| &idle.controller).collect();
-    let text = listed!(tx, "UPDATE controller SET last_seen_at = $2 WHERE last_seen_at < $3 AND ", "id", "");
-    on_tx!(tx, |c| sqlx::query(text).bind(Json(&controllers)).bind(now).bind(stale).execute(c).await.map(drop))?;
-    let text = given!(
+    let text = listed!(
+        tx,
+        "SELECT controller_id AS controller, id AS machine FROM machine \
+         WHERE (state = 'enrolled' OR last_seen_at < $2) AND ",
+        "id",
+        "",
+        lock " FOR NO KEY UPDATE SKIP LOCKED"
+    );
+    let machines: BTreeSet<&MachineId> = idle.iter().map(|idle| &idle.machine).collect();
+    let mut unseen: Vec<Idle> =
+        on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&machines)).bind(stale).fetch_all(c).await)?;
+    // Nobody speaks for machines of others.
+    unseen.retain(|one| idle.contains(one));
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    let text = listed!(
         tx,
         "UPDATE machine SET last_seen_at = $2, state_since = CASE WHEN state = 'enrolled' THEN $2 ELSE state_since END, \
          reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
-         state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END FROM ",
-        [controller text, machine text],
-        at "machine.id" = "machine",
-        " AND machine.controller_id = given.controller AND (state = 'enrolled' OR last_seen_at < $3)"
+         state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE ",
+        "id",
+        ""
     );
-    on_tx!(tx, |c| sqlx::query(text).bind(Json(idle)).bind(now).bind(stale).execute(c).await.map(drop))?;
+    let machines: Vec<MachineId> = unseen.into_iter().map(|one| one.machine).collect();
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&machines)).bind(now).execute(c).await.map(drop))?;
     Ok(())
 }
 

@@ -310,7 +310,7 @@ async fn machines_and_selectors(db: &Db) {
     assert!(matches!(taken, Err(DbError::Conflict(_))), "{taken:?}");
     drop(tx);
     let idle = [Idle { controller: one.id.clone(), machine: m1.id.clone() }];
-    write!(db, |tx| machine::seen_idle(tx, &idle, at(3)));
+    write!(db, |tx| machine::seen(tx, &[&one.id].into(), &idle, at(3)));
     let seen = machine::get(db, &m1.id).await.unwrap();
     assert_eq!(
         (seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()),
@@ -318,7 +318,7 @@ async fn machines_and_selectors(db: &Db) {
     );
     let away = write!(db, |tx| life::decide(tx, &m1.id, MachineState::Quarantined, Some("mine"), "token:me", at(4)));
     assert_eq!(away.unwrap().reason.as_deref(), Some("mine"));
-    write!(db, |tx| machine::seen_idle(tx, &idle, at(9)));
+    write!(db, |tx| machine::seen(tx, &[&one.id].into(), &idle, at(9)));
     assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Quarantined, "a person says so");
     assert_eq!(machine::by_name(db, "mm1").await.unwrap().machine.id, m1.id);
     write!(db, |tx| machine::withdraw_machines(tx, &one.id));
