@@ -3,12 +3,14 @@
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::consoles::Consoles;
+use crate::credentials::Credentials;
 use crate::db::Db;
 use crate::group::Group;
 use crate::ids::Ids;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
 use crate::placer::Placer;
+use crate::renewer::Renewer;
 use crate::wake::Wake;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
@@ -52,12 +54,16 @@ pub struct App {
     pub writer: Group<LedgerWriter>,
     /// Groups claims into commits.
     pub placer: Group<Placer>,
+    /// Renews leases.
+    pub renewer: Group<Renewer>,
     /// What is counted.
     pub metrics: Metrics,
     /// Cancelled when the server is to stop.
     pub stop: CancellationToken,
     /// When this server started.
     pub started_at: Timestamp,
+    /// Tokens that were used a moment ago.
+    pub credentials: Credentials,
     /// This start of this server.
     pub instance: String,
 }
@@ -75,7 +81,7 @@ impl Deref for AppState {
 }
 
 impl AppState {
-    /// Puts a server together. Nothing runs yet but writer and placer, which end with the last handle.
+    /// Puts a server together. Nothing runs yet but what groups writes, which ends with the last handle.
     #[must_use]
     pub fn new(db: Db, blobs: Blobs, clock: Arc<dyn Clock>, random: Box<dyn Rng + Send>, config: Config) -> Self {
         let ids = Ids::new(clock.clone(), random);
@@ -83,6 +89,7 @@ impl AppState {
         Self(Arc::new(App {
             writer: Group::start(db.clone()),
             placer: Group::start(db.clone()),
+            renewer: Group::start(db.clone()),
             db,
             blobs,
             started_at: clock.now(),
@@ -97,6 +104,7 @@ impl AppState {
             tables: Arc::new(TableCache::new(TABLES_BYTES)),
             metrics: Metrics::new(),
             stop: CancellationToken::new(),
+            credentials: Credentials::default(),
             instance,
         }))
     }

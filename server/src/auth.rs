@@ -18,6 +18,7 @@ use axum::http::{Method, header};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use crashyard_protocol::agent::EPOCH_HEADER;
 use crashyard_protocol::{AttemptId, Scope};
+use tokio::time::Instant;
 
 /// The hash under which a secret is kept.
 #[must_use]
@@ -40,7 +41,7 @@ impl FromRequestParts<AppState> for Caller {
         let secret = secret_in(value, reads)
             .ok_or_else(|| AppError::Unauthorized("the Authorization header is not `Bearer TOKEN`".into()))?;
         let unknown = || AppError::Unauthorized("this token is not known, has expired or was revoked".into());
-        let credential = db::token::by_secret_hash(&state.db, &secret_hash(&secret)).await?.ok_or_else(unknown)?;
+        let credential = look_up(state, secret_hash(&secret)).await?.ok_or_else(unknown)?;
         let expired = credential.expires_at.is_some_and(|at| at <= state.now());
         if expired || credential.revoked_at.is_some() {
             return Err(unknown());
@@ -50,6 +51,18 @@ impl FromRequestParts<AppState> for Caller {
         }
         Ok(Self(Some(credential)))
     }
+}
+
+async fn look_up(state: &AppState, secret_hash: String) -> AppResult<Option<Credential>> {
+    let now = Instant::now();
+    if let Some(known) = state.credentials.get(&secret_hash, now) {
+        return Ok(Some(known));
+    }
+    let found = db::token::by_secret_hash(&state.db, &secret_hash).await?;
+    if let Some(found) = &found {
+        state.credentials.keep(secret_hash, found, now);
+    }
+    Ok(found)
 }
 
 /// The secret of a header: of `Bearer`, and for reading also the password of `Basic`.
@@ -143,30 +156,65 @@ impl FromRequestParts<AppState> for InAttempt {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> AppResult<Self> {
         let credential = Caller::from_request_parts(parts, state).await?.with(&[Scope::Controller, Scope::Attempt])?;
-        let params = RawPathParams::from_request_parts(parts, state)
-            .await
-            .map_err(|rejection| AppError::Invalid(rejection.body_text()))?;
-        let id: AttemptId = params
-            .iter()
-            .find(|(name, _)| *name == "attempt")
-            .and_then(|(_, value)| value.parse().ok())
-            .ok_or_else(|| AppError::not_found("attempt"))?;
+        let id = attempt_in(parts, state).await?;
         let by_attempt_token = credential.scope == Scope::Attempt;
         if by_attempt_token && credential.attempt_id.as_ref() != Some(&id) {
             return Err(AppError::Forbidden("this token was made for another attempt".into()));
         }
         let attempt = db::attempt::get(&state.db, &id).await.map_err(|e| AppError::or_not_found(e, "attempt"))?;
-        let epoch = match parts.headers.get(EPOCH_HEADER) {
-            Some(value) => value
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| AppError::Invalid(format!("the header {EPOCH_HEADER} is not a number")))?,
-            None if parts.method == Method::GET => 0,
-            None => return Err(AppError::Invalid(format!("the header {EPOCH_HEADER} is missing"))),
-        };
+        let epoch = epoch_in(parts)?;
         Ok(Self { attempt, epoch, by_attempt_token })
     }
+}
+
+/// The attempt that a path names.
+async fn attempt_in(parts: &mut Parts, state: &AppState) -> AppResult<AttemptId> {
+    let params = RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| AppError::Invalid(rejection.body_text()))?;
+    params
+        .iter()
+        .find(|(name, _)| *name == "attempt")
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| AppError::not_found("attempt"))
+}
+
+/// The lease epoch of a request; only a `GET` may come without.
+fn epoch_in(parts: &Parts) -> AppResult<u64> {
+    match parts.headers.get(EPOCH_HEADER) {
+        Some(value) => value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| AppError::Invalid(format!("the header {EPOCH_HEADER} is not a number"))),
+        None if parts.method == Method::GET => Ok(0),
+        None => Err(AppError::Invalid(format!("the header {EPOCH_HEADER} is missing"))),
+    }
+}
+
+/// The controller that holds the lease of the attempt that the path names, or says so: whoever writes the lease finds out.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The epoch the caller sent.
+    pub epoch: u64,
+}
+
+impl FromRequestParts<AppState> for Holder {
+    type Rejection = AppError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> AppResult<Self> {
+        let credential = Caller::from_request_parts(parts, state).await?.with(&[Scope::Controller, Scope::Attempt])?;
+        if credential.scope == Scope::Attempt {
+            return Err(controllers_only());
+        }
+        Ok(Self { attempt: attempt_in(parts, state).await?, epoch: epoch_in(parts)? })
+    }
+}
+
+fn controllers_only() -> AppError {
+    AppError::Forbidden("this is the controller's; use its token".into())
 }
 
 impl InAttempt {
@@ -178,7 +226,7 @@ impl InAttempt {
     /// Refuses target and capture agents.
     pub fn controller_only(&self) -> AppResult<()> {
         if self.by_attempt_token {
-            return Err(AppError::Forbidden("this is the controller's; use its token".into()));
+            return Err(controllers_only());
         }
         Ok(())
     }

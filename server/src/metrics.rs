@@ -46,6 +46,10 @@ impl Metrics {
         }
         let text = "Things owed and not delivered when it was last looked, by kind.";
         recorder.describe_gauge(KeyName::from("crashyard_owed"), Some(Unit::Count), text.into());
+        let text = "Processor time this server has used.";
+        recorder.describe_gauge(KeyName::from("process_cpu_seconds_total"), Some(Unit::Seconds), text.into());
+        let text = "Memory this server has in use.";
+        recorder.describe_gauge(KeyName::from("process_resident_memory_bytes"), Some(Unit::Bytes), text.into());
         let text = "Time from a request to the head of its answer, by route.";
         recorder.describe_histogram(KeyName::from("crashyard_http_seconds"), Some(Unit::Seconds), text.into());
         Self { recorder, handle }
@@ -63,6 +67,21 @@ impl Metrics {
         self.recorder.register_gauge(&Key::from_parts(name, labels), &META).set(count);
     }
 
+    /// Processor time and resident memory out of `stat` (proc(5): fields 14 and 15 in ticks of 10 ms, 24 in pages of 4 KiB).
+    fn use_of_process(&self, stat: &str) {
+        let Some((_, after_name)) = stat.rsplit_once(')') else { return };
+        let field = |number: usize| after_name.split_whitespace().nth(number - 3)?.parse::<f64>().ok();
+        let gauges = [
+            ("process_cpu_seconds_total", field(14).zip(field(15)).map(|(user, system)| (user + system) / 100.0)),
+            ("process_resident_memory_bytes", field(24).map(|pages| pages * 4096.0)),
+        ];
+        for (name, value) in gauges {
+            if let Some(value) = value {
+                self.recorder.register_gauge(&Key::from_name(name), &META).set(value);
+            }
+        }
+    }
+
     /// Records a time.
     pub fn time(&self, name: &'static str, labels: Vec<Label>, took: Duration) {
         self.recorder.register_histogram(&Key::from_parts(name, labels), &META).record(took.as_secs_f64());
@@ -71,6 +90,10 @@ impl Metrics {
     /// Everything, as Prometheus reads it.
     #[must_use]
     pub fn render(&self) -> String {
+        // Where there is no such file, these two are just not there.
+        if let Ok(stat) = std::fs::read_to_string("/proc/self/stat") {
+            self.use_of_process(&stat);
+        }
         self.handle.run_upkeep();
         self.handle.render()
     }

@@ -6,13 +6,14 @@
 use crate::auth::secret_hash;
 use crate::db::artifact::{ArtifactRow, Owner};
 use crate::db::build::BuildRow;
-use crate::db::queue::{self, Ask, Leased};
-use crate::db::token::TokenRow;
+use crate::db::machine::Idle;
+use crate::db::queue::{self, Ask, Batch, Leased};
+use crate::db::token::AttemptToken;
 use crate::db::{self, Db, DbError, DbResult};
 use crate::group::Together;
 use crate::judging;
 use crate::triage::BuildFacts;
-use crashyard_protocol::{AttemptId, BuildId, MachineId, RunId, Scope, TokenId};
+use crashyard_protocol::{AttemptId, BuildId, MachineId, RunId, SelectorId, TokenId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub struct Placed {
     pub build: BuildRow,
     /// Its files.
     pub files: Arc<Vec<ArtifactRow>>,
+    /// Selectors of jobs that other servers may have passed over meanwhile: to be offered again.
+    pub passed_over: BTreeSet<SelectorId>,
 }
 
 /// Gives out leases.
@@ -61,20 +64,18 @@ impl Together for Placer {
 
 async fn place(db: &Db, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
     let mut tx = db.begin().await?;
-    let idle: Vec<&Claim> = claims.iter().filter(|claim| !claim.idle.is_empty()).collect();
-    if let Some(first) = idle.first() {
-        let controllers = idle.iter().map(|claim| &claim.ask.lease.controller).collect();
-        let machines = idle.iter().flat_map(|claim| &claim.idle).collect();
-        db::machine::seen_idle(&mut tx, &controllers, &machines, first.ask.lease.now).await?;
-    }
     let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
-    let mut taken = queue::take(&mut tx, &asks).await?;
-    let runs: BTreeSet<&RunId> = taken.taken.iter().flatten().map(|one| &one.job.run_id).collect();
+    let mut batch = queue::take(&mut tx, &asks).await?;
+    if let Some(first) = claims.first() {
+        let controllers = claims.iter().map(|claim| &claim.ask.lease.controller).collect();
+        db::machine::seen(&mut tx, &controllers, &still_idle(claims, &batch), first.ask.lease.now).await?;
+    }
+    let runs: BTreeSet<&RunId> = batch.taken.iter().flatten().map(|one| &one.job.run_id).collect();
     let builds = db::build::of_runs(&mut tx, &runs).await?;
     let mut stages = Vec::new();
     let mut tokens = Vec::new();
     let mut booted = HashMap::new();
-    for (one, claim) in taken.taken.iter_mut().zip(claims) {
+    for (one, claim) in batch.taken.iter_mut().zip(claims) {
         let Some(one) = one else { continue };
         let build = match one.boots_build() {
             Some(id) => db::build::get_in(&mut tx, id).await?,
@@ -84,23 +85,32 @@ async fn place(db: &Db, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
         let judged = judging::first(&one.lease.attempt, &one.job.scenario, &facts, one.lease.now);
         one.check_at = judged.check_at;
         stages.push((one.lease.attempt.clone(), judged.stages));
-        let token = TokenRow {
+        tokens.push(AttemptToken {
             id: claim.token.clone(),
             name: format!("attempt {}", one.lease.attempt),
-            scope: Scope::Attempt,
-            attempt_id: Some(one.lease.attempt.clone()),
-            created_at: one.lease.now,
-            expires_at: None,
-            revoked_at: None,
-        };
-        tokens.push((token, secret_hash(&claim.secret)));
+            secret_hash: secret_hash(&claim.secret),
+            attempt: one.lease.attempt.clone(),
+            at: one.lease.now,
+        });
         booted.insert(one.lease.attempt.clone(), build);
     }
-    let leased = queue::record(&mut tx, taken).await?;
+    queue::open(&mut tx, &batch).await?;
     db::judgement::open_all(&mut tx, &stages).await?;
     db::token::create_all(&mut tx, &tokens).await?;
+    let passed_over = std::mem::take(&mut batch.passed_over);
+    let leased = queue::record(&mut tx, batch).await?;
     tx.commit().await?;
-    with_builds(db, leased, &booted).await
+    with_builds(db, leased, &booted, passed_over).await
+}
+
+/// Machines that were called idle and got nothing to do; of the others a lease says more.
+fn still_idle(claims: &[Claim], batch: &Batch) -> Vec<Idle> {
+    let leased: BTreeSet<&MachineId> = batch.taken.iter().flatten().map(|one| &one.machine.id).collect();
+    let idle = claims.iter().flat_map(|claim| {
+        let machines = claim.idle.iter().filter(|id| !leased.contains(id));
+        machines.map(|id| Idle { controller: claim.ask.lease.controller.clone(), machine: id.clone() })
+    });
+    idle.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Adds what briefs are made of: once for each build.
@@ -108,6 +118,7 @@ async fn with_builds(
     db: &Db,
     leased: Vec<Option<Leased>>,
     builds: &HashMap<AttemptId, BuildRow>,
+    mut passed_over: BTreeSet<SelectorId>,
 ) -> DbResult<Vec<Option<Placed>>> {
     let mut files: HashMap<&BuildId, Arc<Vec<ArtifactRow>>> = HashMap::new();
     let mut placed = Vec::with_capacity(leased.len());
@@ -119,7 +130,8 @@ async fn with_builds(
         if !files.contains_key(&build.id) {
             files.insert(&build.id, Arc::new(db::artifact::list(db, &Owner::Build(build.id.clone())).await?));
         }
-        placed.push(Some(Placed { leased, build: build.clone(), files: files[&build.id].clone() }));
+        let passed_over = std::mem::take(&mut passed_over);
+        placed.push(Some(Placed { leased, build: build.clone(), files: files[&build.id].clone(), passed_over }));
     }
     Ok(placed)
 }

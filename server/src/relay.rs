@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// The channel's name.
 const CHANNEL: &str = "crashyard";
@@ -24,6 +25,8 @@ const CHANNEL: &str = "crashyard";
 const QUEUE: usize = 10_000;
 /// Bytes of one message; PostgreSQL's limit is 8000.
 const MESSAGE_BYTES: usize = 7_500;
+/// Shortest time between two messages: under load, what is told meanwhile goes out together. A message wakes every server.
+const APART: Duration = Duration::from_millis(10);
 /// How long to wait after the database did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -42,11 +45,19 @@ pub async fn start(state: &AppState) -> anyhow::Result<JoinSet<()>> {
 
 async fn tell(state: AppState, pool: PgPool, mut told: mpsc::Receiver<Told>) {
     let mut batch = Vec::new();
+    let mut next = Instant::now();
     loop {
         tokio::select! {
             count = told.recv_many(&mut batch, QUEUE) => if count == 0 { return },
             () = state.stop.cancelled() => return,
         }
+        tokio::time::sleep_until(next).await;
+        while batch.len() < QUEUE
+            && let Ok(more) = told.try_recv()
+        {
+            batch.push(more);
+        }
+        next = Instant::now() + APART;
         for message in messages(&state.instance, &batch) {
             let sent = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(message).execute(&pool).await;
             if let Err(error) = sent {

@@ -6,6 +6,7 @@ mod idle;
 mod page;
 mod placement;
 mod share;
+mod steady;
 mod storm;
 mod vmcore;
 
@@ -14,7 +15,7 @@ use crate::figures;
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these: placement, console, vmcore, idle, page, share, claims-sqlite, claims-postgres, storm-sqlite, storm-postgres
+    /// Only these: placement, console, vmcore, idle, page, share, claims-sqlite, claims-postgres, steady, storm-sqlite, storm-postgres
     names: Vec<String>,
     /// How long each storm of `kill -9` lasts
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
@@ -51,6 +52,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     }
     if wants("claims-postgres") {
         all.extend(claims::postgres().await?);
+    }
+    if wants("steady") {
+        all.extend(steady::measure().await?);
     }
     if wants("storm-sqlite") {
         all.push(storm::sqlite(args.storm_seconds).await?);

@@ -4,8 +4,12 @@
 //! measured in the same run. Nothing here is a test: a slow day of the machine is not a bug of the code.
 
 mod bench;
+mod calls;
 mod farm;
 mod figures;
+mod life;
+mod load;
+mod process;
 mod server;
 
 use clap::{Parser, Subcommand};
@@ -21,11 +25,14 @@ struct Cli {
 enum Command {
     /// Measure the server that stands beside this program and print figures against their bars
     Bench(bench::Args),
+    /// Put simulated labs on a server of yours: whole attempts, and how it bore them
+    Load(load::Args),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Bench(args) => bench::run(&args).await,
+        Command::Load(args) => load::run(&args).await,
     }
 }

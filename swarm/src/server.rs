@@ -89,13 +89,9 @@ impl Server {
         self.wait_until_ready().await
     }
 
-    /// Processor time the server has used, user and system, in seconds (fields 14 and 15 of stat in proc(5), in ticks of
-    /// 10 ms as on every Linux that this runs on).
+    /// Processor time the server has used, in seconds.
     pub fn processor(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after_name = stat.rsplit_once(')').context("stat")?.1;
-        let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-        Ok(ticks / 100.0)
+        crate::process::processor(&self.child.id().to_string())
     }
 
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {

@@ -57,6 +57,12 @@ impl Postgres {
         Ok(this)
     }
 
+    /// The id of its first process, whose children do the work.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.server.id()
+    }
+
     /// Makes an empty database and returns its URL.
     ///
     /// # Errors

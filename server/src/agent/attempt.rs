@@ -2,15 +2,15 @@
 
 use super::claim::brief_of;
 use crate::app::AppState;
-use crate::auth::InAttempt;
+use crate::auth::{Holder, InAttempt};
 use crate::db;
 use crate::db::DbError;
 use crate::db::attempt::AttemptRow;
-use crate::db::lease::{self, End};
+use crate::db::lease::{self, End, Renewal, Standing};
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
 use crate::judging;
-use crate::wake::{Pass, SAFETY, Topic};
+use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
 use crashyard_protocol::agent::{Brief, Directive, ReleaseRequest, RenewReply, RenewRequest};
@@ -34,36 +34,34 @@ pub async fn get_brief(caller: InAttempt, State(state): State<AppState>) -> AppR
 #[utoipa::path(post, path = "/agent/v1/attempts/{attempt}/renew", tag = "agent", params(("attempt" = String, Path)),
     request_body = RenewRequest, responses((status = 200, body = RenewReply)))]
 pub async fn renew(
-    caller: InAttempt,
+    holder: Holder,
     State(state): State<AppState>,
     Json(request): Json<RenewRequest>,
 ) -> AppResult<Json<RenewReply>> {
-    caller.controller_only()?;
-    let id = &caller.attempt.id;
+    let Holder { attempt: id, epoch } = holder;
     let mut waiter = state.wake.subscribe(Topic::Attempt(id.clone()));
     let wait = Duration::from_secs(u64::from(request.wait_seconds.min(state.config.lease_seconds / 3)));
-    let mut tx = state.db.begin().await?;
     // The answer may come `wait` later, and the lease lasts from then.
-    let expires_at = state.now().plus(state.config.lease() + wait);
-    let mut attempt = match lease::renew(&mut tx, id, caller.epoch, expires_at).await {
-        Ok(attempt) => attempt,
+    let until = state.now().plus(state.config.lease() + wait);
+    let renewal = Renewal { attempt: id.clone(), epoch, until };
+    let mut standing = match state.renewer.ask(renewal).await {
+        Ok(standing) => standing,
         Err(error @ DbError::LeaseLost(_)) => {
-            drop(tx);
-            return Err(whose(&state, &caller.attempt).await?.map_or_else(|| error.into(), AppError::MachineTaken));
+            let attempt = db::attempt::get(&state.db, &id).await?;
+            return Err(whose(&state, &attempt).await?.map_or_else(|| error.into(), AppError::MachineTaken));
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(AppError::or_not_found(error, "attempt")),
     };
-    tx.commit().await?;
     let end = Instant::now() + wait;
-    while directive(&attempt, state.now()) == Directive::Continue && Instant::now() < end {
+    while directive(&standing, state.now()) == Directive::Continue && Instant::now() < end {
         tokio::select! {
-            _ = timeout_at(end.min(Instant::now() + SAFETY), waiter.woken()) => {}
+            // If a wake-up is lost, the next renewal sees what it would have said.
+            _ = timeout_at(end, waiter.woken()) => {}
             () = state.stop.cancelled() => break,
         }
-        attempt = db::attempt::get(&state.db, id).await?;
-        attempt.check_epoch(caller.epoch)?;
+        standing = lease::standing(&state.db, &id, epoch).await?;
     }
-    Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&attempt, state.now()) }))
+    Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&standing, state.now()) }))
 }
 
 /// Who has the machine of an attempt whose lease is lost, if somebody has: its old controller must not power it off.
@@ -79,11 +77,11 @@ async fn whose(state: &AppState, attempt: &AttemptRow) -> AppResult<Option<Strin
     Ok(None)
 }
 
-fn directive(attempt: &AttemptRow, now: Timestamp) -> Directive {
-    match attempt.state {
+fn directive(lease: &Standing, now: Timestamp) -> Directive {
+    match lease.state {
         AttemptState::Running => Directive::Continue,
         // Somebody wants to look at the machine as it is.
-        AttemptState::Collecting if attempt.held_until.is_some_and(|until| now < until) => Directive::Continue,
+        AttemptState::Collecting if lease.held_until.is_some_and(|until| now < until) => Directive::Continue,
         AttemptState::Collecting | AttemptState::Done | AttemptState::Lost => Directive::Collect,
     }
 }

@@ -22,7 +22,7 @@ use axum::response::{IntoResponse, Response};
 use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest};
 use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scenario, SelectorId, SubmitterId, TokenId};
 use futures::future::select_all;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -42,49 +42,56 @@ pub async fn claim(
     Json(request): Json<ClaimRequest>,
 ) -> AppResult<Response> {
     // Everything but waiting is boxed: thousands of claims wait at once, and a future is as large as its largest part.
-    let busy = Box::pin(check_machines(&state, &request)).await?;
     // Listen first, look second: what is submitted in between wakes this claim.
     let mut waiters: Vec<_> =
         request.machines.iter().map(|id| state.wake.subscribe(Topic::Machine(id.clone()))).collect();
-    if let Some(claim) = Box::pin(hand_out_again(&state, &request, &busy)).await? {
+    let found = match Box::pin(look(&state, &request)).await? {
+        Some(claim) => Some(claim),
+        // Whatever is wrong with the request turns up when it gets nothing.
+        None => {
+            let busy = Box::pin(check_machines(&state, &request)).await?;
+            Box::pin(hand_out_again(&state, &request, &busy)).await?
+        }
+    };
+    if let Some(claim) = found {
         return Ok(Json(claim).into_response());
     }
     let end = Instant::now() + Duration::from_secs(u64::from(request.wait_seconds.min(WAIT_MAX)));
-    let mut woken_before = false;
-    loop {
-        let wanted = if !woken_before && request.machines.len() <= MACHINES_AT_ONCE {
-            // What is called idle is written down anyway, and the same transaction looks for work.
-            request.machines.clone()
-        } else {
-            // Reading first: with a thousand idle machines, only those with work ask for the write lock.
-            let work = Box::pin(queue::with_work(&state.db, &request.controller)).await?;
-            let work: HashSet<MachineId> = work.into_iter().collect();
-            request.machines.iter().filter(|id| work.contains(id)).cloned().collect()
-        };
-        // What is called idle is written down once, together with the first attempt to place.
-        let idle = if woken_before { Vec::new() } else { request.machines.clone() };
-        if let Some(claim) = Box::pin(try_machines(&state, &request, &wanted, idle)).await? {
-            // Who found work without being woken has taken nobody's turn.
-            if woken_before {
-                Box::pin(pass_on(&state, &claim.machine)).await?;
-            }
-            return Ok(Json(claim).into_response());
-        }
-        if Instant::now() >= end || waiters.is_empty() {
-            return Ok(StatusCode::NO_CONTENT.into_response());
-        }
+    while Instant::now() < end && !waiters.is_empty() {
         let woken = select_all(waiters.iter_mut().map(|waiter| Box::pin(waiter.woken())));
         tokio::select! {
             _ = timeout_at(end.min(Instant::now() + SAFETY), woken) => {}
-            () = state.stop.cancelled() => return Ok(StatusCode::NO_CONTENT.into_response()),
+            () = state.stop.cancelled() => break,
         }
-        woken_before = true;
+        if let Some(claim) = Box::pin(look_again(&state, &request)).await? {
+            Box::pin(pass_on(&state, &claim.machine)).await?;
+            return Ok(Json(claim).into_response());
+        }
     }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Looks for work for the first time: what is called idle is written down in the same transaction.
+async fn look(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Claim>> {
+    let idle = request.machines.clone();
+    if request.machines.len() <= MACHINES_AT_ONCE {
+        return try_machines(state, request, &request.machines, idle).await;
+    }
+    // Reading first: of a thousand idle machines, only those with work are tried.
+    let work = queue::with_work(&state.db, &request.machines).await?;
+    try_machines(state, request, &work, idle).await
+}
+
+/// Looks again, reading first: most who are woken find that somebody else was faster.
+async fn look_again(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Claim>> {
+    let work = queue::with_work(&state.db, &request.machines).await?;
+    if work.is_empty() { Ok(None) } else { try_machines(state, request, &work, Vec::new()).await }
 }
 
 /// Refuses machines that are not the controller's; returns those that have an attempt.
 async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<Vec<MachineId>> {
-    let own: HashMap<_, _> = machine::announced(&state.db, &request.controller).await?.into_iter().collect();
+    let own = machine::announced(&state.db, &request.controller, &request.machines).await?;
+    let own: HashMap<_, _> = own.into_iter().collect();
     if own.is_empty() && !machine::controller_exists(&state.db, &request.controller).await? {
         return Err(AppError::NotFound("this controller is not enrolled; enrol first".into()));
     }
@@ -145,7 +152,10 @@ async fn try_machines(
             token: TokenId::from_ulid(state.ids.next()),
             secret: secret.clone(),
         });
-        let Some(Placed { leased, build, files }) = placed.await? else { continue };
+        let Some(Placed { leased, build, files, passed_over }) = placed.await? else { continue };
+        for selector in passed_over {
+            state.wake.tell(|| Told::Offer(selector, SPARE));
+        }
         state.metrics.add("crashyard_claims_total", Vec::new(), 1);
         state.wake.wake(&Topic::Run(leased.attempt.run_id.clone()));
         // Passes look by themselves in time for everything that is not due sooner.

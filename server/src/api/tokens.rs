@@ -67,5 +67,6 @@ pub async fn revoke_token(_: Admin, State(state): State<AppState>, Path(id): Pat
     let mut tx = state.db.begin().await?;
     let row = token::revoke(&mut tx, &id, state.now()).await.map_err(|error| AppError::or_not_found(error, "token"))?;
     tx.commit().await?;
+    state.credentials.forget(&id);
     Ok(Json(wire::token(row)))
 }

@@ -78,14 +78,19 @@ impl AttemptRow {
 
     /// Whether a write with this epoch belongs to the lease that holds now.
     pub fn check_epoch(&self, epoch: u64) -> DbResult<()> {
-        if !self.is_live() {
-            return Err(DbError::LeaseLost(format!("the attempt is {}", self.state)));
-        }
-        if self.epoch != signed(epoch) {
-            return Err(DbError::LeaseLost(format!("the lease has epoch {}, this write has {epoch}", self.epoch)));
-        }
-        Ok(())
+        check(self.state, self.epoch, epoch)
     }
+}
+
+/// Whether a write with an epoch belongs to the lease of an attempt in this state, with this one.
+pub(super) fn check(state: AttemptState, has: i64, epoch: u64) -> DbResult<()> {
+    if !matches!(state, AttemptState::Running | AttemptState::Collecting) {
+        return Err(DbError::LeaseLost(format!("the attempt is {state}")));
+    }
+    if has != signed(epoch) {
+        return Err(DbError::LeaseLost(format!("the lease has epoch {has}, this write has {epoch}")));
+    }
+    Ok(())
 }
 
 /// An attempt with what its page and its agents need from the rows around it.

@@ -1,9 +1,11 @@
 //! Builds: kernels under test. Their files are [`super::artifact`]s.
 
+use super::given::listed;
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{BuildId, CheckoutId, RunId};
-use sqlx::{FromRow, QueryBuilder};
+use sqlx::FromRow;
+use sqlx::types::Json;
 use std::collections::{BTreeSet, HashMap};
 
 /// One kernel built from a checkout.
@@ -73,17 +75,9 @@ pub async fn of_runs(tx: &mut Tx, runs: &BTreeSet<&RunId>) -> DbResult<HashMap<R
     if runs.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows: Vec<OfRun> = on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new(
-            "SELECT r.id AS of_run, b.* FROM run r JOIN build b ON b.id = r.build_id WHERE r.id IN (",
-        );
-        let mut list = query.separated(", ");
-        for id in runs {
-            list.push_bind((*id).clone());
-        }
-        query.push(")");
-        query.build_query_as().fetch_all(c).await
-    })?;
+    let text =
+        listed!(tx, "SELECT r.id AS of_run, b.* FROM run r JOIN build b ON b.id = r.build_id WHERE ", "r.id", "");
+    let rows: Vec<OfRun> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(runs)).fetch_all(c).await)?;
     Ok(rows.into_iter().map(|row| (row.of_run, row.build)).collect())
 }
 

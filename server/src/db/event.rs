@@ -1,12 +1,15 @@
 //! Events of runs. `seq` is drawn from the run's row inside the writing transaction, so it has no gaps, and a reader
 //! that has seen N knows that nothing below N will appear later.
 
+use super::given::{given, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, JobId, RunId};
+use serde::Serialize;
+use sqlx::FromRow;
 use sqlx::types::Json;
-use sqlx::{FromRow, QueryBuilder};
+use std::collections::BTreeMap;
 
 /// One event of a run.
 #[derive(Clone, Debug, PartialEq, FromRow)]
@@ -39,28 +42,48 @@ pub struct About<'a> {
 /// One of several events of a run: its job, its attempt, what happened.
 pub type Told<'a> = (Option<&'a JobId>, Option<&'a AttemptId>, EventBody);
 
-/// Records several events of one run.
-pub async fn append_all(tx: &mut Tx, run: &RunId, at: Timestamp, events: &[Told<'_>]) -> DbResult<()> {
-    let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-    let last: i64 = on_tx!(tx, |c| sqlx::query_scalar(
-        "UPDATE run SET last_event = last_event + $2 WHERE id = $1 RETURNING last_event",
-    )
-    .bind(run)
-    .bind(count)
-    .fetch_one(c)
-    .await)?;
-    on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new("INSERT INTO event (run_id, seq, at, job_id, attempt_id, body) ");
-        query.push_values((last - count + 1..).zip(events), |mut row, (seq, (job, attempt, body))| {
-            row.push_bind(run.clone())
-                .push_bind(seq)
-                .push_bind(at)
-                .push_bind(job.cloned())
-                .push_bind(attempt.cloned())
-                .push_bind(Json(body.clone()));
-        });
-        query.build().execute(c).await.map(drop)
-    })?;
+#[derive(Serialize)]
+struct More<'a> {
+    run: &'a RunId,
+    more: usize,
+}
+
+#[derive(Serialize)]
+struct NewEvent<'a> {
+    run: &'a RunId,
+    seq: i64,
+    job: Option<&'a JobId>,
+    attempt: Option<&'a AttemptId>,
+    body: &'a EventBody,
+}
+
+/// Records events of several runs.
+pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Vec<Told<'_>>>) -> DbResult<()> {
+    let more: Vec<More<'_>> = of_run.iter().map(|(run, events)| More { run, more: events.len() }).collect();
+    lock_in_order!(tx, "run", of_run.keys().collect::<Vec<_>>());
+    let text = given!(
+        tx,
+        "UPDATE run SET last_event = last_event + given.more FROM ",
+        [run text, more bigint],
+        at "run.id" = "run",
+        " RETURNING id, last_event"
+    );
+    let last: Vec<(RunId, i64)> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&more)).fetch_all(c).await)?;
+    let mut rows = Vec::new();
+    for (run, last) in &last {
+        let events = of_run.get(run).map_or(&[][..], Vec::as_slice);
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        for (seq, (job, attempt, body)) in (last - count + 1..).zip(events) {
+            rows.push(NewEvent { run, seq, job: *job, attempt: *attempt, body });
+        }
+    }
+    let text = given!(
+        tx,
+        "INSERT INTO event (run_id, seq, at, job_id, attempt_id, body) SELECT run, seq, $2, job, attempt, body FROM ",
+        [run text, seq bigint, job text, attempt text, body jsonb],
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).bind(at).execute(c).await.map(drop))?;
     Ok(())
 }
 

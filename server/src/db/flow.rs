@@ -7,10 +7,13 @@
 //! Locks on PostgreSQL are taken in the order job, machine, run, flow, submitter, and inside each by id, so that no two
 //! transactions wait for each other.
 
+use super::given::{given, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
+use serde::Serialize;
 use sqlx::FromRow;
+use sqlx::types::Json;
 use std::time::Duration;
 
 /// Charged for an attempt of a flow that has had none yet, in milliseconds.
@@ -217,25 +220,32 @@ pub async fn machines_held(tx: &mut Tx, id: &SubmitterId, most: i64) -> DbResult
     .await)?)
 }
 
-/// Charges a submitter with virtual time, but not beyond `limit`; `now` if it has got a machine.
-pub async fn charge(
-    tx: &mut Tx,
-    id: &SubmitterId,
-    virtual_time: i64,
-    limit: i64,
-    now: Option<Timestamp>,
-) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query(
-        "UPDATE submitter SET virtual_time = CASE WHEN virtual_time + $2 < $3 THEN virtual_time + $2 ELSE $3 END, \
-         served_at = COALESCE($4, served_at) WHERE id = $1",
-    )
-    .bind(id)
-    .bind(virtual_time)
-    .bind(limit)
-    .bind(now)
-    .execute(c)
-    .await
-    .map(drop))?;
+/// What a submitter is charged with.
+#[derive(Debug, Serialize)]
+pub struct Charge<'a> {
+    /// Who.
+    pub id: &'a SubmitterId,
+    /// Virtual time.
+    pub added: i64,
+    /// The time, if it has got a machine.
+    pub now: Option<Timestamp>,
+}
+
+/// Charges submitters with virtual time, but none beyond `limit`.
+pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult<()> {
+    if charges.is_empty() {
+        return Ok(());
+    }
+    lock_in_order!(tx, "submitter", charges.iter().map(|charge| charge.id).collect::<Vec<_>>());
+    let text = given!(
+        tx,
+        "UPDATE submitter SET virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \
+         ELSE $2 END, served_at = COALESCE(given.now, served_at) FROM ",
+        [id text, added bigint, now bigint],
+        at "submitter.id" = "id",
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(charges)).bind(limit).execute(c).await.map(drop))?;
     Ok(())
 }
 

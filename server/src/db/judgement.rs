@@ -6,11 +6,12 @@
 
 use super::attempt::AttemptRow;
 use super::event::{self, About};
+use super::given::given;
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, Purpose, Stage, StageName, Status};
-use sqlx::QueryBuilder;
+use crashyard_protocol::{AttemptId, AttemptState, Purpose, Stage, StageName, StageState, Status};
+use serde::Serialize;
 use sqlx::types::Json;
 
 /// What shall be written.
@@ -39,23 +40,37 @@ pub enum Applied {
     Stale,
 }
 
+#[derive(Serialize)]
+struct NewStage<'a> {
+    attempt: &'a AttemptId,
+    name: StageName,
+    ordinal: i64,
+    state: StageState,
+    body: &'a Stage,
+}
+
 /// Writes the first stages of attempts whose leases are given.
 pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbResult<()> {
-    let stages = || attempts.iter().flat_map(|(id, stages)| stages.iter().map(move |stage| (id, stage)));
-    if stages().next().is_none() {
+    let mut rows = Vec::new();
+    for (attempt, stages) in attempts {
+        rows.extend(stages.iter().map(|stage| NewStage {
+            attempt,
+            name: stage.name,
+            ordinal: ordinal(stage.name),
+            state: stage.state,
+            body: stage,
+        }));
+    }
+    if rows.is_empty() {
         return Ok(());
     }
-    on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new("INSERT INTO stage (attempt_id, name, ordinal, state, body) ");
-        query.push_values(stages(), |mut row, (id, stage)| {
-            row.push_bind(id.clone())
-                .push_bind(stage.name)
-                .push_bind(ordinal(stage.name))
-                .push_bind(stage.state)
-                .push_bind(Json(stage.clone()));
-        });
-        query.build().execute(c).await.map(drop)
-    })?;
+    let text = given!(
+        tx,
+        "INSERT INTO stage (attempt_id, name, ordinal, state, body) SELECT attempt, name, ordinal, state, body FROM ",
+        [attempt text, name text, ordinal bigint, state text, body jsonb],
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).execute(c).await.map(drop))?;
     Ok(())
 }
 

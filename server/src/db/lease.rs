@@ -2,6 +2,7 @@
 
 use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
+use super::given::{given, lock_in_order};
 use super::life::{self, SERVER};
 use super::run::{self, JobChange, JobRow};
 use super::{Db, DbError, DbResult, Tx, flow, health, machine, on, on_tx, reservation, signed};
@@ -13,28 +14,80 @@ use crashyard_protocol::{
     AttemptId, AttemptState, ControllerId, JobId, JobState, MachineId, MachineState, Purpose, SelectorId, StageName,
     Status,
 };
+use serde::Serialize;
 use sqlx::FromRow;
+use sqlx::types::Json;
+use std::collections::HashMap;
 
-/// Prolongs a lease. Time alone does not end it: as long as nobody has declared it lost, its holder may go on.
-pub async fn renew(tx: &mut Tx, id: &AttemptId, epoch: u64, expires_at: Timestamp) -> DbResult<AttemptRow> {
-    let renewed: Option<AttemptRow> = on_tx!(tx, |c| {
-        sqlx::query_as(
-        "UPDATE attempt SET lease_expires_at = $3 WHERE id = $1 AND epoch = $2 AND state IN ('running', 'collecting') \
-         RETURNING *",
-    )
-    .bind(id)
-    .bind(signed(epoch))
-    .bind(expires_at)
-    .fetch_optional(c)
-    .await
-    })?;
-    match renewed {
-        Some(renewed) => Ok(renewed),
-        None => {
-            attempt::get_in(tx, id).await?.check_epoch(epoch)?;
-            Err(DbError::LeaseLost("the lease changed hands".into()))
-        }
+/// A lease to be prolonged.
+#[derive(Clone, Debug, Serialize)]
+pub struct Renewal {
+    /// Of which attempt.
+    pub attempt: AttemptId,
+    /// Under which epoch.
+    pub epoch: u64,
+    /// Until when.
+    pub until: Timestamp,
+}
+
+/// How a lease stands.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Standing {
+    /// The attempt.
+    pub id: AttemptId,
+    /// Its epoch.
+    pub epoch: i64,
+    /// Where the attempt is.
+    pub state: AttemptState,
+    /// Until when its machine is kept as it is.
+    pub held_until: Option<Timestamp>,
+}
+
+/// Prolongs leases. Time alone does not end one: as long as nobody has declared it lost, its holder may go on.
+pub async fn renew(tx: &mut Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
+    // A request that was repeated may be at two servers.
+    lock_in_order!(tx, "attempt", renewals.iter().map(|renewal| &renewal.attempt).collect::<Vec<_>>());
+    let text = given!(
+        tx,
+        "UPDATE attempt SET lease_expires_at = given.until FROM ",
+        [attempt text, epoch bigint, until bigint],
+        at "attempt.id" = "attempt",
+        " AND attempt.epoch = given.epoch AND state IN ('running', 'collecting') \
+         RETURNING id, attempt.epoch, state, held_until"
+    );
+    let rows: Vec<Standing> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(renewals)).fetch_all(c).await)?;
+    let renewed: HashMap<AttemptId, Standing> = rows.into_iter().map(|row| (row.id.clone(), row)).collect();
+    let mut answers = Vec::with_capacity(renewals.len());
+    for renewal in renewals {
+        answers.push(match renewed.get(&renewal.attempt) {
+            Some(standing) if standing.epoch == signed(renewal.epoch) => Ok(standing.clone()),
+            _ => Err(why_not(tx, renewal).await?),
+        });
     }
+    Ok(answers)
+}
+
+/// Why a lease was not prolonged.
+async fn why_not(tx: &mut Tx, renewal: &Renewal) -> DbResult<DbError> {
+    Ok(match attempt::get_in(tx, &renewal.attempt).await {
+        Ok(row) => match row.check_epoch(renewal.epoch) {
+            Ok(()) => DbError::LeaseLost("the lease changed hands".into()),
+            Err(why) => why,
+        },
+        Err(DbError::NotFound) => DbError::NotFound,
+        Err(error) => return Err(error),
+    })
+}
+
+/// How a lease stands under this epoch; an error if it is over.
+pub async fn standing(db: &Db, id: &AttemptId, epoch: u64) -> DbResult<Standing> {
+    let standing: Standing =
+        on!(db.read(), |c| sqlx::query_as("SELECT id, epoch, state, held_until FROM attempt WHERE id = $1",)
+            .bind(id)
+            .fetch_one(c)
+            .await)?;
+    attempt::check(standing.state, standing.epoch, epoch)?;
+    Ok(standing)
 }
 
 /// A lease that this controller holds on a machine it calls idle, and of which nothing has come yet.

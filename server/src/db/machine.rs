@@ -1,12 +1,13 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
+use super::given::listed;
 use super::life::{self, ChangeRow, SERVER};
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crate::selector::{Facts, Selector};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, SelectorId};
+use sqlx::FromRow;
 use sqlx::types::Json;
-use sqlx::{FromRow, QueryBuilder};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -97,6 +98,8 @@ impl SelectorRow {
     }
 }
 
+/// Who was seen in this time is not written down again.
+const SEEN_LATELY_MS: i64 = 5_000;
 /// A controller that has not asked for anything in this time is not there: it asks at least once a minute.
 const SILENT: Duration = Duration::from_secs(180);
 
@@ -311,12 +314,16 @@ pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<Nam
     })?)
 }
 
-/// The machines a controller announces, each with the attempt that owns it.
-pub async fn announced(db: &Db, controller: &ControllerId) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
-    Ok(on!(db.read(), |c| sqlx::query_as("SELECT id, attempt_id FROM machine WHERE controller_id = $1 AND announced")
-        .bind(controller)
-        .fetch_all(c)
-        .await)?)
+/// Of these machines those that a controller announces, each with the attempt that owns it.
+pub async fn announced(
+    db: &Db,
+    controller: &ControllerId,
+    machines: &[MachineId],
+) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
+    let pool = db.read();
+    let text =
+        listed!(pool, "SELECT id, attempt_id FROM machine WHERE controller_id = $2 AND announced AND ", "id", "");
+    Ok(on!(pool, |c| sqlx::query_as(text).bind(Json(machines)).bind(controller).fetch_all(c).await)?)
 }
 
 /// Whether a controller is known.
@@ -328,48 +335,61 @@ pub async fn controller_exists(db: &Db, id: &ControllerId) -> DbResult<bool> {
     Ok(count > 0)
 }
 
-/// Records that controllers offered machines of theirs as idle: they are seen now, and those never seen idle are available.
-pub async fn seen_idle(
-    tx: &mut Tx,
-    controllers: &BTreeSet<&ControllerId>,
-    machines: &BTreeSet<&MachineId>,
-    now: Timestamp,
-) -> DbResult<()> {
-    if !controllers.is_empty() {
-        on_tx!(tx, |c| {
-            let mut query = QueryBuilder::new("UPDATE controller SET last_seen_at = ");
-            query.push_bind(now).push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in controllers {
-                list.push_bind((*id).clone());
-            }
-            query.push(")");
-            query.build().execute(c).await.map(drop)
-        })?;
+/// A machine that its controller calls idle.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, FromRow)]
+pub struct Idle {
+    /// Who says so.
+    pub controller: ControllerId,
+    /// Of what.
+    pub machine: MachineId,
+}
+
+/// Records that controllers asked: they are seen now, and so are machines of theirs that they call idle; those never seen idle
+/// are available. Who was seen a moment ago is not written again, and who is being written by others waits for the next time.
+pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Idle], now: Timestamp) -> DbResult<()> {
+    let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
+    let text = listed!(
+        tx,
+        "SELECT id FROM controller WHERE last_seen_at < $2 AND ",
+        "id",
+        "",
+        lock " FOR NO KEY UPDATE SKIP LOCKED"
+    );
+    let unseen: Vec<ControllerId> =
+        on_tx!(tx, |c| sqlx::query_scalar(text).bind(Json(controllers)).bind(stale).fetch_all(c).await)?;
+    if !unseen.is_empty() {
+        let text = listed!(tx, "UPDATE controller SET last_seen_at = $2 WHERE ", "id", "");
+        on_tx!(tx, |c| sqlx::query(text).bind(Json(&unseen)).bind(now).execute(c).await.map(drop))?;
     }
-    if machines.is_empty() {
+    if idle.is_empty() {
         return Ok(());
     }
-    on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new("UPDATE machine SET last_seen_at = ");
-        query.push_bind(now);
-        query.push(", state_since = CASE WHEN state = 'enrolled' THEN ").push_bind(now);
-        query.push(
-            " ELSE state_since END, reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
-             state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE controller_id IN (",
-        );
-        let mut list = query.separated(", ");
-        for id in controllers {
-            list.push_bind((*id).clone());
-        }
-        query.push(") AND id IN (");
-        let mut list = query.separated(", ");
-        for id in machines {
-            list.push_bind((*id).clone());
-        }
-        query.push(")");
-        query.build().execute(c).await.map(drop)
-    })?;
+    let text = listed!(
+        tx,
+        "SELECT controller_id AS controller, id AS machine FROM machine \
+         WHERE (state = 'enrolled' OR last_seen_at < $2) AND ",
+        "id",
+        "",
+        lock " FOR NO KEY UPDATE SKIP LOCKED"
+    );
+    let machines: BTreeSet<&MachineId> = idle.iter().map(|idle| &idle.machine).collect();
+    let mut unseen: Vec<Idle> =
+        on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&machines)).bind(stale).fetch_all(c).await)?;
+    // Nobody speaks for machines of others.
+    unseen.retain(|one| idle.contains(one));
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    let text = listed!(
+        tx,
+        "UPDATE machine SET last_seen_at = $2, state_since = CASE WHEN state = 'enrolled' THEN $2 ELSE state_since END, \
+         reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
+         state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE ",
+        "id",
+        ""
+    );
+    let machines: Vec<MachineId> = unseen.into_iter().map(|one| one.machine).collect();
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&machines)).bind(now).execute(c).await.map(drop))?;
     Ok(())
 }
 

@@ -14,9 +14,12 @@
 pub mod artifact;
 pub mod attempt;
 pub mod build;
+mod choice;
 pub mod dump;
 pub mod event;
 pub mod flow;
+mod given;
+mod heads;
 pub mod health;
 pub mod inventory;
 pub mod judgement;
@@ -37,7 +40,7 @@ pub mod waiting;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Connection as _, Postgres, Sqlite, Transaction};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -45,8 +48,14 @@ use std::time::Duration;
 
 /// Readers of a SQLite file; each is a thread with its page cache.
 const SQLITE_READERS: u32 = 8;
+/// Pages of SQLite's log (of 4 KiB) at which a commit folds it, because nobody else did ([`Db::fold_log`]); the log then begins
+/// from its start again.
+const LOG_PAGES: &str = "16384";
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection to PostgreSQL that was idle for longer is asked whether it is still there before it is used.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -112,11 +121,29 @@ pub enum Pool {
     Postgres(PgPool),
 }
 
+/// Which database it is, for texts that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+impl Pool {
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Self::Sqlite(_) => Kind::Sqlite,
+            Self::Postgres(_) => Kind::Postgres,
+        }
+    }
+}
+
 /// The open ledger. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Db {
     read: Pool,
     write: Pool,
+    /// For SQLite: what folds its log into the file while others write.
+    fold: Option<SqlitePool>,
 }
 
 /// A write transaction. Dropping it rolls it back.
@@ -187,19 +214,30 @@ impl Db {
         let write = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A file does not go away as a server does.
+            .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options.clone())
+            .connect_with(options.clone().pragma("wal_autocheckpoint", LOG_PAGES))
             .await
             .with_context(|| format!("cannot open {}", path.display()))?;
         SQLITE_MIGRATIONS.run(&write).await.context("cannot bring the database up to date")?;
+        let fold = options.clone().create_if_missing(false);
         let read = SqlitePoolOptions::new()
             .max_connections(SQLITE_READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
             .connect_with(options.create_if_missing(false).read_only(true))
             .await
             .context("cannot open the database for reading")?;
-        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write) })
+        let fold = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .connect_with(fold)
+            .await
+            .context("cannot open the database to fold its log")?;
+        Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write), fold: Some(fold) })
     }
 
     async fn open_postgres(url: &str, connections: u32) -> anyhow::Result<Self> {
@@ -208,12 +246,22 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // To ask each time would be a round trip before every statement.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_with(options)
             .await
             .context("cannot reach PostgreSQL")?;
         POSTGRES_MIGRATIONS.run(&pool).await.context("cannot bring the database up to date")?;
         let pool = Pool::Postgres(pool);
-        Ok(Self { read: pool.clone(), write: pool })
+        Ok(Self { read: pool.clone(), write: pool, fold: None })
     }
 
     /// The pool to read from.
@@ -230,6 +278,15 @@ impl Db {
         })
     }
 
+    /// Folds SQLite's log into its file, as far as nobody reads what is there; nothing to do for PostgreSQL. A commit that does
+    /// it by itself is kept waiting for it, and with it everybody who shares that commit.
+    pub async fn fold_log(&self) -> DbResult<()> {
+        if let Some(fold) = &self.fold {
+            sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(fold).await?;
+        }
+        Ok(())
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> DbResult<()> {
         on!(&self.read, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
@@ -238,12 +295,22 @@ impl Db {
 
     /// Closes every connection; SQLite's log is folded into the file.
     pub async fn close(&self) {
+        if let Some(fold) = &self.fold {
+            fold.close().await;
+        }
         on!(&self.read, |c| c.close().await);
         on!(&self.write, |c| c.close().await);
     }
 }
 
 impl Tx {
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Self::Sqlite(_) => Kind::Sqlite,
+            Self::Postgres(_) => Kind::Postgres,
+        }
+    }
+
     /// Makes what was written durable.
     pub async fn commit(self) -> DbResult<()> {
         match self {

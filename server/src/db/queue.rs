@@ -4,22 +4,25 @@
 //! wait for the machine, chooses one by class and virtual time, and takes its first job by an index: the cost depends on
 //! how many submitters compete for the machine, never on how many jobs are queued.
 //!
-//! Claims of one moment are served in one transaction ([`take`], then [`record`]): a durable commit costs a flush of the
-//! disk, and a hundred claims need no more of them than one.
+//! Claims of one moment are served in one transaction ([`take`], [`open`], [`record`]): a durable commit costs a flush of the
+//! disk, and a hundred claims need no more of them than one. Nor do they need more statements than one: each here is for all
+//! claims of the transaction. What every server wants (the rows of runs and submitters) is written last.
 
-use super::event;
-use super::flow::{self, SubmitterRow};
-use super::machine::MachineRow;
+use super::attempt::AttemptRow;
+use super::choice::{Candidate, Choice};
+use super::given::{given, listed};
+use super::heads::Heads;
 use super::run::{self, JobChange, JobRow};
-use super::{Db, DbError, DbResult, Tx, on, on_tx};
-use crate::db::attempt::AttemptRow;
+use super::{Db, DbError, DbResult, Tx, event, on, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, BuildId, ControllerId, FlowId, JobId, JobState, MachineId, Purpose, RunId, SelectorId, Status,
-    SubmitterId,
+    AttemptId, AttemptState, BuildId, ControllerId, FlowId, JobId, JobState, MachineId, Purpose, RunId, SelectorId,
+    Status, SubmitterId,
 };
-use sqlx::{FromRow, QueryBuilder};
+use serde::Serialize;
+use sqlx::FromRow;
+use sqlx::types::Json;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A lease to be written.
@@ -43,7 +46,20 @@ pub struct Leased {
     /// Its job.
     pub job: JobRow,
     /// The machine.
-    pub machine: MachineRow,
+    pub machine: FreeMachine,
+}
+
+/// A machine that waits for a job.
+#[derive(Clone, Debug, FromRow)]
+pub struct FreeMachine {
+    /// Id.
+    pub id: MachineId,
+    /// Unique name.
+    pub name: String,
+    /// Its controller.
+    pub controller_id: ControllerId,
+    /// The epoch of its newest lease.
+    pub lease_epoch: i64,
 }
 
 /// A claim: one job for any of these machines.
@@ -62,8 +78,8 @@ pub struct Taken {
     pub lease: NewLease,
     /// The job.
     pub job: JobRow,
-    /// The machine, as leased.
-    pub machine: MachineRow,
+    /// The machine, with the epoch of this lease.
+    pub machine: FreeMachine,
     /// Who is charged for it.
     pub submitter: SubmitterId,
     /// With how much machine time.
@@ -84,19 +100,23 @@ impl Taken {
 pub struct Batch {
     /// One entry for each claim, in their order.
     pub taken: Vec<Option<Taken>>,
+    /// Selectors of jobs that other servers may have passed over for nothing.
+    pub passed_over: BTreeSet<SelectorId>,
     choice: Choice,
 }
 
-/// Free machines of a controller for which any job may wait. Reads only.
-pub async fn with_work(db: &Db, controller: &ControllerId) -> DbResult<Vec<MachineId>> {
-    Ok(on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT m.id FROM machine m WHERE m.controller_id = $1 AND m.announced \
-         AND m.state IN ('enrolled', 'available') AND EXISTS (SELECT 1 FROM machine_selector ms \
-         JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting WHERE ms.machine_id = m.id)",
-    )
-    .bind(controller)
-    .fetch_all(c)
-    .await)?)
+/// Of these machines those that are free and for which any job may wait. Reads only.
+pub async fn with_work(db: &Db, machines: &[MachineId]) -> DbResult<Vec<MachineId>> {
+    let pool = db.read();
+    let text = listed!(
+        pool,
+        "SELECT m.id FROM machine m WHERE m.announced AND m.state IN ('enrolled', 'available') \
+         AND EXISTS (SELECT 1 FROM machine_selector ms JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting \
+         WHERE ms.machine_id = m.id) AND ",
+        "m.id",
+        ""
+    );
+    Ok(on!(pool, |c| sqlx::query_scalar(text).bind(Json(machines)).fetch_all(c).await)?)
 }
 
 /// Machines that could take a job of this selector now.
@@ -162,36 +182,22 @@ pub async fn give_up(tx: &mut Tx, id: &JobId, why: &str, now: Timestamp) -> DbRe
     Ok(waits == 1)
 }
 
-/// A flow that a machine could be served from.
-#[derive(Clone, Debug, FromRow)]
-struct Candidate {
-    machine_id: MachineId,
-    id: FlowId,
-    submitter_id: SubmitterId,
-    class: i64,
-    mean_ms: i64,
-}
-
-/// Takes a job for each claim that can have one. [`record`] must follow in the same transaction.
+/// Takes a job for each claim that can have one. [`open`] and [`record`] must follow in the same transaction.
 pub async fn take(tx: &mut Tx, asks: &[Ask]) -> DbResult<Batch> {
     let wanted: BTreeSet<&MachineId> = asks.iter().flat_map(|ask| &ask.machines).collect();
     let mut free = free_machines(tx, &wanted).await?;
-    let mut candidates: HashMap<MachineId, Vec<Candidate>> = HashMap::new();
-    for candidate in candidates_of(tx, &free).await? {
-        candidates.entry(candidate.machine_id.clone()).or_default().push(candidate);
-    }
-    let mut choice = Choice::new(tx, &candidates).await?;
+    let flows = candidates_of(tx, &free).await?;
+    let mut choice = Choice::new(tx, &flows).await?;
+    let mut heads = Heads::fetch(tx, &expected(&choice, asks, &free, &flows)).await?;
     let mut taken = Vec::with_capacity(asks.len());
     for ask in asks {
         let mut found = None;
         for id in &ask.machines {
-            if free.get(id).is_none_or(|machine| machine.controller_id != ask.lease.controller) {
+            if !may_serve(&free, ask, id) {
                 continue;
             }
-            let flows = candidates.get(id).map_or(&[][..], Vec::as_slice);
-            if let Some((job, flow)) = choice.next(tx, id, flows).await? {
-                let machine = free.remove(id).expect("it was looked up above");
-                found = Some((job, flow, machine));
+            if let Some((job, flow)) = choice.next(tx, &mut heads, id, flows_of(&flows, id)).await? {
+                found = free.remove(id).map(|machine| (job, flow, machine));
                 break;
             }
         }
@@ -201,262 +207,231 @@ pub async fn take(tx: &mut Tx, asks: &[Ask]) -> DbResult<Batch> {
             lease: ask.lease.clone(),
             check_at: None,
             job,
-            machine,
+            machine: FreeMachine { lease_epoch: machine.lease_epoch + 1, ..machine },
         }));
     }
-    lease_machines(tx, &mut taken).await?;
-    Ok(Batch { taken, choice })
+    let passed_over = heads.lease(tx).await?;
+    lease_machines(tx, &taken).await?;
+    Ok(Batch { taken, passed_over, choice })
+}
+
+type Flows = HashMap<MachineId, Vec<Candidate>>;
+
+fn flows_of<'a>(flows: &'a Flows, machine: &MachineId) -> &'a [Candidate] {
+    flows.get(machine).map_or(&[], Vec::as_slice)
+}
+
+fn may_serve(free: &BTreeMap<MachineId, FreeMachine>, ask: &Ask, machine: &MachineId) -> bool {
+    free.get(machine).is_some_and(|machine| machine.controller_id == ask.lease.controller)
+}
+
+/// How many jobs of each flow the claims will take, if none of them runs out.
+fn expected<'a>(
+    choice: &Choice,
+    asks: &[Ask],
+    free: &BTreeMap<MachineId, FreeMachine>,
+    flows: &'a Flows,
+) -> BTreeMap<&'a FlowId, usize> {
+    let mut choice = choice.rehearsal();
+    let (mut counts, mut gone) = (BTreeMap::new(), BTreeSet::new());
+    for ask in asks {
+        let served = ask.machines.iter().find_map(|id| {
+            let may = may_serve(free, ask, id) && !gone.contains(id);
+            Some((id, choice.best(id, flows_of(flows, id)).filter(|_| may)?))
+        });
+        if let Some((machine, flow)) = served {
+            gone.insert(machine);
+            *counts.entry(&flow.id).or_insert(0) += 1;
+            choice.charge(flow);
+        }
+    }
+    counts
 }
 
 /// Of these machines those that are free, locked until the transaction ends.
-async fn free_machines(tx: &mut Tx, ids: &BTreeSet<&MachineId>) -> DbResult<BTreeMap<MachineId, MachineRow>> {
+async fn free_machines(tx: &mut Tx, ids: &BTreeSet<&MachineId>) -> DbResult<BTreeMap<MachineId, FreeMachine>> {
     if ids.is_empty() {
         return Ok(BTreeMap::new());
     }
     // Another server that has one of them locked is about to lease it.
-    let lock = if matches!(tx, Tx::Postgres(_)) { " FOR UPDATE SKIP LOCKED" } else { "" };
-    let rows: Vec<MachineRow> = on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new("SELECT * FROM machine WHERE id IN (");
-        let mut list = query.separated(", ");
-        for id in ids {
-            list.push_bind((*id).clone());
-        }
-        query.push(") AND announced AND state IN ('enrolled', 'available') ORDER BY id").push(lock);
-        query.build_query_as().fetch_all(c).await
-    })?;
+    let text = listed!(
+        tx,
+        "SELECT id, name, controller_id, lease_epoch FROM machine WHERE ",
+        "id",
+        " AND announced AND state IN ('enrolled', 'available') ORDER BY id",
+        lock " FOR UPDATE SKIP LOCKED"
+    );
+    let rows: Vec<FreeMachine> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
     Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
-async fn candidates_of(tx: &mut Tx, machines: &BTreeMap<MachineId, MachineRow>) -> DbResult<Vec<Candidate>> {
+async fn candidates_of(tx: &mut Tx, machines: &BTreeMap<MachineId, FreeMachine>) -> DbResult<Flows> {
+    let mut flows = Flows::new();
     if machines.is_empty() {
-        return Ok(Vec::new());
+        return Ok(flows);
     }
-    Ok(on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new(
-            "SELECT ms.machine_id, f.id, f.submitter_id, f.class, f.mean_ms FROM machine_selector ms \
-             JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting WHERE ms.machine_id IN (",
-        );
-        let mut list = query.separated(", ");
-        for id in machines.keys() {
-            list.push_bind(id.clone());
-        }
-        query.push(")");
-        query.build_query_as().fetch_all(c).await
-    })?)
+    let text = listed!(
+        tx,
+        "SELECT ms.machine_id, f.id, f.submitter_id, f.class, f.mean_ms FROM machine_selector ms \
+         JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting WHERE ",
+        "ms.machine_id",
+        ""
+    );
+    let ids: Vec<&MachineId> = machines.keys().collect();
+    let rows: Vec<Candidate> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&ids)).fetch_all(c).await)?;
+    for row in rows {
+        flows.entry(row.machine_id.clone()).or_default().push(row);
+    }
+    Ok(flows)
 }
 
-/// Who is next, for the claims of one transaction.
-struct Choice {
-    shares: HashMap<SubmitterId, Share>,
-    /// Virtual time that nobody may be pushed beyond.
-    limit: i64,
-    /// Flows that gave no job, and will not in this transaction.
-    empty: BTreeSet<FlowId>,
-    /// Flows whose jobs must not have a certain machine.
-    closed: BTreeSet<(FlowId, MachineId)>,
-}
-
-struct Share {
-    row: SubmitterRow,
-    /// Machines it may still get; `None` is no limit.
-    room: Option<i64>,
-    /// Virtual time added in this transaction.
-    added: i64,
-}
-
-impl Choice {
-    async fn new(tx: &mut Tx, candidates: &HashMap<MachineId, Vec<Candidate>>) -> DbResult<Self> {
-        if candidates.is_empty() {
-            return Ok(Self {
-                shares: HashMap::new(),
-                limit: i64::MAX,
-                empty: BTreeSet::new(),
-                closed: BTreeSet::new(),
-            });
-        }
-        let competing: BTreeSet<&SubmitterId> = candidates.values().flatten().map(|flow| &flow.submitter_id).collect();
-        let mut rows = flow::shares(tx).await?;
-        rows.sort_by(|a, b| a.id.cmp(&b.id));
-        rows.retain(|row| competing.contains(&row.id));
-        let least = rows.iter().map(|row| row.virtual_time).min().unwrap_or(0);
-        let limit = least.saturating_add(flow::DEBT_MAX);
-        let mut shares = HashMap::new();
-        for row in rows {
-            let room = match row.max_machines {
-                Some(most) => Some(most - flow::machines_held(tx, &row.id, most).await?),
-                None => None,
-            };
-            shares.insert(row.id.clone(), Share { row, room, added: 0 });
-        }
-        Ok(Self { shares, limit, empty: BTreeSet::new(), closed: BTreeSet::new() })
-    }
-
-    /// The flow that is next for a machine among these, and the first of its jobs that may have it.
-    async fn next(
-        &mut self,
-        tx: &mut Tx,
-        machine: &MachineId,
-        flows: &[Candidate],
-    ) -> DbResult<Option<(JobRow, Candidate)>> {
-        loop {
-            let open = flows.iter().filter(|flow| {
-                !self.empty.contains(&flow.id) && !self.closed.contains(&(flow.id.clone(), machine.clone()))
-            });
-            let keyed = open.filter_map(|flow| {
-                let share = self.shares.get(&flow.submitter_id)?;
-                let room = share.room.is_none_or(|room| room > 0);
-                room.then(|| ((flow.class, share.row.virtual_time.min(self.limit) + share.added, &flow.id), flow))
-            });
-            let Some((_, flow)) = keyed.min_by(|(a, _), (b, _)| a.cmp(b)) else { return Ok(None) };
-            if let Some(job) = take_head(tx, &flow.id, machine).await? {
-                return Ok(Some((job, flow.clone())));
-            }
-            if has_queued(tx, &flow.id).await? {
-                self.closed.insert((flow.id.clone(), machine.clone()));
-            } else {
-                self.empty.insert(flow.id.clone());
-            }
-        }
-    }
-
-    /// Charges the submitter of a flow for one attempt; returns the machine time, in milliseconds.
-    fn charge(&mut self, flow: &Candidate) -> i64 {
-        let charged = if flow.mean_ms > 0 { flow.mean_ms } else { flow::FIRST_CHARGE_MS };
-        if let Some(share) = self.shares.get_mut(&flow.submitter_id) {
-            share.added = share.added.saturating_add(charged.saturating_mul(1000) / share.row.weight.max(1));
-            share.room = share.room.map(|room| room - 1);
-        }
-        charged
-    }
-}
-
-impl Choice {
-    /// Writes down what was found out, in the order of locks.
-    async fn finish(self, tx: &mut Tx, now: Option<Timestamp>) -> DbResult<()> {
-        for flow in &self.empty {
-            flow::retire(tx, flow).await?;
-        }
-        let shares: BTreeMap<_, _> = self.shares.iter().collect();
-        for (id, share) in shares {
-            if share.added > 0 || share.row.virtual_time > self.limit {
-                flow::charge(tx, id, share.added, self.limit, now.filter(|_| share.added > 0)).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Takes the first job of a flow that may have this machine. One that another server is taking at this moment is passed
-/// over. Few jobs are bound to machines (those of which an attempt failed), so few are looked at in vain.
-async fn take_head(tx: &mut Tx, flow: &FlowId, machine: &MachineId) -> DbResult<Option<JobRow>> {
-    macro_rules! head {
-        ($lock:literal) => {
-            concat!(
-                "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE id = (SELECT id FROM job \
-                 WHERE flow_id = $1 AND state = 'queued' AND (only_machine_id IS NULL OR only_machine_id = $2) \
-                 AND (not_machine_id IS NULL OR not_machine_id <> $2) ORDER BY rank, id LIMIT 1",
-                $lock,
-                ") RETURNING *"
-            )
-        };
-    }
-    let text = match tx {
-        Tx::Sqlite(_) => head!(""),
-        Tx::Postgres(_) => head!(" FOR UPDATE SKIP LOCKED"),
-    };
-    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(flow).bind(machine).fetch_optional(c).await)?)
-}
-
-async fn has_queued(tx: &mut Tx, flow: &FlowId) -> DbResult<bool> {
-    Ok(on_tx!(tx, |c| sqlx::query_scalar(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM job WHERE flow_id = $1 AND state = 'queued' LIMIT 1) AS first",
-    )
-    .bind(flow)
-    .fetch_one(c)
-    .await
-    .map(|count: i64| count > 0))?)
+#[derive(Serialize)]
+struct Given<'a> {
+    machine: &'a MachineId,
+    attempt: &'a AttemptId,
 }
 
 /// Gives the machines to their new attempts. They are locked and were free, so each is there.
-async fn lease_machines(tx: &mut Tx, taken: &mut [Option<Taken>]) -> DbResult<()> {
-    let mut places: HashMap<MachineId, &mut Taken> =
-        taken.iter_mut().flatten().map(|one| (one.machine.id.clone(), one)).collect();
-    let Some(now) = places.values().next().map(|one| one.lease.now) else { return Ok(()) };
-    let rows: Vec<MachineRow> = on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new("UPDATE machine SET state = 'leased', reason = NULL, state_since = ");
-        query.push_bind(now).push(", last_seen_at = ").push_bind(now);
-        query.push(", lease_epoch = lease_epoch + 1, attempt_id = given.column2 FROM (");
-        query.push_values(places.values(), |mut row, one| {
-            row.push_bind(one.machine.id.clone()).push_bind(one.lease.attempt.clone());
-        });
-        query.push(") AS given WHERE machine.id = given.column1 AND state IN ('enrolled', 'available') RETURNING *");
-        query.build_query_as().fetch_all(c).await
-    })?;
-    if rows.len() != places.len() {
+async fn lease_machines(tx: &mut Tx, taken: &[Option<Taken>]) -> DbResult<()> {
+    let taken: Vec<&Taken> = taken.iter().flatten().collect();
+    let Some(now) = taken.first().map(|one| one.lease.now) else { return Ok(()) };
+    let given: Vec<Given<'_>> =
+        taken.iter().map(|one| Given { machine: &one.machine.id, attempt: &one.lease.attempt }).collect();
+    let text = given!(
+        tx,
+        "UPDATE machine SET state = 'leased', reason = NULL, state_since = $2, last_seen_at = $2, \
+         lease_epoch = lease_epoch + 1, attempt_id = given.attempt FROM ",
+        [machine text, attempt text],
+        at "machine.id" = "machine",
+        " AND state IN ('enrolled', 'available')"
+    );
+    let leased = on_tx!(tx, |c| sqlx::query(text)
+        .bind(Json(&given))
+        .bind(now)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    if leased != given.len() as u64 {
         return Err(DbError::Conflict("a machine was taken at the same moment".into()));
-    }
-    for row in rows {
-        if let Some(one) = places.get_mut(&row.id) {
-            one.machine = row;
-        }
     }
     Ok(())
 }
 
-/// Writes down what was taken: attempts, their events, what they cost. One entry for each claim, in their order.
+/// Writes down the attempts of what was taken.
+pub async fn open(tx: &mut Tx, batch: &Batch) -> DbResult<()> {
+    let taken: Vec<&Taken> = batch.taken.iter().flatten().collect();
+    insert_attempts(tx, &taken).await
+}
+
+/// Writes down what others want to know of it: events, what it cost. One entry for each claim, in their order.
 pub async fn record(tx: &mut Tx, batch: Batch) -> DbResult<Vec<Option<Leased>>> {
     let taken: Vec<&Taken> = batch.taken.iter().flatten().collect();
-    let mut attempts = insert_attempts(tx, &taken).await?;
+    tell_runs(tx, &taken).await?;
+    let now = taken.first().map(|one| one.lease.now);
+    batch.choice.finish(tx, now).await?;
+    let leased = |one: Taken| Leased { attempt: attempt(&one), job: one.job, machine: one.machine };
+    Ok(batch.taken.into_iter().map(|one| one.map(leased)).collect())
+}
+
+async fn tell_runs(tx: &mut Tx, taken: &[&Taken]) -> DbResult<()> {
+    let Some(now) = taken.first().map(|one| one.lease.now) else { return Ok(()) };
     let mut of_run: BTreeMap<&RunId, Vec<event::Told<'_>>> = BTreeMap::new();
-    for one in &taken {
+    for one in taken {
         let events = of_run.entry(&one.job.run_id).or_default();
         let told = |body| (Some(&one.job.id), Some(&one.lease.attempt), body);
         events.push(told(EventBody::Job { state: JobState::Leased, status: Status::Miss }));
         let number = u32::try_from(one.job.attempt_count).unwrap_or(u32::MAX);
         events.push(told(EventBody::AttemptStarted { machine: one.machine.name.clone(), number }));
     }
-    if let Some(first) = taken.first() {
-        for (run, events) in of_run {
-            event::append_all(tx, run, first.lease.now, &events).await?;
-        }
-    }
-    let now = taken.first().map(|one| one.lease.now);
-    batch.choice.finish(tx, now).await?;
-    let mut leased = |one: Taken| {
-        let attempt = attempts.remove(&one.lease.attempt)?;
-        Some(Leased { attempt, job: one.job, machine: one.machine })
-    };
-    Ok(batch.taken.into_iter().map(|one| one.and_then(&mut leased)).collect())
+    event::append_all(tx, now, &of_run).await
 }
 
-async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<HashMap<AttemptId, AttemptRow>> {
-    if taken.is_empty() {
-        return Ok(HashMap::new());
+/// The attempt as it is written.
+fn attempt(taken: &Taken) -> AttemptRow {
+    AttemptRow {
+        id: taken.lease.attempt.clone(),
+        job_id: taken.job.id.clone(),
+        run_id: taken.job.run_id.clone(),
+        number: taken.job.attempt_count,
+        machine_id: taken.machine.id.clone(),
+        controller_id: taken.lease.controller.clone(),
+        epoch: taken.machine.lease_epoch,
+        state: AttemptState::Running,
+        verdict: Status::Miss,
+        reason: None,
+        blamed_stage: None,
+        signature: None,
+        check_at: taken.check_at,
+        judgement_seq: 0,
+        lease_expires_at: taken.lease.expires_at,
+        dump_facts: None,
+        started_at: taken.lease.now,
+        judged_at: None,
+        finished_at: None,
+        released_healthy: None,
+        release_detail: None,
+        progress_event_at: None,
+        purpose: taken.job.purpose,
+        boots_build_id: taken.boots_build().cloned(),
+        gave_way: false,
+        held_until: None,
     }
-    let rows: Vec<AttemptRow> = on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new(
-            "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
-             judgement_seq, check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id) ",
-        );
-        query.push_values(taken, |mut row, taken| {
-            row.push_bind(taken.lease.attempt.clone())
-                .push_bind(taken.job.id.clone())
-                .push_bind(taken.job.run_id.clone())
-                .push_bind(taken.job.attempt_count)
-                .push_bind(taken.machine.id.clone())
-                .push_bind(taken.lease.controller.clone())
-                .push_bind(taken.machine.lease_epoch)
-                .push("'running', 'MISS', 0")
-                .push_bind(taken.check_at)
-                .push_bind(taken.lease.expires_at)
-                .push_bind(taken.lease.now)
-                .push_bind(taken.submitter.clone())
-                .push_bind(taken.charged_ms)
-                .push_bind(taken.job.purpose)
-                .push_bind(taken.boots_build().cloned());
-        });
-        query.push(" RETURNING *");
-        query.build_query_as().fetch_all(c).await
-    })?;
-    Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
+}
+
+#[derive(Serialize)]
+struct NewAttempt<'a> {
+    id: &'a AttemptId,
+    job_id: &'a JobId,
+    run_id: &'a RunId,
+    number: i64,
+    machine_id: &'a MachineId,
+    controller_id: &'a ControllerId,
+    epoch: i64,
+    check_at: Option<Timestamp>,
+    lease_expires_at: Timestamp,
+    started_at: Timestamp,
+    submitter_id: &'a SubmitterId,
+    charged_ms: i64,
+    purpose: Purpose,
+    boots_build_id: Option<&'a BuildId>,
+}
+
+async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<()> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<NewAttempt<'_>> = taken
+        .iter()
+        .map(|one| NewAttempt {
+            id: &one.lease.attempt,
+            job_id: &one.job.id,
+            run_id: &one.job.run_id,
+            number: one.job.attempt_count,
+            machine_id: &one.machine.id,
+            controller_id: &one.lease.controller,
+            epoch: one.machine.lease_epoch,
+            check_at: one.check_at,
+            lease_expires_at: one.lease.expires_at,
+            started_at: one.lease.now,
+            submitter_id: &one.submitter,
+            charged_ms: one.charged_ms,
+            purpose: one.job.purpose,
+            boots_build_id: one.boots_build(),
+        })
+        .collect();
+    let text = given!(
+        tx,
+        "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, judgement_seq, \
+         check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id) \
+         SELECT id, job_id, run_id, number, machine_id, controller_id, epoch, 'running', 'MISS', 0, \
+         check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id FROM ",
+        [
+            id text, job_id text, run_id text, number bigint, machine_id text, controller_id text, epoch bigint,
+            check_at bigint, lease_expires_at bigint, started_at bigint, submitter_id text, charged_ms bigint,
+            purpose text, boots_build_id text
+        ],
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).execute(c).await.map(drop))?;
+    Ok(())
 }

@@ -1,9 +1,12 @@
 //! Tokens. Only hashes are kept; see [`crate::auth`] for why a plain hash is enough.
 
+use super::given::given;
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, Scope, TokenId};
-use sqlx::{FromRow, QueryBuilder};
+use serde::Serialize;
+use sqlx::FromRow;
+use sqlx::types::Json;
 
 /// A token without its secret.
 #[derive(Clone, Debug, FromRow)]
@@ -74,25 +77,34 @@ pub async fn create(tx: &mut Tx, token: &TokenRow, secret_hash: &str) -> DbResul
     Ok(())
 }
 
-/// Stores the tokens of several attempts: (token, hash of its secret).
-pub async fn create_all(tx: &mut Tx, tokens: &[(TokenRow, String)]) -> DbResult<()> {
+/// The token of an attempt.
+#[derive(Clone, Debug, Serialize)]
+pub struct AttemptToken {
+    /// Id.
+    pub id: TokenId,
+    /// For people.
+    pub name: String,
+    /// The hash of its secret.
+    pub secret_hash: String,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+/// Stores the tokens of several attempts.
+pub async fn create_all(tx: &mut Tx, tokens: &[AttemptToken]) -> DbResult<()> {
     if tokens.is_empty() {
         return Ok(());
     }
-    on_tx!(tx, |c| {
-        let mut query =
-            QueryBuilder::new("INSERT INTO token (id, name, scope, secret_hash, attempt_id, created_at, expires_at) ");
-        query.push_values(tokens, |mut row, (token, secret_hash)| {
-            row.push_bind(token.id.clone())
-                .push_bind(token.name.clone())
-                .push_bind(token.scope)
-                .push_bind(secret_hash.clone())
-                .push_bind(token.attempt_id.clone())
-                .push_bind(token.created_at)
-                .push_bind(token.expires_at);
-        });
-        query.build().execute(c).await.map(drop)
-    })?;
+    let text = given!(
+        tx,
+        "INSERT INTO token (id, name, scope, secret_hash, attempt_id, created_at) \
+         SELECT id, name, 'attempt', secret_hash, attempt, at FROM ",
+        [id text, name text, secret_hash text, attempt text, at bigint],
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(tokens)).execute(c).await.map(drop))?;
     Ok(())
 }
 

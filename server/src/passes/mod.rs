@@ -8,6 +8,7 @@ pub mod compact;
 pub mod deadlines;
 pub mod dumps;
 pub mod findings;
+pub mod fold;
 pub mod glimpse;
 pub mod health;
 pub mod leases;
@@ -67,6 +68,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     ));
     set.spawn(run(state.clone(), "health", None, |state| async move { health::tick(&state).await }));
     set.spawn(run(state.clone(), "owed", None, |state| async move { owed::tick(&state).await }));
+    set.spawn(run(state.clone(), "fold", None, |state| async move { fold::tick(&state).await }));
     set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
     set
 }

@@ -11,9 +11,9 @@ use crashyard_server::db::artifact::{self, AppendOutcome, ChunkOutcome, Owner, S
 use crashyard_server::db::build::{self, BuildRow};
 use crashyard_server::db::event::{self, About};
 use crashyard_server::db::judgement::{self, Applied, Verdict};
-use crashyard_server::db::lease::{self, Care, End, Settled};
+use crashyard_server::db::lease::{self, Care, End, Renewal, Settled};
 use crashyard_server::db::life;
-use crashyard_server::db::machine::{self, ControllerRow, MachineRow};
+use crashyard_server::db::machine::{self, ControllerRow, Idle, MachineRow};
 use crashyard_server::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
 use crashyard_server::db::queue::{self, Ask, Leased, NewLease};
 use crashyard_server::db::report::{self, ReportRow};
@@ -311,7 +311,8 @@ async fn machines_and_selectors(db: &Db) {
     let taken = machine::put_machine(&mut tx, &machine_row("mm1", &other.id)).await;
     assert!(matches!(taken, Err(DbError::Conflict(_))), "{taken:?}");
     drop(tx);
-    write!(db, |tx| machine::seen_idle(tx, &[&one.id].into(), &[&m1.id].into(), at(3)));
+    let idle = [Idle { controller: one.id.clone(), machine: m1.id.clone() }];
+    write!(db, |tx| machine::seen(tx, &[&one.id].into(), &idle, at(3)));
     let seen = machine::get(db, &m1.id).await.unwrap();
     assert_eq!(
         (seen.machine.state, seen.machine.state_since, seen.controller_name.as_str()),
@@ -319,11 +320,11 @@ async fn machines_and_selectors(db: &Db) {
     );
     let away = write!(db, |tx| life::decide(tx, &m1.id, MachineState::Quarantined, Some("mine"), "token:me", at(4)));
     assert_eq!(away.unwrap().reason.as_deref(), Some("mine"));
-    write!(db, |tx| machine::seen_idle(tx, &[&one.id].into(), &[&m1.id].into(), at(5)));
+    write!(db, |tx| machine::seen(tx, &[&one.id].into(), &idle, at(9)));
     assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Quarantined, "a person says so");
     assert_eq!(machine::by_name(db, "mm1").await.unwrap().machine.id, m1.id);
     write!(db, |tx| machine::withdraw_machines(tx, &one.id));
-    assert!(machine::announced(db, &one.id).await.unwrap().is_empty());
+    assert!(machine::announced(db, &one.id, &[m1.id.clone()]).await.unwrap().is_empty());
     assert!(queue::idle_machines(db, &by_label).await.unwrap().is_empty());
     assert_eq!(machine::list(db, None, 2).await.unwrap().len(), 2);
     let moved = write!(db, |tx| machine::put_machine(tx, &machine_row("mm1", &other.id)));
@@ -445,22 +446,24 @@ async fn lease_next(
     for taken in batch.taken.iter_mut().flatten() {
         taken.check_at = check_at;
     }
+    queue::open(tx, &batch).await?;
     Ok(queue::record(tx, batch).await?.pop().flatten())
 }
 
 async fn queue_and_leases(db: &Db) {
     let farm = farm(db, "f-queue", 2).await;
     let machine = &farm.machines[0].id;
-    assert!(!queue::with_work(db, &farm.controller).await.unwrap().contains(machine));
+    assert!(!queue::with_work(db, std::slice::from_ref(machine)).await.unwrap().contains(machine));
     assert!(lease(db, &farm, 0).await.is_none());
     let (run, jobs) = submit(db, &farm, 3).await;
-    assert!(queue::with_work(db, &farm.controller).await.unwrap().contains(machine));
+    assert!(queue::with_work(db, std::slice::from_ref(machine)).await.unwrap().contains(machine));
     assert_eq!(queue::waiting_for(db, machine).await.unwrap(), [(farm.selector.clone(), 3)]);
     let first = lease(db, &farm, 0).await.unwrap();
     assert_eq!((first.job.id.clone(), first.attempt.number, first.attempt.epoch), (jobs[0].id.clone(), 1, 1));
+    let row = machine::get(db, machine).await.unwrap().machine;
     assert_eq!(
-        (first.machine.state, first.machine.attempt_id.as_ref()),
-        (MachineState::Leased, Some(&first.attempt.id))
+        (row.state, row.attempt_id.as_ref(), row.lease_epoch),
+        (MachineState::Leased, Some(&first.attempt.id), 1)
     );
     assert!(lease(db, &farm, 0).await.is_none(), "a machine has at most one lease");
     assert_eq!(lease(db, &farm, 1).await.unwrap().job.id, jobs[1].id);
@@ -480,11 +483,18 @@ async fn queue_and_leases(db: &Db) {
     assert_eq!(run::attempts_of(db, &jobs[0].id).await.unwrap(), std::slice::from_ref(id));
     assert!(attempt::live(db).await.unwrap().contains(id));
 
-    let renewed = write!(db, |tx| lease::renew(tx, id, 1, at(100)));
-    assert_eq!(renewed.lease_expires_at, at(100));
-    let mut tx = begin(db).await;
-    assert!(matches!(lease::renew(&mut tx, id, 2, at(200)).await, Err(DbError::LeaseLost(_))));
-    drop(tx);
+    let renewal = |attempt: &AttemptId, epoch, until| Renewal { attempt: attempt.clone(), epoch, until };
+    let unknown = AttemptId::from_ulid(ulid());
+    let all = [renewal(id, 1, at(100)), renewal(&unknown, 1, at(100))];
+    let renewed = write!(db, |tx| lease::renew(tx, &all));
+    assert_eq!(renewed[0].as_ref().unwrap().state, AttemptState::Running);
+    assert!(matches!(renewed[1], Err(DbError::NotFound)), "one that is unknown spoils nothing");
+    assert_eq!(attempt::get(db, id).await.unwrap().lease_expires_at, at(100));
+    let stale = write!(db, |tx| lease::renew(tx, &[renewal(id, 2, at(200))]));
+    assert!(matches!(stale[0], Err(DbError::LeaseLost(_))));
+    assert_eq!(attempt::get(db, id).await.unwrap().lease_expires_at, at(100));
+    assert_eq!(lease::standing(db, id, 1).await.unwrap().id, *id);
+    assert!(matches!(lease::standing(db, id, 2).await, Err(DbError::LeaseLost(_))));
     assert!(lease::next_expiry(db).await.unwrap().is_some());
 
     // An answer that was lost on the way: the same attempt under a new epoch, as long as nothing came of it.
@@ -811,7 +821,8 @@ async fn endings(db: &Db) {
     let first = lease(db, &farm, 0).await.unwrap().attempt;
     assert!(!lease::expired(db, at(59), 100).await.unwrap().contains(&first.id));
     assert!(lease::expired(db, at(60), 1000).await.unwrap().contains(&first.id));
-    write!(db, |tx| lease::renew(tx, &first.id, 1, at(90)));
+    let renewal = Renewal { attempt: first.id.clone(), epoch: 1, until: at(90) };
+    write!(db, |tx| lease::renew(tx, &[renewal]));
     assert!(
         write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(60))).is_none(),
         "it was renewed meanwhile"

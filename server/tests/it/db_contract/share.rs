@@ -8,6 +8,12 @@ struct Pool {
     flows: Vec<FlowId>,
 }
 
+impl Pool {
+    fn position(&self, flow: &FlowId) -> usize {
+        self.flows.iter().position(|one| one == flow).unwrap()
+    }
+}
+
 async fn pool(db: &Db, name: &str, machines: usize, submitters: &[(&str, i64, Priority)]) -> Pool {
     let farm = farm(db, name, machines).await;
     let mut flows = Vec::new();
@@ -49,6 +55,7 @@ pub async fn fair_share(db: &Db) {
     classes_and_age(db).await;
     caps(db).await;
     batches(db).await;
+    together_as_alone(db).await;
     deadlines(db).await;
 }
 
@@ -136,6 +143,7 @@ async fn caps(db: &Db) {
         .collect();
     let mut tx = begin(db).await;
     let batch = queue::take(&mut tx, &asks).await.unwrap();
+    queue::open(&mut tx, &batch).await.unwrap();
     let leased = queue::record(&mut tx, batch).await.unwrap();
     tx.commit().await.unwrap();
     let of = |who: usize| leased.iter().flatten().filter(|one| one.job.flow_id == pool.flows[who]).count();
@@ -165,6 +173,7 @@ async fn batches(db: &Db) {
         tokio::spawn(async move {
             let mut tx = db.begin().await.unwrap();
             let batch = queue::take(&mut tx, &asks).await.unwrap();
+            queue::open(&mut tx, &batch).await.unwrap();
             let leased = queue::record(&mut tx, batch).await.unwrap();
             tx.commit().await.unwrap();
             leased.into_iter().flatten().map(|one| (one.job.id, one.machine.id)).collect::<Vec<_>>()
@@ -178,6 +187,53 @@ async fn batches(db: &Db) {
     let machines: std::collections::BTreeSet<_> = placed.iter().map(|(_, machine)| machine).collect();
     assert_eq!((placed.len(), jobs.len(), machines.len()), (12, 12, 12));
     drain(db, &pool).await;
+}
+
+/// Claims of one transaction get what they would have got one after another: by share, with flows that run out, a limit, and
+/// a job that must not have the machine on which it failed.
+async fn together_as_alone(db: &Db) {
+    let (alone, together) = (unequal(db, "fs-alone").await, unequal(db, "fs-together").await);
+    let mut expected = Vec::new();
+    for index in 0..9 {
+        let leased = lease(db, &alone.farm, index).await;
+        expected.push(leased.map(|one| (alone.position(&one.job.flow_id), one.job.ordinal)));
+    }
+    let asks: Vec<_> = (0..9)
+        .map(|index| queue::Ask {
+            lease: new_lease(&together.farm, NOW),
+            machines: vec![together.farm.machines[index].id.clone()],
+        })
+        .collect();
+    let mut tx = begin(db).await;
+    let batch = queue::take(&mut tx, &asks).await.unwrap();
+    assert!(batch.passed_over.is_empty() || matches!(tx, Tx::Postgres(_)));
+    queue::open(&mut tx, &batch).await.unwrap();
+    let leased = queue::record(&mut tx, batch).await.unwrap();
+    tx.commit().await.unwrap();
+    let got: Vec<_> = leased
+        .iter()
+        .map(|one| one.as_ref().map(|one| (together.position(&one.job.flow_id), one.job.ordinal)))
+        .collect();
+    assert_eq!(got, expected);
+    assert_eq!(got.iter().flatten().count(), 8, "two of one, three each of the others");
+    for pool in [alone, together] {
+        drain(db, &pool).await;
+    }
+}
+
+/// Three submitters for nine machines: `a` has three jobs of which the first failed on the first machine, `b` has three, `c`
+/// has five and may have two machines.
+async fn unequal(db: &Db, name: &str) -> Pool {
+    let normal = Priority::Normal;
+    let pool = pool(db, name, 9, &[("a", 1, normal), ("b", 2, normal), ("c", 3, normal)]).await;
+    submit_to(db, &pool, 0, 3).await;
+    let first = lease(db, &pool.farm, 0).await.unwrap().attempt;
+    let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
+    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(90))), Settled::Queued);
+    set(db, &format!("{name}-c"), 3, Some(2)).await;
+    submit_to(db, &pool, 1, 3).await;
+    submit_to(db, &pool, 2, 5).await;
+    pool
 }
 
 async fn deadlines(db: &Db) {

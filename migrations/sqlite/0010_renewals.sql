@@ -1,0 +1,3 @@
+-- Leases are renewed all the time, and a renewal must not move an attempt in any index. Of live attempts there is one for each
+-- machine, so those whose lease has run out are found by reading them.
+DROP INDEX attempt_lease;

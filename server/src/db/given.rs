@@ -1,0 +1,93 @@
+//! Lists as one parameter.
+//!
+//! A statement over a list keeps one text, and so one plan, however long the list is: the list is bound as `$1`, as one JSON
+//! array. How an array becomes rows is one of the few things that the databases say differently; it is said here and nowhere
+//! else.
+
+/// A text around the rows of an array of objects: a table `given` with these columns.
+///
+/// With `at COLUMN = FIELD` the rows are joined there. PostgreSQL is told the values once more as an array: it takes an array
+/// for few rows and looks them up by the index, while it takes `given` for a hundred and may read the whole table.
+macro_rules! given {
+    (@sqlite $before:literal, [$($name:ident $kind:ident),+ $(,)?], $after:expr) => {
+        concat!(
+            $before,
+            "(SELECT ", $($crate::db::given::from_json!($name $kind), " AS ", stringify!($name), ", ",)+
+            "key AS place FROM json_each($1)) AS given",
+            $after
+        )
+    };
+    (@postgres $before:literal, [$($name:ident $kind:ident),+ $(,)?], $after:expr) => {
+        concat!(
+            $before,
+            "jsonb_to_recordset($1) AS given (", $(stringify!($name), " ", stringify!($kind), ", ",)+ "place bigint)",
+            $after
+        )
+    };
+    ($on:expr, $before:literal, [$($columns:tt)+], $after:literal) => {
+        match $on.kind() {
+            $crate::db::Kind::Sqlite => $crate::db::given::given!(@sqlite $before, [$($columns)+], $after),
+            $crate::db::Kind::Postgres => $crate::db::given::given!(@postgres $before, [$($columns)+], $after),
+        }
+    };
+    ($on:expr, $before:literal, [$($columns:tt)+], at $column:literal = $field:literal, $after:literal) => {
+        match $on.kind() {
+            $crate::db::Kind::Sqlite => $crate::db::given::given!(
+                @sqlite $before, [$($columns)+], concat!(" WHERE ", $column, " = given.", $field, $after)
+            ),
+            $crate::db::Kind::Postgres => $crate::db::given::given!(
+                @postgres $before, [$($columns)+], concat!(
+                    " WHERE ", $column, " = given.", $field, " AND ", $column,
+                    " = ANY (ARRAY(SELECT one ->> '", $field, "' FROM jsonb_array_elements($1) AS one))",
+                    $after
+                )
+            ),
+        }
+    };
+}
+pub(crate) use given;
+
+/// One field of an object, as SQLite reads it: JSON stays what it is.
+macro_rules! from_json {
+    ($name:ident jsonb) => {
+        concat!("value -> '$.", stringify!($name), "'")
+    };
+    ($name:ident $kind:ident) => {
+        concat!("value ->> '$.", stringify!($name), "'")
+    };
+}
+pub(crate) use from_json;
+
+/// A text around the condition that a column's value is one of an array of texts; `lock` ends it on PostgreSQL, where rows are
+/// locked by name.
+///
+/// PostgreSQL gets an array and no join: its planner takes that for few rows and looks them up by the index.
+macro_rules! listed {
+    ($on:expr, $before:literal, $column:literal, $after:literal $(, lock $lock:literal)?) => {
+        match $on.kind() {
+            $crate::db::Kind::Sqlite => {
+                concat!($before, $column, " IN (SELECT value FROM json_each($1))", $after)
+            }
+            $crate::db::Kind::Postgres => {
+                concat!($before, $column, " = ANY (ARRAY(SELECT jsonb_array_elements_text($1)))", $after $(, $lock)?)
+            }
+        }
+    };
+}
+pub(crate) use listed;
+
+/// Locks rows in the order of their ids, so that two transactions that write the same ones do not wait for each other in a
+/// ring. Only what PostgreSQL needs: SQLite has one writer.
+macro_rules! lock_in_order {
+    ($tx:expr, $table:literal, $ids:expr) => {
+        if let $crate::db::Tx::Postgres(tx) = $tx {
+            let text = concat!(
+                "SELECT 1 FROM ",
+                $table,
+                " WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) ORDER BY id FOR NO KEY UPDATE"
+            );
+            sqlx::query(text).bind(sqlx::types::Json($ids)).execute(&mut **tx).await?;
+        }
+    };
+}
+pub(crate) use lock_in_order;

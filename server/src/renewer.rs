@@ -1,0 +1,24 @@
+//! Renewals of leases, many in one commit ([`crate::group`]): ten thousand machines in attempts are five hundred renewals a
+//! second.
+
+use crate::db::lease::{self, Renewal, Standing};
+use crate::db::{Db, DbResult};
+use crate::group::Together;
+
+/// Renews leases.
+#[derive(Debug)]
+pub struct Renewer;
+
+impl Together for Renewer {
+    type Ask = Renewal;
+    type Answer = Standing;
+    const QUEUE: usize = 4096;
+    const BATCH: usize = 256;
+
+    async fn write(db: &Db, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
+        let mut tx = db.begin().await?;
+        let renewed = lease::renew(&mut tx, renewals).await?;
+        tx.commit().await?;
+        Ok(renewed)
+    }
+}
