@@ -87,7 +87,8 @@ pub fn recognise(text: &[u8]) -> Option<EventKind> {
     if let Some(register) = JUMP.iter().find(|r| t.starts_with(r.as_bytes())) {
         let (value, digits) = trace::hex(&t[register.len()..])?;
         let name = register.trim_end_matches(':').to_owned();
-        return (digits == 16 && t.len() == register.len() + 16).then_some(EventKind::JumpDied { register: name, value });
+        return (digits == 16 && t.len() == register.len() + 16)
+            .then_some(EventKind::JumpDied { register: name, value });
     }
     const FIRMWARE: [&[u8]; 8] = [
         b"SeaBIOS (version",
@@ -153,7 +154,10 @@ mod tests {
 
     #[test]
     fn words_of_the_farm_that_are_quoted_are_no_event() {
-        assert_eq!(recognise(b"INFO report=Triggering { marker: \"crashyard: trigger job=J attempt=A scenario=S\" }"), None);
+        assert_eq!(
+            recognise(b"INFO report=Triggering { marker: \"crashyard: trigger job=J attempt=A scenario=S\" }"),
+            None
+        );
         assert!(recognise(b"# crashyard: trigger job=J attempt=A scenario=S").is_some());
         let failed = recognise(b"crashyard: dump failed cause=disk, see above");
         assert_eq!(failed, Some(EventKind::DumpFailed { cause: "disk".into() }));

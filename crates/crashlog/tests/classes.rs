@@ -407,7 +407,12 @@ const CASES: &[Case] = &[
         Kind::Bug,
     ),
     (
-        &["Missing ENDBR: own_target+0x1/0x2", "kernel BUG at arch/x86/kernel/cet.c:1!", TASK, "RIP: 0010:own_gate+0x1/0x2"],
+        &[
+            "Missing ENDBR: own_target+0x1/0x2",
+            "kernel BUG at arch/x86/kernel/cet.c:1!",
+            TASK,
+            "RIP: 0010:own_gate+0x1/0x2",
+        ],
         &["own_open", "own_enter"],
         "kernel BUG in own_gate",
         Kind::Bug,
@@ -498,7 +503,12 @@ const CASES: &[Case] = &[
         Kind::PageFault,
     ),
     (
-        &["kernel BUG at drivers/own/own.c:12!", "Oops: Exception in kernel mode, sig: 5 [#1]", TASK, "NIP [c000000000123450] own_check+0x1/0x2"],
+        &[
+            "kernel BUG at drivers/own/own.c:12!",
+            "Oops: Exception in kernel mode, sig: 5 [#1]",
+            TASK,
+            "NIP [c000000000123450] own_check+0x1/0x2",
+        ],
         &["own_open", "own_enter"],
         "kernel BUG in own_check",
         Kind::Bug,
@@ -604,7 +614,10 @@ const CASES: &[Case] = &[
         Kind::BadPage,
     ),
     (
-        &["own: page allocation failure: order:9, mode:0x40dc0(GFP_KERNEL|__GFP_COMP|__GFP_ZERO), nodemask=(null)", TASK],
+        &[
+            "own: page allocation failure: order:9, mode:0x40dc0(GFP_KERNEL|__GFP_COMP|__GFP_ZERO), nodemask=(null)",
+            TASK,
+        ],
         &["dump_stack_lvl", "warn_alloc", "__alloc_pages", "own_grow", "own_open"],
         "page allocation failure in own_grow",
         Kind::AllocationFailure,
@@ -633,7 +646,12 @@ const CASES: &[Case] = &[
         Kind::Warning,
     ),
     (
-        &["kernel BUG at fs/xfs/xfs_message.c:1!", "invalid opcode: 0000 [#1] SMP", TASK, "RIP: 0010:assfail+0x1/0x2 [xfs]"],
+        &[
+            "kernel BUG at fs/xfs/xfs_message.c:1!",
+            "invalid opcode: 0000 [#1] SMP",
+            TASK,
+            "RIP: 0010:assfail+0x1/0x2 [xfs]",
+        ],
         &["own_trans", "own_open"],
         "kernel BUG in own_trans",
         Kind::Bug,

@@ -143,7 +143,10 @@ fn bytes_that_nobody_has_end_the_line_before_them() {
     parser.skip_to(3);
     assert_eq!(parser.offset(), 152);
     let outcome = parser.finish();
-    assert_eq!(outcome.reports.iter().map(|r| (r.start, r.title.as_str())).collect::<Vec<_>>(), [(107, "kernel panic: y")]);
+    assert_eq!(
+        outcome.reports.iter().map(|r| (r.start, r.title.as_str())).collect::<Vec<_>>(),
+        [(107, "kernel panic: y")]
+    );
 }
 
 #[test]

@@ -221,7 +221,11 @@ async fn list_signatures(
     show(&SignaturesPage::new(&page.items, (rules, RULE_VERSION), newest, next, state.now()))
 }
 
-async fn get_signature(_: Reader, State(state): State<AppState>, Path(id): Path<SignatureId>) -> AppResult<Html<String>> {
+async fn get_signature(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<SignatureId>,
+) -> AppResult<Html<String>> {
     let signature = signatures::one(&state, &id).await?;
     show(&SignaturePage::new(&signature, RULE_VERSION, state.now()))
 }

@@ -150,7 +150,10 @@ fn an_oops_gets_its_title_as_soon_as_it_says_where_it_happened() {
     };
     let unnamed = "BUG: unable to handle kernel paging request";
     let named = format!("{unnamed} in own_step");
-    assert_eq!(said("[    1.000000] BUG: unable to handle page fault for address: ffffffffffffffc8\n"), (true, unnamed.into()));
+    assert_eq!(
+        said("[    1.000000] BUG: unable to handle page fault for address: ffffffffffffffc8\n"),
+        (true, unnamed.into())
+    );
     assert_eq!(said("[    1.000001] #PF: supervisor read access in kernel mode\n"), (false, unnamed.into()));
     assert_eq!(said("[    1.000002] RIP: 0010:own_step+0x43/0x100 [own]\n"), (true, named.clone()));
     for line in ["Call Trace:", " <TASK>", " own_open+0x1/0x2", " own_enter+0x1/0x2", "---[ end trace 0 ]---"] {
@@ -160,7 +163,8 @@ fn an_oops_gets_its_title_as_soon_as_it_says_where_it_happened() {
 
 #[test]
 fn the_crashed_kernels_log_is_no_news_in_a_capture_kernel_that_is_told_to_be_quiet() {
-    let oops = "[   19.000000] BUG: kernel NULL pointer dereference, address: 0\n[   19.000001] RIP: 0010:own+0x1/0x2\n";
+    let oops =
+        "[   19.000000] BUG: kernel NULL pointer dereference, address: 0\n[   19.000001] RIP: 0010:own+0x1/0x2\n";
     let text = format!("{FIRST_BOOT}{oops}{MARKER}{PANIC}{CAPTURE_BOOT}");
     let before = read(&text);
     let after = read(format!("{text}{oops}{PANIC}[   20.000300] ---[ end Kernel panic - not syncing: x ]---\n"));

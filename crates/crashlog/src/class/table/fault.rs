@@ -113,10 +113,7 @@ pub const GROUPS: &[Group] = &[
         &["Oops: retry", "kernel.panic_on_oops"],
         &[
             // powerpc; then x86's exceptions that have no class of their own, as kernels since 6.10 say them.
-            Class::new(K::Oops, "^Oops: {}, sig: {:n} [#", "Oops in {frame}")
-                .alts(BAD_ACCESS)
-                .frames(&FAULT)
-                .detail(),
+            Class::new(K::Oops, "^Oops: {}, sig: {:n} [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
             Class::new(K::Oops, "^Oops: Oops: {} [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
             Class::new(K::Oops, "^Oops: int3: 0000 [#", "int3 in {frame}").frames(&FAULT).detail(),
             Class::new(K::Oops, "^Oops: {what}: {:w} [#", "{what} in {frame}").frames(&FAULT).detail(),
