@@ -57,12 +57,11 @@ pub async fn feed(
     bytes: Bytes,
 ) -> AppResult<bool> {
     let mut reader = state.consoles.reader(console, intent).lock_owned().await;
-    let before = reader.facts().marks.clone();
+    let mut news = false;
     if reader.next_offset() < offset {
-        reader = catch_up(state, console, reader, offset).await?;
+        (reader, news) = catch_up(state, console, reader, offset).await?;
     }
-    let reader = read(reader, at, offset, bytes).await?;
-    Ok(reader.facts().marks != before)
+    Ok(read(reader, at, offset, bytes).await?.1 || news)
 }
 
 /// What a console says up to what is recorded now.
@@ -70,7 +69,7 @@ pub async fn facts(state: &AppState, console: &ArtifactRow, intent: &Intent) -> 
     let end = unsigned(console.size);
     let mut reader = state.consoles.reader(&console.id, intent).lock_owned().await;
     if reader.next_offset() < end {
-        reader = catch_up(state, &console.id, reader, end).await?;
+        reader = catch_up(state, &console.id, reader, end).await?.0;
     }
     Ok(reader.facts().clone())
 }
@@ -80,34 +79,37 @@ async fn catch_up(
     console: &ArtifactId,
     mut reader: OwnedMutexGuard<ConsoleReader>,
     end: u64,
-) -> AppResult<OwnedMutexGuard<ConsoleReader>> {
+) -> AppResult<(OwnedMutexGuard<ConsoleReader>, bool)> {
+    let mut news = false;
     while reader.next_offset() < end {
         let segments = artifact::segments_in(&state.db, console, reader.next_offset(), end, PAGE).await?;
         let before = reader.next_offset();
         for segment in segments.into_iter().filter(|segment| segment.end() > before) {
             let bytes = state.blobs.read(&segment, 0..unsigned(segment.length)).await?;
-            reader = read(reader, segment.received_at, unsigned(segment.start_at), bytes).await?;
+            let (back, said) = read(reader, segment.received_at, unsigned(segment.start_at), bytes).await?;
+            (reader, news) = (back, news || said);
         }
         if reader.next_offset() == before {
             break;
         }
     }
-    Ok(reader)
+    Ok((reader, news))
 }
 
+/// Hands the reader back, and whether the bytes said anything.
 async fn read(
     mut reader: OwnedMutexGuard<ConsoleReader>,
     at: Timestamp,
     offset: u64,
     bytes: Bytes,
-) -> AppResult<OwnedMutexGuard<ConsoleReader>> {
+) -> AppResult<(OwnedMutexGuard<ConsoleReader>, bool)> {
     if bytes.len() <= INLINE {
-        reader.feed(at, offset, &bytes);
-        return Ok(reader);
+        let news = reader.feed(at, offset, &bytes);
+        return Ok((reader, news));
     }
     Ok(tokio::task::spawn_blocking(move || {
-        reader.feed(at, offset, &bytes);
-        reader
+        let news = reader.feed(at, offset, &bytes);
+        (reader, news)
     })
     .await?)
 }

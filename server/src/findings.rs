@@ -182,11 +182,12 @@ async fn record(state: &AppState, full: &FullAttempt, consoles: &[ConsoleReports
     Ok(())
 }
 
-/// Whether a report is a problem of its own: not what the scenario asked for, not printed before, and no panic that only ends
-/// a problem that is reported anyway.
+/// Whether a report is a problem of its own: not what the scenario asked for, not printed before, and neither a panic that only
+/// ends a problem that is reported anyway nor the same problem met again on the way down from it.
 fn is_problem(report: &Report, all: &[Report]) -> bool {
-    let ends = |cause: usize| all.get(cause).is_some_and(|cause| cause.intended != Some(true));
-    let tail = report.kind == Kind::Panic && report.cause.is_some_and(ends);
+    let causes = std::iter::successors(report.cause, |cause| all.get(*cause)?.cause);
+    let mut problems = causes.filter_map(|cause| all.get(cause)).filter(|cause| cause.intended != Some(true));
+    let tail = problems.any(|cause| report.kind == Kind::Panic || report.title == cause.title);
     report.intended != Some(true) && report.duplicate_of.is_none() && !tail
 }
 
@@ -233,4 +234,39 @@ async fn store(state: &AppState, id: &AttemptId, name: &str, finding: &impl Seri
     artifact::complete(&mut tx, &file.id, &hash, now).await?;
     tx.commit().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_crash_on_the_way_down_is_one_problem_however_often_it_is_met() {
+        let oops = |second: u32, path: &str| {
+            format!(
+                "[   {second}.000001] BUG: unable to handle page fault for address: ffffffffffffffc8\n\
+                 [   {second}.000002] CPU: 0 UID: 0 PID: 1 Comm: init Not tainted 7.3.4 #1\n\
+                 [   {second}.000003] RIP: 0010:own_disable+0x1/0x2 [own]\n[   {second}.000004] Call Trace:\n\
+                 [   {second}.000005]  {path}+0x1/0x2\n[   {second}.000006]  panic+0x1/0x2\n\
+                 [   {second}.000007] ---[ end trace 0000000000000000 ]---\n"
+            )
+        };
+        let panic = |second: u32, words: &str| {
+            format!(
+                "[   {second}.100001] Kernel panic - not syncing: {words}\n\
+                 [   {second}.100002] CPU: 0 UID: 0 PID: 1 Comm: init Not tainted 7.3.4 #1\n\
+                 [   {second}.100003] Call Trace:\n[   {second}.100004]  panic+0x1/0x2\n[   {second}.100005]  own_write+0x1/0x2\n"
+            )
+        };
+        let log = panic(20, "sysrq triggered crash")
+            + &oops(21, "native_machine_crash_shutdown")
+            + &panic(21, "Attempted to kill init! exitcode=0x00000009")
+            + &oops(22, "native_machine_emergency_restart");
+        let options = Options { intent: Some(Intent::new("sysrq triggered crash")) };
+        let all = crashyard_crashlog::parse(log.as_bytes(), options).reports;
+        assert_eq!(all.len(), 4);
+        let problems: Vec<u64> =
+            all.iter().filter(|report| is_problem(report, &all)).map(|report| report.line).collect();
+        assert_eq!(problems, [all[1].line]);
+    }
 }

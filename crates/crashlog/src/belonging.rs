@@ -9,7 +9,9 @@ pub fn joins(open: Found, new: Found) -> bool {
     let (open, new) = (open.class().kind, new.class());
     let stall = matches!(open, Kind::RcuStall | Kind::SoftLockup | Kind::HardLockup | Kind::HungTask);
     match new.join {
-        Join::Detail | Join::Consequence => true,
+        // A crash on the way from a panic to the next kernel is one of its own, whatever it begins with.
+        Join::Detail => !matches!(open, Kind::Panic | Kind::Sysrq),
+        Join::Consequence => true,
         // Without caller ids, memory shortage elsewhere would tear a panic's report apart.
         Join::Own if matches!(new.kind, Kind::OutOfMemory | Kind::AllocationFailure) => {
             matches!(open, Kind::Panic | Kind::Sysrq | Kind::StackOverflow)

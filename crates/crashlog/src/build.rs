@@ -169,6 +169,7 @@ fn finish(class: &'static Class, caps: &Captures<'_>, mut stacks: Vec<Raw>, sign
     let doubtful = main.is_some_and(|m| stacks[m].pointers.is_empty() && !stacks[m].frames.iter().any(|f| f.reliable));
     if r.corrupted_reason.is_none()
         && doubtful
+        && class.title.contains("{frame}")
         && class.frames.is_some_and(|f| !f.from.iter().any(|s| matches!(s, Source::Capture(_))))
     {
         r.corrupted_reason = Some("the unwinder trusts no entry of the trace".to_owned());

@@ -74,8 +74,9 @@ fn duplicate(before: &[Report], r: &Report, user_space: bool) -> Option<usize> {
 }
 
 fn is_consequence(r: &Report) -> bool {
-    r.kind == Kind::Panic
-        && [
+    let Some(reason) = r.title.strip_prefix("kernel panic: ").filter(|_| r.kind == Kind::Panic) else { return false };
+    reason.ends_with("panic set")
+        || [
             "Fatal exception",
             "panic_on_warn set",
             "hung_task: blocked tasks",
@@ -83,8 +84,7 @@ fn is_consequence(r: &Report) -> bool {
             "RCU Stall",
             "Hard LOCKUP",
         ]
-        .iter()
-        .any(|c| r.title.strip_prefix("kernel panic: ") == Some(c))
+        .contains(&reason)
 }
 
 /// Index of the report that `r` follows from, with the reason (`{}` stands for the index).

@@ -46,6 +46,7 @@ impl Finder {
     }
 
     /// Whether the search is vectorised on this machine.
+    #[cfg(test)]
     #[must_use]
     pub fn is_vectorised(&self) -> bool {
         matches!(self.0, Engine::Packed(_))

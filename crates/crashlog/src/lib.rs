@@ -31,18 +31,21 @@ mod line;
 mod model;
 mod names;
 mod normal;
+mod open;
 mod options;
 mod parser;
 mod scan;
 mod stacks;
 mod template;
+mod told;
 mod trace;
 
-pub use finder::Finder;
+pub use events::recognise as event;
 pub use model::{
     Code, ErrorCode, Event, EventKind, Fingerprint, Frame, Instruction, Kind, Outcome, RULE_VERSION, Register, Report,
     Stack, TaintFlag, Warning,
 };
+pub use open::OpenReport;
 pub use options::{Intent, Options};
 pub use parser::Parser;
 pub use scan::literals;

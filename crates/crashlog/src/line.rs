@@ -64,7 +64,12 @@ fn after_stamp<'a>(stamp: &'a [u8], text: &'a [u8]) -> Payload<'a> {
         context = c;
         text = &text[len..];
     }
-    Payload { text: text.strip_prefix(b" ").unwrap_or(text), stamp: Some(stamp), context }
+    let mut text = text.strip_prefix(b" ").unwrap_or(text);
+    // `journalctl -o short-monotonic` puts the host between the stamp and the words.
+    if let Some(used) = host(text) {
+        text = text[used..].strip_prefix(b" ").unwrap_or(&text[used..]);
+    }
+    Payload { text, stamp: Some(stamp), context }
 }
 
 /// Position and length of the first `[   12.345678]` in the line.
@@ -145,7 +150,7 @@ fn strip(mut text: &[u8]) -> Payload<'_> {
                     })
                     .map(|(_, len)| len),
             },
-            b'0'..=b'9' => match numeric_date(inner).or_else(|| netconsole(inner)) {
+            b'0'..=b'9' => match numeric_date(inner).or_else(|| unix_time(inner)).or_else(|| netconsole(inner)) {
                 Some(len) => {
                     dated = true;
                     Some(len)
@@ -233,6 +238,14 @@ fn numeric_date(text: &[u8]) -> Option<usize> {
     text.get(at).is_none_or(|b| matches!(b, b' ' | b'\t' | b'|')).then_some(at)
 }
 
+/// `1795430000.123456 box kernel:` (`journalctl -o short-unix`), and the version in front of RFC 5424's date.
+fn unix_time(text: &[u8]) -> Option<usize> {
+    if text.starts_with(b"1 ") {
+        return numeric_date(&text[2..]).map(|used| used + 2);
+    }
+    shaped(text, b"dddddddddd.dddddd ").and_then(|()| host(&text[18..])).map(|used| 18 + used)
+}
+
 fn shaped(text: &[u8], shape: &[u8]) -> Option<()> {
     let fits = text.len() >= shape.len()
         && shape.iter().zip(text).all(|(s, b)| if *s == b'd' { b.is_ascii_digit() } else { s == b });
@@ -248,6 +261,12 @@ fn named_date(text: &[u8]) -> Option<usize> {
     let mut at = 0;
     if DAYS.iter().any(|d| text.starts_with(d)) && text.get(3) == Some(&b' ') {
         at = 4;
+        // `Mon 2023-01-31 10:00:00 CET`
+        if let Some(date) = numeric_date(&text[at..]) {
+            at += date;
+            let zone = text[at..].iter().skip(1).take(5).take_while(|b| b.is_ascii_uppercase()).count();
+            return Some(if zone > 1 && text.get(at + 1 + zone) == Some(&b' ') { at + 1 + zone } else { at });
+        }
     }
     if !MONTHS.iter().any(|m| text[at..].starts_with(m)) {
         return None;
@@ -270,11 +289,14 @@ fn named_date(text: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// `kernel:`, `kernel[123]:`, `kern  :warn  :` (util-linux `dmesg -x`).
+/// `kernel:`, `kernel[123]:`, `kernel - - -` (RFC 5424), `kern  :warn  :` (util-linux `dmesg -x`).
 fn kernel_tag(text: &[u8]) -> Option<usize> {
     if let Some(rest) = text.strip_prefix(b"kernel") {
         if rest.first() == Some(&b':') {
             return Some(7);
+        }
+        if rest.starts_with(b" - - - ") {
+            return Some(12);
         }
         let end = memchr::memchr(b']', rest.get(..14.min(rest.len()))?)?;
         let sound = rest[0] == b'[' && rest[1..end].iter().all(u8::is_ascii_digit) && rest.get(end + 1) == Some(&b':');
@@ -404,6 +426,17 @@ mod tests {
             "> > [    1.234567] ",
             "6,416,17623341,-,caller=T1;",
             "Nov23 10:11 box kernel: ",
+            "Nov 23 10:11:12.123456 box kernel: ",
+            "[   12.345678] box kernel: ",
+            "1795430000.123456 box kernel: ",
+            "Mon 2026-11-23 10:11:12 CET box kernel: ",
+            "2026-11-23T10:11:12+0100 box kernel: ",
+            "<4>1 2026-11-23T10:11:12.123456+01:00 box kernel - - - ",
+            "Mon Nov 23 10:11:12 2026 kern.warn kernel: ",
+            "2026/11/23 10:11:12.123: ",
+            "[Nov23 10:11] ",
+            "2026-11-23T10:11:12,123456+01:00 ",
+            "- {dt: '2026-11-23T10:11:12', lvl: target, msg: '",
             "box login: \u{1b}",
             "[    1.23] ",
         ] {

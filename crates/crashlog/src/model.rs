@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// Version of the classification rules. Stored next to every signature: a signature is only ever compared with
 /// signatures of the same version, so better rules never silently re-bucket what people have triaged.
-pub const RULE_VERSION: u32 = 2;
+pub const RULE_VERSION: u32 = 3;
 
 /// Everything that was found in one input.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -78,12 +78,10 @@ pub enum Kind {
     MemoryLeak,
     Filesystem,
     NetworkDevice,
-    Module,
     RustPanic,
     Firmware,
     /// A process other than the kernel reported its own failure on the console.
     Userspace,
-    Reboot,
 }
 
 /// One crash report.
@@ -265,6 +263,8 @@ pub struct Event {
     pub line: u64,
     /// Which kernel boot of the input it belongs to, from 0.
     pub boot: u32,
+    /// Kernel time stamp of the line, in seconds as printed.
+    pub time: Option<String>,
     /// The line of an earlier kernel, printed again by the present one's user space (`dmesg` of a dump): it did not
     /// happen here.
     pub replay: bool,
@@ -313,8 +313,23 @@ pub enum EventKind {
     },
     /// `---[ end Kernel panic …`: the panic ran to its end; nothing more comes unless the machine is reset.
     PanicEnd,
+    /// A task faulted while it died and is left where it stands; as a rule nothing more comes.
+    RecursiveFault,
     /// A kexec into another kernel was announced.
     Kexec,
+    /// The jump to another kernel died of an exception itself and prints its registers (x86 since 6.15). Of these, the
+    /// ones that say why: `Exc` is the exception's number, `r12` CR4 as it was found, `r13` CR4 as it was to be.
+    JumpDied {
+        /// Name as printed.
+        register: String,
+        /// Its value.
+        value: u64,
+    },
+    /// A capture agent says on the console that it failed (`crashyard: dump failed cause=network`).
+    DumpFailed {
+        /// The word it gives for the cause.
+        cause: String,
+    },
     /// A watchdog was started, fired or is about to reset the machine.
     Watchdog,
     /// The kernel says it restarts, halts or powers off.

@@ -14,7 +14,7 @@ pub struct Intent {
     /// `None`: any place in the log will do.
     pub marker: Option<String>,
     /// What the crash looks like: matched against each report's header and title, ignoring case. `*` stands for
-    /// any run of characters; otherwise the text may stand anywhere in the header.
+    /// any run of characters; otherwise the text may stand anywhere in the header. Nothing matches an empty text.
     pub expect: String,
 }
 
@@ -28,7 +28,7 @@ impl Intent {
     /// Whether a report with this header and title is what was asked for.
     #[must_use]
     pub fn matches(&self, header: &str, title: &str) -> bool {
-        glob(&self.expect, header) || glob(&self.expect, title)
+        !self.expect.trim().is_empty() && (glob(&self.expect, header) || glob(&self.expect, title))
     }
 }
 
@@ -56,6 +56,7 @@ mod tests {
         assert!(i.matches("BUG: kernel NULL pointer dereference, address: 0", ""));
         assert!(i.matches("", "BUG: unable to handle kernel null pointer dereference in f"));
         assert!(!i.matches("Kernel panic - not syncing: sysrq triggered crash", "kernel panic: sysrq triggered crash"));
+        assert!(!Intent::new(" ").matches("Kernel panic - not syncing: x", "kernel panic: x"), "nothing was asked for");
     }
 
     #[test]

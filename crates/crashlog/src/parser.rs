@@ -10,15 +10,18 @@
 
 use memchr::{memchr_iter, memchr2, memrchr2};
 
-use crate::belonging::{belongs, joins};
-use crate::build::{self, Collected, Item};
+use crate::belonging::joins;
+use crate::build::{self, Item};
 use crate::cause;
 use crate::class::{Found, Join};
 use crate::events;
 use crate::line::{self, Context, Payload};
 use crate::model::{Event, EventKind, Kind, Outcome, Report, Warning};
+use crate::normal;
+use crate::open::{Open, OpenReport, Place};
 use crate::options::Options;
-use crate::{scan, trace};
+use crate::scan;
+use crate::told::Told;
 
 /// Longest line; what is longer is read as several.
 const MAX_LINE: usize = 8192;
@@ -27,41 +30,16 @@ const MAX_ITEMS: usize = 1200;
 const MAX_TEXT: usize = 64 * 1024;
 /// Reports open at the same time (one for each printing context).
 const MAX_OPEN: usize = 8;
-/// Lines without anything of a report in them before a report is closed; fewer once it said that it ended.
-const QUIET: u32 = 120;
-const QUIET_AFTER_END: u32 = 25;
-const QUIET_TRACELESS: u32 = 25;
+/// A command line this long may have been cut by the kernel's log (1,024 bytes with its prefix).
+const COMMAND_LINE_SURE: u64 = 900;
 /// Stored reports and events; further ones are counted only.
 const MAX_REPORTS: usize = 10_000;
 const MAX_EVENTS: usize = 20_000;
 const MAX_WARNINGS: usize = 1_000;
-const MAX_TELLING: usize = 256;
+/// Bytes of a line's buffer that a drained parser keeps.
+const KEPT: usize = 256;
 /// Bytes of report text after which reports are stored without stacks and registers.
 const FULL_TEXT: usize = 2 * 1024 * 1024;
-
-/// A report being collected.
-#[derive(Debug, Clone)]
-struct Open {
-    collected: Collected,
-    context: Context,
-    start: u64,
-    end: u64,
-    line: u64,
-    time: Option<String>,
-    boot: u32,
-    entries: u32,
-    traced: bool,
-    ended: bool,
-    quiet: u32,
-}
-
-/// Place of a line in the input.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    start: u64,
-    end: u64,
-    line: u64,
-}
 
 /// What is known about the kernel that is running.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +50,10 @@ struct Boot {
     accounted: bool,
     /// Something other than early boot has been seen since the banner.
     settled: bool,
+    /// Whether its command line, once seen whole, is that of a capture kernel.
+    capture: Option<bool>,
+    /// Its banner had a time stamp.
+    stamped: bool,
     triggered: bool,
     panicked: bool,
 }
@@ -89,8 +71,7 @@ pub struct Parser {
     /// Buffers of the last closed report, for the next.
     spare: (Vec<u8>, Vec<Item>),
     boot: Boot,
-    /// Lines that tell what happened, with their boot, to know them when they are printed again.
-    telling: Vec<(u32, String)>,
+    told: Told,
     stored_text: usize,
     lost_reports: u64,
     outcome: Outcome,
@@ -142,10 +123,43 @@ impl Parser {
         &self.outcome.reports
     }
 
+    /// Reports that are still being printed, by first byte.
+    pub fn open(&self) -> impl Iterator<Item = OpenReport<'_>> {
+        self.open.iter().map(OpenReport)
+    }
+
     /// Bytes taken so far.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset + self.carry.len() as u64
+    }
+
+    /// Line feeds seen so far.
+    #[must_use]
+    pub fn line_feeds(&self) -> u64 {
+        self.feeds
+    }
+
+    /// Goes on at a later offset: the bytes before it are missing, and the line that was not finished is lost with them.
+    pub fn skip_to(&mut self, offset: u64) {
+        if offset > self.offset() {
+            self.offset = offset;
+            self.carry.clear();
+        }
+    }
+
+    /// Hands out the events and the complete reports since the last call, and forgets them: for consoles that are
+    /// followed for days. What needs the whole list (`cause`, `duplicate_of`, `intended`) is not judged. A parser that
+    /// is drained after each piece, and that has no report open, holds next to nothing.
+    pub fn drain(&mut self) -> Outcome {
+        self.stored_text = 0;
+        if self.open.is_empty() {
+            self.spare = (Vec::new(), Vec::new());
+        }
+        for buffer in [&mut self.carry, &mut self.scratch] {
+            buffer.shrink_to(buffer.len().max(KEPT));
+        }
+        std::mem::take(&mut self.outcome)
     }
 
     /// What [`Self::finish`] would give if the input ended here; the parser goes on.
@@ -217,7 +231,7 @@ impl Parser {
     fn message(&mut self, p: Payload<'_>, place: Place, hit: bool) {
         if hit {
             if let Some(kind) = events::recognise(p.text) {
-                self.event(kind, p.stamp, p.text, place);
+                self.event(kind, p, place);
             }
             if let Some(found) = scan::header(p.text) {
                 self.header(found, p, place);
@@ -263,56 +277,18 @@ impl Parser {
         if self.open.len() == MAX_OPEN {
             self.close(0, Some("too many reports at the same time"));
         }
-        self.push_event(EventKind::ReportStart { class: found.class().kind }, p.text, place, false);
-        self.boot.accounted |= !matches!(found.class().kind, Kind::Warning);
-        let (mut text, mut items) = std::mem::take(&mut self.spare);
-        text.clear();
-        text.reserve(16 * 1024);
-        items.clear();
-        items.reserve(256);
-        let mut open = Open {
-            collected: Collected { found, text, items, cut: None },
-            context: p.context,
-            start: place.start,
-            end: place.end,
-            line: place.line,
-            time: p.stamp.map(|s| String::from_utf8_lossy(s).into_owned()),
-            boot: self.boot.index,
-            entries: 0,
-            traced: false,
-            ended: false,
-            quiet: 0,
-        };
-        push(&mut open.collected, p.text, trace::entry(p.text).is_some());
-        self.open.push(open);
+        let replay = self.replayed(p.stamp, p.text, true);
+        self.push_event(EventKind::ReportStart { class: found.class().kind }, p.stamp, p.text, place, replay);
+        self.boot.accounted |= !replay && !matches!(found.class().kind, Kind::Warning);
+        let buffers = std::mem::take(&mut self.spare);
+        self.open.push(Open::new(found, p, place, self.boot.index, buffers));
     }
 
     fn append(&mut self, i: usize, p: Payload<'_>, place: Place) {
         let open = &mut self.open[i];
-        let entry = trace::entry(p.text).is_some();
-        // One stray entry is no trace ("Preemption disabled at:").
-        open.entries += u32::from(entry);
-        open.traced |= open.entries >= 2;
-        if entry || belongs(p.text) {
-            open.quiet = 0;
-            open.end = place.end;
-        } else {
-            open.quiet += 1;
-            let limit = match open.collected.found.class().trace {
-                _ if open.ended => QUIET_AFTER_END,
-                false => QUIET_TRACELESS,
-                true => QUIET,
-            };
-            if open.quiet > limit {
-                self.close(i, None);
-                return;
-            }
-        }
-        if p.text.trim_ascii_start().starts_with(b"---[ end ") {
-            open.ended = true;
-        }
-        push(&mut open.collected, p.text, entry);
-        if open.collected.items.len() >= MAX_ITEMS || open.collected.text.len() >= MAX_TEXT {
+        if !open.take(p.text, place) {
+            self.close(i, None);
+        } else if open.collected.items.len() >= MAX_ITEMS || open.collected.text.len() >= MAX_TEXT {
             self.close(i, Some("the report is longer than the limit"));
         }
     }
@@ -331,9 +307,9 @@ impl Parser {
         }
         open.collected.cut = cut;
         let Some(mut r) = build::report(&open.collected) else { return };
-        r.start = open.start;
-        r.end = open.end;
-        r.line = open.line;
+        r.start = open.place.start;
+        r.end = open.place.end;
+        r.line = open.place.line;
         r.time = open.time;
         r.boot = open.boot;
         r.context = match open.context {
@@ -355,25 +331,45 @@ impl Parser {
         self.outcome.reports.insert(at, r);
     }
 
-    fn event(&mut self, kind: EventKind, stamp: Option<&[u8]>, text: &[u8], place: Place) {
+    fn event(&mut self, kind: EventKind, p: Payload<'_>, place: Place) {
         let telling = matches!(
             kind,
-            EventKind::Marker { .. } | EventKind::CrashTriggered | EventKind::Panic { .. } | EventKind::PanicEnd
+            EventKind::Marker { .. }
+                | EventKind::CrashTriggered
+                | EventKind::Panic { .. }
+                | EventKind::PanicEnd
+                | EventKind::RecursiveFault
         );
-        if telling && self.replayed(stamp, text) {
-            self.push_event(kind, text, place, true);
+        if telling && self.replayed(p.stamp, p.text, false) {
+            self.push_event(kind, p.stamp, p.text, place, true);
             return;
         }
         match &kind {
             EventKind::KernelBanner { .. } => {
-                let banner = String::from_utf8_lossy(text).into_owned();
-                // A second console prints the banner again when it starts; that is no second boot.
-                if self.boot.banner.as_ref() == Some(&banner) && !self.boot.settled && !self.boot.accounted {
+                let banner = String::from_utf8_lossy(p.text).into_owned();
+                // Said again, it is a second console that starts, or somebody reads /proc/version; no second boot.
+                let again = !self.boot.settled || self.boot.stamped && p.stamp.is_none();
+                if self.boot.banner.as_ref() == Some(&banner) && again && !self.boot.accounted {
                     return;
                 }
                 self.close_all(Some("the machine was reset"));
                 self.next_boot(place);
+                self.boot.stamped = p.stamp.is_some();
                 self.boot.banner = Some(banner);
+            }
+            EventKind::CommandLine { capture } => {
+                // A capture kernel whose banner was lost. What may be cut says nothing: `elfcorehdr=` stands at the end.
+                let whole = place.end - place.start < COMMAND_LINE_SURE;
+                let banner = self.boot.banner.is_some();
+                if *capture && self.boot.capture == Some(false) {
+                    self.close_all(Some("another kernel was started"));
+                    self.boot.accounted = true;
+                    self.next_boot(place);
+                    self.boot.index += u32::from(!banner);
+                }
+                if *capture || whole {
+                    self.boot.capture.get_or_insert(*capture);
+                }
             }
             EventKind::Firmware => {
                 self.close_all(Some("the machine was reset"));
@@ -397,48 +393,41 @@ impl Parser {
             }
             _ => {}
         }
-        self.push_event(kind, text, place, false);
+        self.push_event(kind, p.stamp, p.text, place, false);
     }
 
     /// Whether an earlier kernel of this input printed the same line at the same time. Only user space prints old
-    /// logs, so before it runs nothing is a replay. Remembers the line otherwise.
-    fn replayed(&mut self, stamp: Option<&[u8]>, text: &[u8]) -> bool {
+    /// logs, so before it runs nothing is a replay; a capture kernel that is told to be quiet does not say when it does.
+    fn replayed(&mut self, stamp: Option<&[u8]>, text: &[u8], header: bool) -> bool {
         let Some(stamp) = stamp else { return false };
-        let mut key = String::from_utf8_lossy(stamp).into_owned();
-        key.push_str(&String::from_utf8_lossy(&text[..text.len().min(200)]));
-        let boot = self.boot.index;
-        if self.boot.settled && self.telling.iter().any(|(b, k)| *b < boot && *k == key) {
-            return true;
-        }
-        if self.telling.len() < MAX_TELLING {
-            self.telling.push((boot, key));
-        }
-        false
+        let before = self.told.before(self.boot.index, stamp, text, header);
+        before && (self.boot.settled || self.boot.capture == Some(true))
     }
 
     /// A new kernel or firmware: the one before ends here, explained or not.
     fn next_boot(&mut self, place: Place) {
         let ran = self.boot.banner.is_some();
         if ran && !self.boot.accounted {
-            self.push_event(EventKind::UnexplainedReset, b"", place, false);
+            self.push_event(EventKind::UnexplainedReset, None, b"", place, false);
         }
         let index = self.boot.index + u32::from(ran);
         self.boot = Boot { index, ..Boot::default() };
     }
 
-    fn push_event(&mut self, kind: EventKind, text: &[u8], place: Place, replay: bool) {
+    fn push_event(&mut self, kind: EventKind, stamp: Option<&[u8]>, text: &[u8], place: Place, replay: bool) {
         if self.outcome.events.len() == MAX_EVENTS {
             self.warn(place.start, "too many events: this and later ones are not stored".to_owned());
         }
         if self.outcome.events.len() <= MAX_EVENTS {
             let mut text = String::from_utf8_lossy(text.trim_ascii()).into_owned();
-            crate::normal::truncate(&mut text, 1024);
+            normal::truncate(&mut text, 1024);
             let event = Event {
                 kind,
                 start: place.start,
                 end: place.end,
                 line: place.line,
                 boot: self.boot.index,
+                time: stamp.map(normal::string),
                 replay,
                 text,
             };
@@ -450,9 +439,9 @@ impl Parser {
     fn absences(&mut self) {
         let place = Place { start: self.offset, end: self.offset, line: self.feeds + 1 };
         if self.boot.panicked {
-            self.push_event(EventKind::NothingAfterPanic, b"", place, false);
+            self.push_event(EventKind::NothingAfterPanic, None, b"", place, false);
         } else if self.boot.triggered && !self.boot.accounted {
-            self.push_event(EventKind::NoPanicAfterTrigger, b"", place, false);
+            self.push_event(EventKind::NoPanicAfterTrigger, None, b"", place, false);
         }
     }
 
@@ -461,12 +450,6 @@ impl Parser {
             self.outcome.warnings.push(Warning { offset, text });
         }
     }
-}
-
-fn push(c: &mut Collected, text: &[u8], entry: bool) {
-    let from = c.text.len();
-    c.text.extend_from_slice(text);
-    c.items.push(Item { range: from..c.text.len(), entry });
 }
 
 /// Drops what takes the most memory, once there are very many reports.

@@ -244,7 +244,7 @@ pub enum Pointer<'a> {
 }
 
 /// Words that introduce the instruction pointer, all architectures; the longest of a kind first.
-const POINTERS: [&[u8]; 15] = [
+const POINTERS: [&[u8]; 18] = [
     b"RIP is at ",
     b"EIP is at ",
     b"PC is at ",
@@ -260,13 +260,16 @@ const POINTERS: [&[u8]; 15] = [
     b"PC : ",
     b"epc : ",
     b"epc   : ",
+    b"ERA: ",
+    b"era   : ",
+    b"TPC: <",
 ];
 
 /// Parses `RIP: 0010:f+0x1/0x2`, `IP: [<…>] f+0x1/0x2`, `pc : f+0x1/0x2`, `NIP [c000…] f+0x1/0x2` and the like.
 pub fn pointer(text: &[u8]) -> Option<Pointer<'_>> {
     let text = text.trim_ascii_start();
     let first = *text.first()?;
-    if !matches!(first, b'R' | b'E' | b'P' | b'N' | b'I' | b'p' | b'e' | b'K' | b'-') {
+    if !matches!(first, b'R' | b'E' | b'P' | b'N' | b'I' | b'p' | b'e' | b'K' | b'T' | b'-') {
         return None;
     }
     if let Some(psw) = text.strip_prefix(b"Krnl PSW : ") {
@@ -380,6 +383,9 @@ mod tests {
             "Krnl PSW : 0704c00180000000 0000000000123456 (do_it+0x1/0x2)",
             "RIP  [<ffffffff81000010>] do_it+0x1/0x2",
             "epc   : 80123456 do_it+0x1/0x2",
+            "   ERA: 9000000000221abc do_it+0x1/0x2",
+            "era   : 9000000000221abc do_it+0x1/0x2",
+            "TPC: <do_it+0x1/0x2>",
         ] {
             let Some(Pointer::Kernel(e)) = pointer(line.as_bytes()) else { panic!("{line}") };
             assert_eq!(e.function, b"do_it", "{line}");

@@ -70,6 +70,30 @@ proptest! {
     }
 
     #[test]
+    fn a_parser_that_is_drained_hands_out_what_another_keeps(bytes in console(), cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..40)) {
+        let mut keeps = Parser::new(options());
+        keeps.feed(&bytes);
+        let mut at: Vec<usize> = cuts.iter().map(|c| c.index(bytes.len() + 1)).collect();
+        at.sort_unstable();
+        let mut drained = Parser::new(options());
+        let (mut events, mut reports) = (Vec::new(), Vec::new());
+        let mut from = 0;
+        for to in at.into_iter().chain([bytes.len()]) {
+            drained.feed(&bytes[from..to]);
+            let new = drained.drain();
+            events.extend(new.events);
+            reports.extend(new.reports);
+            from = to;
+        }
+        reports.sort_by_key(|r| r.start);
+        prop_assert_eq!(events, keeps.events());
+        prop_assert_eq!(reports, keeps.reports());
+        let names = |p: &Parser| p.open().map(|o| (o.start(), o.lines(), o.title())).collect::<Vec<_>>();
+        prop_assert_eq!(names(&drained), names(&keeps));
+        prop_assert_eq!(drained.line_feeds(), bytes.iter().filter(|b| **b == b'\n').count() as u64);
+    }
+
+    #[test]
     fn a_snapshot_is_what_finishing_there_would_give(bytes in console(), cut in any::<prop::sample::Index>()) {
         let at = cut.index(bytes.len() + 1);
         let mut parser = Parser::new(options());
@@ -108,6 +132,21 @@ fn one_byte_at_a_time_is_the_same_as_all_at_once() {
     let got = parser.finish();
     assert_eq!(got, parse(CONSOLE.as_bytes(), options()));
     assert_eq!(got.reports.len(), 3, "{:#?}", got.reports.iter().map(|r| &r.title).collect::<Vec<_>>());
+}
+
+#[test]
+fn bytes_that_nobody_has_end_the_line_before_them() {
+    let mut parser = Parser::new(options());
+    parser.feed(b"[    1.000000] Kernel panic - not sync");
+    parser.skip_to(100);
+    parser.feed(b"ing: x\n[    1.000000] Kernel panic - not syncing: y\n");
+    parser.skip_to(3);
+    assert_eq!(parser.offset(), 152);
+    let outcome = parser.finish();
+    assert_eq!(
+        outcome.reports.iter().map(|r| (r.start, r.title.as_str())).collect::<Vec<_>>(),
+        [(107, "kernel panic: y")]
+    );
 }
 
 #[test]

@@ -60,6 +60,11 @@ pub async fn get_signature(
     State(state): State<AppState>,
     Path(id): Path<SignatureId>,
 ) -> AppResult<Json<Signature>> {
-    let row = signature::get(&state.db, &id).await.map_err(|error| AppError::or_not_found(error, "signature"))?;
-    Ok(Json(wire::signature(row, signature::places_of(&state.db, &id, PLACES).await?)))
+    Ok(Json(one(&state, &id).await?))
+}
+
+/// One signature, as API and pages show it.
+pub async fn one(state: &AppState, id: &SignatureId) -> AppResult<Signature> {
+    let row = signature::get(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "signature"))?;
+    Ok(wire::signature(row, signature::places_of(&state.db, id, PLACES).await?))
 }

@@ -29,7 +29,7 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use crashyard_crashlog::RULE_VERSION;
 use crashyard_protocol::api::CAPSULE;
-use crashyard_protocol::{AttemptId, JobId, RunId};
+use crashyard_protocol::{AttemptId, JobId, RunId, SignatureId};
 use crashyard_vmcore::Capsule;
 use lines::LineIndex;
 use serde::Deserialize;
@@ -42,7 +42,7 @@ use view::machines::{MachinePage, MachinesPage};
 use view::run::RunPage;
 use view::runs::RunsPage;
 use view::scenarios::{ScenarioPage, ScenariosPage};
-use view::signatures::SignaturesPage;
+use view::signatures::{SignaturePage, SignaturesPage};
 use view::waiting::WaitingPage;
 
 /// What a page may load and do: our own style sheet, scripts, images and event streams, and nothing else.
@@ -61,6 +61,7 @@ pub fn router() -> Router<AppState> {
         .route("/scenarios", get(list_scenarios))
         .route("/scenarios/{name}", get(get_scenario))
         .route("/signatures", get(list_signatures))
+        .route("/signatures/{signature}", get(get_signature))
         .route("/machines", get(list_machines))
         .route("/machines/{machine}", get(get_machine))
         .layer(from_fn(finish_page))
@@ -232,6 +233,15 @@ async fn list_signatures(
     let rules = query.rules.unwrap_or(RULE_VERSION);
     let next = page.next.as_deref();
     show(&SignaturesPage::new(&page.items, (rules, RULE_VERSION), newest, next, state.now()))
+}
+
+async fn get_signature(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<SignatureId>,
+) -> AppResult<Html<String>> {
+    let signature = signatures::one(&state, &id).await?;
+    show(&SignaturePage::new(&signature, RULE_VERSION, state.now()))
 }
 
 async fn list_machines(

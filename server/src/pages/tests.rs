@@ -11,7 +11,7 @@ use super::view::run::RunPage;
 use super::view::runs::RunsPage;
 use super::view::scenarios::{ScenarioPage, ScenariosPage};
 use crate::passes::glimpse::Glimpse;
-use super::view::signatures::SignaturesPage;
+use super::view::signatures::{SignaturePage, SignaturesPage};
 use askama::Template;
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{Dropped, Evidence, Hold, Page, Run};
@@ -58,6 +58,8 @@ fn pages() -> Vec<(&'static str, String)> {
         ("no scenarios", ScenariosPage::new(&[], false, now).render()),
         ("scenario", ScenarioPage::new(&sample::scenarios()[1], now).render()),
         ("signatures", SignaturesPage::new(&sample::signatures(), (2, 2), true, None, now).render()),
+        ("signature", SignaturePage::new(&sample::signatures()[0], 2, now).render()),
+        ("signature of old rules", SignaturePage::new(&sample::signatures()[1], 3, now).render()),
         ("no signatures", SignaturesPage::new(&[], (1, 2), false, None, now).render()),
         ("machines", MachinesPage::new(&sample::machines(), true, None, now).render()),
         ("no machines", MachinesPage::new(&[], true, None, now).render()),
@@ -168,6 +170,7 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("scenarios", ScenariosPage::new(&scenarios, false, now).render()),
         ("scenario", ScenarioPage::new(&scenarios[1], now).render()),
         ("signatures", SignaturesPage::new(&signatures, (2, 2), true, Some(&bad()), now).render()),
+        ("signature", SignaturePage::new(&signatures[0], 2, now).render()),
         ("machines", MachinesPage::new(&machines, true, Some(&bad()), now).render()),
     ]
     .into_iter()

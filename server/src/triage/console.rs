@@ -1,38 +1,35 @@
 //! Reads a console while it grows and keeps what the contract asks about: kernel banners, command lines, the marker,
 //! panics, oopses, and the lines after which nothing more can come.
 //!
-//! Consoles are dirty: prefixes of console servers, escape sequences, carriage returns, cut lines, kernel messages
-//! behind a prompt. So the reader looks for phrases that only a kernel prints, wherever they stand in a line. It
-//! never fails, needs constant memory, and gives the same facts however the bytes were cut into pieces.
+//! What a line says is the crash-log engine's business ([`crashyard_crashlog::Parser`]), the same that reads the whole
+//! console again when the attempt is over. This reader adds what the engine cannot know: when the server had a line,
+//! what the scenario asked for ([`Intent`]), and where in the story of the crash a line therefore stands ([`Phase`]).
+//! A panic is the intended one only after this attempt's marker, and only if its message is the expected one.
 //!
-//! What is *intended* comes from the scenario ([`Intent`]). A panic is the intended one only after this attempt's
-//! marker, and only if its message is the expected one. Where the scenario crashes by an oops, the kernel goes from the
-//! oops straight to the capture kernel, without a panic's message: then the header of the oops is that message.
+//! Where the scenario crashes by an oops, the kernel goes from the oops straight to the capture kernel, without a panic's
+//! message: then the header of the oops is that message.
 //!
-//! A capture kernel likes to print the crashed kernel's log again. Such a replay repeats lines with their time
-//! stamps, and is not taken for news.
+//! It never fails, needs constant memory, and gives the same facts however the bytes were cut into pieces. Nothing is
+//! judged again when more comes, so a write costs reading its own bytes.
 
-mod line;
-mod quiet;
-
+use crashyard_crashlog::{Event, EventKind, Kind, Options, Outcome, Parser};
 use crashyard_protocol::agent::DumpFailure;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, Scenario};
 use serde::{Deserialize, Serialize};
 
-pub use line::{is_marker, may_be_cut};
-
 /// Version of the reading rules; facts made by an older reader are worth making again.
 pub const READER: u32 = 3;
-
-/// Bytes of one line that are looked at; the rest is skipped. The kernel's own limit is 1,024.
-const LINE_MAX: usize = 4096;
 
 /// Marks of one kind kept for each phase; what comes after adds nothing to a judgement.
 const MARKS_MAX: usize = 32;
 
-/// Lines in which an oops header's instruction pointer is looked for.
-const TITLE_LINES: u64 = 40;
+/// Bytes given to the engine at a time. Less than what could reach one of its limits, so that none of them ever shows.
+const PIECE: usize = 32 * 1024;
+
+/// A command line this long may have been cut by the kernel's log (1,024 bytes with its prefix), and its end is where
+/// `elfcorehdr=` stands.
+const COMMAND_LINE_SURE: u64 = 900;
 
 /// What the scenario asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +51,16 @@ impl Intent {
     }
 
     pub(super) fn wants(&self, message: &str) -> bool {
-        !self.panic.is_empty() && message.contains(&self.panic)
+        crashyard_crashlog::Intent::new(&*self.panic).matches(message, "")
+    }
+
+    /// Whether a line, without what stands before the kernel's words, is the marker of this attempt.
+    pub(super) fn is_marker(&self, text: &str) -> bool {
+        crashyard_crashlog::event(text.as_bytes()).is_some_and(|event| self.marks(&event))
+    }
+
+    fn marks(&self, event: &EventKind) -> bool {
+        matches!(event, EventKind::Marker { attempt: Some(attempt), .. } if attempt == self.attempt.as_str())
     }
 }
 
@@ -101,13 +107,12 @@ pub enum MarkKind {
     },
     /// The header of an oops or another `BUG:`.
     Oops {
-        /// Its title: what happened, and in which function where that is known.
+        /// Its title, by what is known of it so far.
         title: String,
     },
     /// `end Kernel panic`, or a task that faulted while it died: this kernel does nothing any more.
     DeadEnd,
-    /// A register that the jump to another kernel prints when it dies itself (`relocate_kernel_64.S`, since 6.15): these
-    /// lines have no time and belong to no kernel message.
+    /// A register that the jump to another kernel prints when it dies itself.
     JumpDied {
         /// `Exc` is the exception's number; of the others those that say why (`r12`: CR4 as found, `r13`: as wanted).
         register: String,
@@ -128,17 +133,23 @@ pub struct Mark {
     pub at: Timestamp,
     /// Offset of the line's first byte.
     pub offset: u64,
-    /// Bytes of the line without its line feed.
+    /// Bytes of the line without its end.
     pub length: u64,
     /// 1-based line.
     pub line: u64,
-    /// The line made printable, cut to 500 characters.
+    /// What the kernel says on the line, with its time stamp, cut to 500 characters.
     pub text: String,
     /// Where in the story it stands.
     pub phase: Phase,
     /// What it says.
     #[serde(flatten)]
     pub kind: MarkKind,
+}
+
+/// Whether a command line's mark may be cut, so that nothing follows from what is not in it.
+#[must_use]
+pub fn may_be_cut(mark: &Mark) -> bool {
+    mark.length >= COMMAND_LINE_SURE
 }
 
 /// What was read on a console so far.
@@ -160,18 +171,26 @@ impl Default for ConsoleFacts {
     }
 }
 
-/// Reads one console, piece by piece. Can be stored and taken up again.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Reads one console, piece by piece.
+#[derive(Clone, Debug)]
 pub struct ConsoleReader {
     intent: Intent,
+    parser: Parser,
     facts: ConsoleFacts,
     phase: Phase,
-    /// The line that has no line feed yet, up to [`LINE_MAX`] bytes.
-    partial: Vec<u8>,
-    /// Its first byte's offset.
-    partial_offset: u64,
-    /// The open oops whose function is still looked for: its mark, and the line after which nobody looks any more.
-    untitled: Option<(usize, u64)>,
+    /// Oopses that are still being printed.
+    unfinished: Vec<Unfinished>,
+}
+
+/// An oops that is still being printed, so that its title may become better.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    /// Its report's first byte.
+    start: u64,
+    /// Its mark.
+    mark: usize,
+    /// Lines of the report that its title was made of.
+    lines: usize,
 }
 
 impl ConsoleReader {
@@ -180,53 +199,39 @@ impl ConsoleReader {
     pub fn new(intent: Intent) -> Self {
         Self {
             intent,
+            parser: Parser::new(Options::default()),
             facts: ConsoleFacts::default(),
             phase: Phase::Before,
-            partial: Vec::new(),
-            partial_offset: 0,
-            untitled: None,
+            unfinished: Vec::new(),
         }
     }
 
-    /// Takes the bytes at `offset`, which the server had at `at`. Bytes it has read are skipped, so repeating is
-    /// harmless. Bytes that were never sent (a gap, which the server does not accept) end the line before them.
-    pub fn feed(&mut self, at: Timestamp, offset: u64, bytes: &[u8]) {
-        let known = self.facts.bytes.saturating_sub(offset);
-        let Some(mut rest) = usize::try_from(known).ok().and_then(|known| bytes.get(known..)) else { return };
-        if offset > self.facts.bytes {
-            self.partial.clear();
-            self.facts.bytes = offset;
-            self.partial_offset = offset;
-        }
-        loop {
-            // The rest of a line that has begun, and lines in which an oops's function is looked for, are all read.
-            if self.partial.is_empty() && self.untitled.is_none() {
-                let (length, lines) = quiet::lines(rest);
-                rest = &rest[length..];
-                self.facts.lines += lines;
-                self.facts.bytes += length as u64;
-                self.partial_offset = self.facts.bytes;
+    /// Takes the bytes at `offset`, which the server had at `at`; `true` if they said anything the contract asks about.
+    /// Bytes it has read are skipped, so repeating is harmless. Bytes that were never sent (a gap, which the server does
+    /// not accept) end the line before them.
+    pub fn feed(&mut self, at: Timestamp, offset: u64, bytes: &[u8]) -> bool {
+        let next = self.parser.offset();
+        let known = next.saturating_sub(offset);
+        let Some(fresh) = usize::try_from(known).ok().and_then(|known| bytes.get(known..)) else { return false };
+        self.parser.skip_to(offset);
+        let mut news = false;
+        for piece in fresh.chunks(PIECE) {
+            self.parser.feed(piece);
+            let Outcome { events, reports, .. } = self.parser.drain();
+            for event in events {
+                news |= self.take(at, event);
             }
-            let Some((line, behind)) = line::first(rest) else { break };
-            rest = behind;
-            let offset = self.partial_offset;
-            let length = self.facts.bytes + line.len() as u64 - offset;
-            self.facts.lines += 1;
-            self.facts.bytes += line.len() as u64 + 1;
-            self.partial_offset = self.facts.bytes;
-            if self.partial.is_empty() {
-                self.read_line(at, offset, length, &line[..line.len().min(LINE_MAX)]);
-            } else {
-                self.keep(line);
-                let whole = std::mem::take(&mut self.partial);
-                self.read_line(at, offset, length, &whole);
+            for report in reports {
+                news |= self.finish(report.start, &report.title);
             }
+            news |= self.name_unfinished();
         }
-        self.keep(rest);
-        self.facts.bytes += rest.len() as u64;
+        self.facts.bytes = self.parser.offset();
+        self.facts.lines = self.parser.line_feeds();
+        news
     }
 
-    /// What was read so far. The last line counts once it has its line feed.
+    /// What was read so far. The last line counts once it is complete.
     #[must_use]
     pub fn facts(&self) -> &ConsoleFacts {
         &self.facts
@@ -238,52 +243,29 @@ impl ConsoleReader {
         self.facts.bytes
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = LINE_MAX.saturating_sub(self.partial.len()).min(bytes.len());
-        self.partial.extend_from_slice(&bytes[..room]);
-    }
-
-    fn read_line(&mut self, at: Timestamp, offset: u64, length: u64, raw: &[u8]) {
-        if self.untitled.is_none() && quiet::notable(raw.strip_suffix(b"\r").unwrap_or(raw)).is_none() {
-            return;
+    fn take(&mut self, at: Timestamp, event: Event) -> bool {
+        // The crashed kernel's log, printed again in the capture kernel, is no news.
+        if event.replay {
+            return false;
         }
-        let text = line::clean(raw);
-        self.find_title(&text);
-        if let Some(kind) = line::classify(&text, &self.intent.attempt) {
-            let kind = self.with_intent(kind, &text);
-            let line = self.facts.lines;
-            self.record(Mark { at, offset, length, line, text: line::cut(&text), phase: self.phase, kind });
-        }
-    }
-
-    fn with_intent(&self, kind: MarkKind, text: &str) -> MarkKind {
-        match kind {
-            MarkKind::Oops { .. } if self.intent.oops && self.phase == Phase::Triggered && self.intent.wants(text) => {
-                MarkKind::Panic { message: line::cut(line::payload(text)), intended: true, expected: true }
-            }
-            MarkKind::Panic { message, .. } => {
-                let expected = self.intent.wants(&message);
-                MarkKind::Panic { message, intended: expected && self.phase == Phase::Triggered, expected }
-            }
-            other => other,
-        }
-    }
-
-    fn record(&mut self, mark: Mark) {
-        let continues = matches!(mark.kind, MarkKind::Oops { .. }) && self.untitled.is_some();
-        if continues || self.is_replay(&mark) {
-            return;
-        }
+        let oops = matches!(event.kind, EventKind::ReportStart { .. });
+        let text = match &event.time {
+            Some(time) => format!("[{time:>12}] {}", event.text),
+            None => event.text.clone(),
+        };
+        let text = text.chars().take(500).collect();
+        let (start, line) = (event.start, event.line);
+        let length = event.end - event.start;
+        let Some(kind) = self.kind(event) else { return false };
+        let mark = Mark { at, offset: start, length, line, text, phase: self.phase, kind };
         self.phase = match (&mark.kind, self.phase) {
             (MarkKind::Marker, Phase::Before) => Phase::Triggered,
-            (MarkKind::Marker, _) => return,
+            (MarkKind::Marker, _) => return false,
             (MarkKind::Panic { intended: true, .. }, _) => Phase::Crashed,
             (MarkKind::CommandLine { capture: true }, Phase::Before | Phase::Triggered | Phase::Crashed) => {
                 Phase::Capture
             }
-            (MarkKind::CommandLine { capture: false }, Phase::Triggered | Phase::Crashed)
-                if !line::may_be_cut(&mark) =>
-            {
+            (MarkKind::CommandLine { capture: false }, Phase::Triggered | Phase::Crashed) if !may_be_cut(&mark) => {
                 Phase::Reset
             }
             (_, phase) => phase,
@@ -291,36 +273,120 @@ impl ConsoleReader {
         let kind = std::mem::discriminant(&mark.kind);
         let alike = |other: &&Mark| other.phase == mark.phase && std::mem::discriminant(&other.kind) == kind;
         if self.facts.marks.iter().filter(alike).count() >= MARKS_MAX {
-            return;
+            return false;
         }
-        // The lines that follow the header of an oops belong to it, intended or not.
-        let oops = matches!(mark.kind, MarkKind::Oops { .. });
-        if oops || matches!(mark.kind, MarkKind::Panic { intended: true, .. }) && !line::is_panic(&mark.text) {
-            self.untitled = Some((self.facts.marks.len(), mark.line + TITLE_LINES));
+        if oops {
+            self.unfinished.push(Unfinished { start, mark: self.facts.marks.len(), lines: 0 });
         }
         self.facts.marks.push(mark);
+        true
     }
 
-    /// The crashed kernel's log, printed again in the capture kernel: the same line with the same time stamp.
-    fn is_replay(&self, mark: &Mark) -> bool {
-        let repeats = matches!(mark.kind, MarkKind::Panic { .. } | MarkKind::Oops { .. } | MarkKind::DeadEnd);
-        let key = line::replay_key(&mark.text);
-        self.phase == Phase::Capture
-            && repeats
-            && self.facts.marks.iter().any(|old| old.phase != Phase::Capture && line::replay_key(&old.text) == key)
+    /// What an event means to the contract, if anything.
+    fn kind(&self, event: Event) -> Option<MarkKind> {
+        Some(match event.kind {
+            EventKind::KernelBanner { release } => MarkKind::Banner { release },
+            EventKind::CommandLine { capture } => MarkKind::CommandLine { capture },
+            EventKind::Panic { reason } => {
+                let expected = self.intent.wants(&reason);
+                MarkKind::Panic { message: reason, intended: expected && self.phase == Phase::Triggered, expected }
+            }
+            EventKind::PanicEnd | EventKind::RecursiveFault => MarkKind::DeadEnd,
+            EventKind::JumpDied { register, value } => MarkKind::JumpDied { register, value },
+            EventKind::DumpFailed { cause } => MarkKind::DumpFailed { cause: cause.parse().ok()? },
+            EventKind::ReportStart { class } if is_oops(class) && self.is_intended_oops(&event.text) => {
+                MarkKind::Panic { message: event.text, intended: true, expected: true }
+            }
+            EventKind::ReportStart { class } if is_oops(class) => MarkKind::Oops { title: event.text },
+            ref marker @ EventKind::Marker { .. } if self.intent.marks(marker) => MarkKind::Marker,
+            _ => return None,
+        })
     }
 
-    fn find_title(&mut self, text: &str) {
-        let Some((index, last_line)) = self.untitled else { return };
-        let function = line::kernel_function(text);
-        if let (Some(function), Some(mark)) = (function, self.facts.marks.get_mut(index))
-            && let MarkKind::Oops { title } = &mut mark.kind
-        {
-            title.push_str(" in ");
-            title.push_str(function);
+    fn is_intended_oops(&self, header: &str) -> bool {
+        self.intent.oops && self.phase == Phase::Triggered && self.intent.wants(header)
+    }
+
+    /// Gives an oops the title that it keeps.
+    fn finish(&mut self, start: u64, title: &str) -> bool {
+        let Some(at) = self.unfinished.iter().position(|oops| oops.start == start) else { return false };
+        let oops = self.unfinished.remove(at);
+        self.entitle(oops.mark, title)
+    }
+
+    /// Gives oopses that are still being printed the titles that they have by now.
+    fn name_unfinished(&mut self) -> bool {
+        let mut titles = Vec::new();
+        for report in self.parser.open() {
+            let oops = self.unfinished.iter_mut().find(|oops| oops.start == report.start());
+            if let Some(oops) = oops.filter(|oops| oops.lines != report.lines()) {
+                oops.lines = report.lines();
+                titles.extend(report.title().map(|title| (oops.mark, title)));
+            }
         }
-        if function.is_some() || self.facts.lines >= last_line || line::is_panic(text) {
-            self.untitled = None;
+        titles.into_iter().fold(false, |news, (mark, title)| self.entitle(mark, &title) || news)
+    }
+
+    fn entitle(&mut self, mark: usize, title: &str) -> bool {
+        // While nobody knows the function, the title does not speak of one.
+        let title = title.strip_suffix(" in corrupted").unwrap_or(title);
+        match self.facts.marks.get_mut(mark).map(|mark| &mut mark.kind) {
+            Some(MarkKind::Oops { title: known }) if known != title => {
+                title.clone_into(known);
+                true
+            }
+            _ => false,
         }
+    }
+}
+
+/// Whether a kernel that says this is broken. Others it survives, are a matter of the machine, or say that it is slow,
+/// which emulated machines are.
+fn is_oops(kind: Kind) -> bool {
+    match kind {
+        Kind::PageFault
+        | Kind::NullDereference
+        | Kind::GeneralProtection
+        | Kind::DivideError
+        | Kind::InvalidOpcode
+        | Kind::Oops
+        | Kind::Bug
+        | Kind::Kasan
+        | Kind::Kmsan
+        | Kind::Kfence
+        | Kind::LockUsage
+        | Kind::AtomicSleep
+        | Kind::Preemption
+        | Kind::SoftLockup
+        | Kind::HardLockup
+        | Kind::WorkqueueStall
+        | Kind::ListCorruption
+        | Kind::Usercopy
+        | Kind::BadPage
+        | Kind::SlabCorruption
+        | Kind::StackOverflow
+        | Kind::DoubleFault
+        | Kind::RustPanic => true,
+        Kind::Panic
+        | Kind::Sysrq
+        | Kind::Warning
+        | Kind::Kcsan
+        | Kind::Ubsan
+        | Kind::Lockdep
+        | Kind::RcuUsage
+        | Kind::HungTask
+        | Kind::RcuStall
+        | Kind::Refcount
+        | Kind::DebugObjects
+        | Kind::MachineCheck
+        | Kind::HardwareError
+        | Kind::BadIrq
+        | Kind::OutOfMemory
+        | Kind::AllocationFailure
+        | Kind::MemoryLeak
+        | Kind::Filesystem
+        | Kind::NetworkDevice
+        | Kind::Firmware
+        | Kind::Userspace => false,
     }
 }

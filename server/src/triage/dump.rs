@@ -10,7 +10,8 @@
 
 mod vmx;
 
-use super::console::{Intent, is_marker};
+use super::console::Intent;
+use crashyard_crashlog::EventKind;
 use crashyard_protocol::VmxState;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::clock::Timestamp;
@@ -95,13 +96,15 @@ pub fn read(
 }
 
 fn facts(summary: Summary, intent: &Intent) -> DumpFacts {
-    const PANIC: &str = "Kernel panic - not syncing: ";
-    let marker = summary.dmesg.iter().position(|line| is_marker(&line.text, &intent.attempt));
+    let marker = summary.dmesg.iter().position(|line| intent.is_marker(&line.text));
     let after_marker = summary.dmesg.get(marker.unwrap_or(0)..).unwrap_or_default();
-    let panic = after_marker.iter().find_map(|line| line.text.split_once(PANIC).map(|(_, message)| message.trim_end()));
+    let panic = after_marker.iter().find_map(|line| match crashyard_crashlog::event(line.text.as_bytes()) {
+        Some(EventKind::Panic { reason }) => Some(reason),
+        _ => None,
+    });
     // A crash by an oops has no such message; the header of the oops is its.
     let oops = || after_marker.iter().map(|line| line.text.trim_end()).find(|line| intent.wants(line));
-    let panic = panic.or_else(|| oops().filter(|_| intent.oops));
+    let panic = panic.or_else(|| oops().filter(|_| intent.oops).map(str::to_owned));
     let mut cpus: Vec<u32> = summary.prstatus.iter().map(|note| note.cpu).collect();
     cpus.sort_unstable();
     cpus.dedup();

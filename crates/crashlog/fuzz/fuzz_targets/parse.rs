@@ -1,4 +1,5 @@
-//! Any bytes, any cuts: never panics, never loops, and the pieces give what the whole gives.
+//! Any bytes, any cuts: never panics, never loops, the pieces give what the whole gives, and a parser that is drained
+//! after each piece hands out the same events.
 //!
 //! The first byte of the input chooses the length of the pieces.
 
@@ -12,8 +13,14 @@ fuzz_target!(|data: &[u8]| {
     let options = || Options { intent: Some(Intent::new("sysrq triggered crash")) };
     let whole = parse(bytes, options());
     let mut parser = Parser::new(options());
+    let mut drained = Parser::new(options());
+    let mut events = Vec::new();
     for piece in bytes.chunks(usize::from(*first) + 1) {
         parser.feed(piece);
+        drained.feed(piece);
+        events.extend(drained.drain().events);
+        drained.open().for_each(|report| drop(report.title()));
     }
+    assert_eq!(parser.events(), events);
     assert_eq!(parser.finish(), whole);
 });

@@ -21,6 +21,19 @@ pub struct SignaturesPage {
     older: Vec<u32>,
 }
 
+/// The page at `/signatures/{id}`.
+#[derive(Debug, Template)]
+#[template(path = "signature.html")]
+pub struct SignaturePage {
+    shell: Shell,
+    row: Row,
+    kind: String,
+    frame: Option<String>,
+    frames: Vec<String>,
+    rules: u32,
+    current: u32,
+}
+
 #[derive(Debug)]
 struct Row {
     id: String,
@@ -42,7 +55,11 @@ struct Place {
     attempt: String,
     name: String,
     href: String,
+    source: String,
     line: u64,
+    reports: u64,
+    seen: When,
+    seen_ago: String,
 }
 
 impl SignaturesPage {
@@ -66,6 +83,23 @@ impl SignaturesPage {
     }
 }
 
+impl SignaturePage {
+    /// The page of one signature; `current` is the version of the rules that new ones are made with.
+    #[must_use]
+    pub fn new(signature: &Signature, current: u32, now: Timestamp) -> Self {
+        let module = signature.module.as_deref().map_or_else(String::new, |module| format!(" [{module}]"));
+        Self {
+            shell: Shell { section: "signatures", now: Some(When(now)) },
+            row: Row::new(signature, now),
+            kind: visible(&signature.kind.replace('_', " ")).into_owned(),
+            frame: signature.frame.as_deref().map(|frame| visible(&format!("{frame}{module}")).into_owned()),
+            frames: signature.frames.iter().map(|frame| visible(frame).into_owned()).collect(),
+            rules: signature.rules,
+            current,
+        }
+    }
+}
+
 impl Row {
     fn new(signature: &Signature, now: Timestamp) -> Self {
         let shown = u64::try_from(signature.seen.len()).unwrap_or(u64::MAX);
@@ -80,14 +114,14 @@ impl Row {
             last_ago: ago(now.since(signature.last_seen_at)),
             attempts: signature.attempts,
             reports: signature.reports,
-            places: signature.seen.iter().map(Place::new).collect(),
+            places: signature.seen.iter().map(|seen| Place::new(seen, now)).collect(),
             more: signature.attempts.saturating_sub(shown),
         }
     }
 }
 
 impl Place {
-    fn new(seen: &SignatureAttempt) -> Self {
+    fn new(seen: &SignatureAttempt, now: Timestamp) -> Self {
         Self {
             chip: Chip::status(seen.verdict),
             attempt: seen.attempt.to_string(),
@@ -99,7 +133,11 @@ impl Place {
                 seen.start,
                 seen.line
             ),
+            source: visible(&seen.source).into_owned(),
             line: seen.line,
+            reports: seen.reports,
+            seen: When(seen.seen_at),
+            seen_ago: ago(now.since(seen.seen_at)),
         }
     }
 }

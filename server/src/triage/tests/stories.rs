@@ -13,7 +13,7 @@ const SEED_BUG: &str = "\
 [   20.100300] CPU: 0 PID: 1 Comm: init Kdump: loaded Not tainted 6.1.0 #1\r
 [   20.100400] RIP: 0010:vmx_emergency_disable_virtualization_cpu+0x43/0x100 [kvm_intel]\r
 ";
-const SEED_TITLE: &str = "BUG: unable to handle page fault in vmx_emergency_disable_virtualization_cpu";
+const SEED_TITLE: &str = "BUG: unable to handle kernel paging request in vmx_emergency_disable_virtualization_cpu";
 
 #[test]
 fn everything_goes_well() {

@@ -1,6 +1,6 @@
 //! Exceptions of all architectures, stack overflows, and BUG().
 
-use super::{BAD_ACCESS, FAULT, LIST, POINTER_OR_HEADER, TRACE, USERCOPY, covered, group};
+use super::{BAD_ACCESS, FAULT, HEADER_THEN_TRACE, LIST, POINTER_OR_HEADER, TRACE, USERCOPY, covered, group};
 use crate::class::{Class, Group, Pick, Recipe, Source};
 use crate::model::Kind as K;
 
@@ -112,6 +112,11 @@ pub const GROUPS: &[Group] = &[
         "Oops",
         &["Oops: retry", "kernel.panic_on_oops"],
         &[
+            // powerpc; then x86's exceptions that have no class of their own, as kernels since 6.10 say them.
+            Class::new(K::Oops, "^Oops: {}, sig: {:n} [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
+            Class::new(K::Oops, "^Oops: Oops: {} [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
+            Class::new(K::Oops, "^Oops: int3: 0000 [#", "int3 in {frame}").frames(&FAULT).detail(),
+            Class::new(K::Oops, "^Oops: {what}: {:w} [#", "{what} in {frame}").frames(&FAULT).detail(),
             Class::new(K::Oops, "^Oops: {} [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
             Class::new(K::Oops, "^Oops - {what} [#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
             Class::new(K::Oops, "Oops[#", "Oops in {frame}").alts(BAD_ACCESS).frames(&FAULT).detail(),
@@ -196,6 +201,11 @@ pub const GROUPS: &[Group] = &[
             Class::new(K::Bug, "^Kernel BUG [#", "kernel BUG in {frame}").frames(&POINTER_OR_HEADER).detail(),
             Class::new(K::Bug, "kernel BUG ", "kernel BUG in {frame}").frames(&POINTER_OR_HEADER),
         ],
+    ),
+    group(
+        "CFI failure at ",
+        &[],
+        &[Class::new(K::Bug, "CFI failure at {func:f}+0x", "CFI failure in {frame}").frames(&HEADER_THEN_TRACE)],
     ),
     // mips and loongarch count their oopses right behind the words.
     group(

@@ -160,6 +160,7 @@ pub const GROUPS: &[Group] = &[
         &[
             Class::new(K::BadPage, "BUG: Bad page state", "BUG: Bad page state in {frame}").frames(&BAD_PAGE),
             Class::new(K::BadPage, "BUG: Bad page map", "BUG: Bad page map"),
+            Class::new(K::BadPage, "BUG: Bad page cache", "BUG: Bad page cache"),
         ],
     ),
     group(

@@ -1,6 +1,6 @@
 //! Panics. Those that only end an earlier report come first.
 
-use super::{FAULT, group};
+use super::{FAULT, TRACE, group};
 use crate::class::{Class, Group, Pick, Recipe, Source};
 use crate::model::Kind as K;
 
@@ -44,12 +44,14 @@ pub const GROUPS: &[Group] = &[group(
             K::Sysrq,
             "Kernel panic - not syncing: sysrq triggered crash",
             "kernel panic: sysrq triggered crash",
-        ),
+        )
+        .frames(&TRACE),
         Class::new(
             K::Panic,
             "Kernel panic - not syncing: Attempted to kill init!",
             "kernel panic: Attempted to kill init!",
-        ),
+        )
+        .frames(&TRACE),
         Class::new(
             K::Panic,
             "Kernel panic - not syncing: Couldn't open N_TTY ldisc",
@@ -69,6 +71,9 @@ pub const GROUPS: &[Group] = &[group(
         .damaged(LOST_CAUSE)
         .consequence(),
         Class::new(K::Panic, "Kernel panic - not syncing: {}panic_on_warn set", "kernel panic: panic_on_warn set")
+            .damaged(LOST_CAUSE)
+            .consequence(),
+        Class::new(K::Panic, "Kernel panic - not syncing: {what}panic set ...", "kernel panic: {what}panic set")
             .damaged(LOST_CAUSE)
             .consequence(),
         Class::new(
@@ -115,8 +120,8 @@ pub const GROUPS: &[Group] = &[group(
             "Kernel panic - not syncing: VFS: Unable to mount root fs on {text}",
             "kernel panic: VFS: Unable to mount root fs on {text}",
         ),
-        Class::new(K::Panic, "Kernel panic - not syncing: {text}", "kernel panic: {text}"),
-        Class::new(K::Panic, "Kernel panic: {text}", "kernel panic: {text}"),
+        Class::new(K::Panic, "Kernel panic - not syncing: {text}", "kernel panic: {text}").frames(&TRACE),
+        Class::new(K::Panic, "Kernel panic: {text}", "kernel panic: {text}").frames(&TRACE),
         Class::new(K::Panic, "Kernel panic", "kernel panic").damaged("the header is cut"),
     ],
 )];
