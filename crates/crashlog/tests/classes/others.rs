@@ -225,6 +225,16 @@ pub const CASES: &[Case] = &[
         "BUG: unable to handle kernel NULL pointer dereference in own_read",
         Kind::NullDereference,
     ),
+    (
+        &[
+            "Internal error: UBSAN: array index out of bounds: 00000000f2005512 [#1] SMP",
+            TASK,
+            "pc : own_index+0x1/0x2",
+        ],
+        &["own_index", "own_open"],
+        "UBSAN: array index out of bounds in own_index",
+        Kind::Ubsan,
+    ),
     // Stalls.
     (
         &["watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 1", TASK, "RIP: 0010:own_spin+0x1/0x2"],
