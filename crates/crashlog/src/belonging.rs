@@ -16,9 +16,13 @@ pub fn joins(open: Found, new: Found) -> bool {
         Join::Own if matches!(new.kind, Kind::OutOfMemory | Kind::AllocationFailure) => {
             matches!(open, Kind::Panic | Kind::Sysrq | Kind::StackOverflow)
         }
-        // A stall is announced once for the CPU itself and once for the others; a warning in the middle of a stall's
-        // header comes from the code that prints the stall.
-        Join::Own => open == Kind::RcuStall && new.kind == open || stall && new.kind == Kind::Warning,
+        // A stall is announced once for the CPU itself and once for the others, and hardware says several lines about one
+        // error, each of which may be all there is. A warning in the middle of a stall's header comes from the code that
+        // prints the stall.
+        Join::Own => {
+            let more = matches!(open, Kind::RcuStall | Kind::MachineCheck | Kind::HardwareError) && new.kind == open;
+            more && !new.head.starts_with("Kernel panic") || stall && new.kind == Kind::Warning
+        }
     }
 }
 

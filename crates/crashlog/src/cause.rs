@@ -93,6 +93,10 @@ fn cause(before: &[Report], r: &Report) -> Option<(usize, String)> {
     if is_consequence(r) {
         return same_boot.next().map(|(i, _)| (i, "this panic only ends what report {} began".to_owned()));
     }
+    if r.header.starts_with("Kernel panic") && (r.kind == Kind::MachineCheck || r.title.contains("hardware error")) {
+        let mut errors = same_boot.filter(|(_, b)| matches!(b.kind, Kind::MachineCheck | Kind::HardwareError));
+        return errors.next().map(|(i, _)| (i, "the hardware error of report {} is fatal".to_owned()));
+    }
     if r.title == "kernel panic: Attempted to kill init!" {
         let mut deaths = same_boot.filter(|(_, b)| fatal(b.kind) && b.pid.is_none_or(|p| p == 1));
         return deaths.next().map(|(i, _)| (i, "init died of report {}".to_owned()));

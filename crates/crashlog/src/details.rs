@@ -68,7 +68,7 @@ fn address(line: &[u8], r: &mut Report) {
     if r.fault_address.is_some() {
         return;
     }
-    const PHRASES: [&[u8]; 9] = [
+    const PHRASES: [&[u8]; 12] = [
         b"for address: ",
         b"dereference, address: ",
         b"at virtual address ",
@@ -78,6 +78,9 @@ fn address(line: &[u8], r: &mut Report) {
         b"at addr ",
         b"data at address ",
         b"at address: ",
+        b" on read at ",
+        b" on write at ",
+        b"Failing address: ",
     ];
     // All phrases have one of these; most lines have neither.
     if find(line, b"addr").is_none() && find(line, b" at ").is_none() {
@@ -108,6 +111,11 @@ pub fn line(line: &[u8], r: &mut Report, user: bool) {
         b'C' if t.starts_with(b"Comm: ") => task_line(t, r),
         b'P' if t.starts_with(b"Pid: ") => old_task_line(t, r),
         b'P' if t.starts_with(b"PID: ") => task_line(t, r),
+        // Hung tasks and lockdep say it on a line of its own.
+        b'N' if t.starts_with(b"Not tainted ") => kernel(&t[12..], false, r),
+        b'T' if t.starts_with(b"Tainted: ") && t.get(9) != Some(&b'[') => kernel(&t[9..], true, r),
+        b'0'..=b'9' => kernel_line(t, r),
+        b'F' if t.starts_with(b"Failing address: ") => address(t, r),
         b'H' if t.starts_with(b"Hardware name: ") => {
             r.hardware.get_or_insert_with(|| text(&t[15..]));
         }
@@ -159,6 +167,26 @@ fn tainted_kernel(rest: &[u8], r: &mut Report) {
     let comm = &rest[..comm_end];
     let comm = find(comm, b" Kdump: ").map_or(comm, |at| &comm[..at]);
     r.comm.get_or_insert_with(|| text(comm.strip_suffix(b",").unwrap_or(comm)));
+    kernel(flags, tainted, r);
+}
+
+/// `7.3.4-own #1 Not tainted`, as lockdep says it.
+fn kernel_line(t: &[u8], r: &mut Report) {
+    let (at, words, tainted) = match (find(t, b" Not tainted"), find(t, b" Tainted: ")) {
+        (Some(at), _) => (at, 12, false),
+        (None, Some(at)) => (at, 10, true),
+        (None, None) => return,
+    };
+    let release = t.iter().position(|b| *b == b' ').unwrap_or(t.len());
+    if r.kernel.is_none() && release < at && t[release..].starts_with(b" #") {
+        r.kernel = Some(text(&t[..release]));
+        r.build = Some(text(&t[release..at]));
+        kernel(&t[at + words..], tainted, r);
+    }
+}
+
+/// Taint letters, then release and build.
+fn kernel(flags: &[u8], tainted: bool, r: &mut Report) {
     let mut letters = String::new();
     let mut at = 0;
     if tainted {
@@ -361,6 +389,13 @@ mod tests {
         assert_eq!(r.taint_flags[1].meaning, "the kernel has died before (oops or BUG)");
         let r = report(&["x", "CPU: 0 UID: 0 PID: 20 Comm: cpuhp/0 Not tainted 7.3.4 #1"]);
         assert_eq!((r.taint.as_deref(), r.kernel.as_deref()), (Some(""), Some("7.3.4")));
+        for (line, taint) in [("      Not tainted 7.3.4 #1", ""), ("7.3.4 #1 Tainted: G        W", "GW")] {
+            let r = report(&["x", line]);
+            let got = (r.taint.as_deref(), r.kernel.as_deref(), r.build.as_deref());
+            assert_eq!(got, (Some(taint), Some("7.3.4"), Some("#1")), "{line}");
+        }
+        let r = report(&["x", "Tainted: [O]=OOT_MODULE", "12 #1 is no kernel"]);
+        assert_eq!((r.taint, r.kernel), (None, None));
         let r = report(&["x", "Pid: 12, comm: old Not tainted 2.6.32-5 #1 Vendor"]);
         assert_eq!((r.pid, r.comm.as_deref(), r.kernel.as_deref()), (Some(12), Some("old"), Some("2.6.32-5")));
     }
@@ -379,6 +414,14 @@ mod tests {
         assert_eq!(r.oops_number, Some(12));
         assert_eq!(r.registers.len(), 5);
         assert_eq!((r.registers[0].name.as_str(), r.registers[0].value.as_str()), ("RSP", "ffffa85d435dfcb0"));
+    }
+
+    #[test]
+    fn addresses_of_other_architectures_are_read() {
+        let r = report(&["BUG: Kernel NULL pointer dereference on read at 0x00000008"]);
+        assert_eq!(r.fault_address.as_deref(), Some("00000008"));
+        let r = report(&["x", "Failing address: 0000000000001000 TEID: 0000000000001483"]);
+        assert_eq!(r.fault_address.as_deref(), Some("0000000000001000"));
     }
 
     #[test]

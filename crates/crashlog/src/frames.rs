@@ -62,7 +62,9 @@ pub fn choose(recipe: &Recipe, stack: Stack<'_>, caps: &Captures<'_>, why: &mut 
                 if caps.get(name).is_some()
                     && let Some(text) = captures.next()
                 {
-                    candidates.push(Candidate { name: normal::function(text), module: None });
+                    let name = normal::function(text);
+                    let entry = stack.frames.iter().find(|f| normal::function(&f.function) == name);
+                    candidates.push(Candidate { name, module: entry.and_then(|f| f.module.as_deref()) });
                 }
             }
             Source::Pointer | Source::Race => {}

@@ -65,11 +65,25 @@ fn after_stamp<'a>(stamp: &'a [u8], text: &'a [u8]) -> Payload<'a> {
         text = &text[len..];
     }
     let mut text = text.strip_prefix(b" ").unwrap_or(text);
+    if let Some(used) = cpu_and_task(text) {
+        text = text[used..].strip_prefix(b" ").unwrap_or(&text[used..]);
+    }
     // `journalctl -o short-monotonic` puts the host between the stamp and the words.
     if let Some(used) = host(text) {
         text = text[used..].strip_prefix(b" ").unwrap_or(&text[used..]);
     }
     Payload { text, stamp: Some(stamp), context }
+}
+
+/// `(0)[77:sh]`, with which a vendor's kernels say what caller ids say.
+fn cpu_and_task(text: &[u8]) -> Option<usize> {
+    let inner = text.trim_ascii_start().strip_prefix(b"(")?;
+    let digits = inner.iter().take(3).take_while(|b| b.is_ascii_digit()).count();
+    let task = inner[digits..]
+        .strip_prefix(b")[")
+        .filter(|task| digits > 0 && task.first().is_some_and(u8::is_ascii_digit))?;
+    let end = memchr::memchr(b']', task.get(..32.min(task.len()))?)?;
+    task[..end].contains(&b':').then_some(text.len() - task.len() + end + 1)
 }
 
 /// Position and length of the first `[   12.345678]` in the line.
@@ -82,7 +96,8 @@ fn find_stamp(text: &[u8]) -> Option<(usize, usize)> {
     None
 }
 
-/// Length of a stamp with its brackets: blanks, one to nine digits, a dot, six digits.
+/// Length of a stamp with its brackets: blanks, one to nine digits, a dot, six digits; some vendors print nine, or the CPU
+/// (`[   12.345678@3]`).
 fn stamp_len(text: &[u8]) -> Option<usize> {
     let mut i = 1;
     while i < 12 && text.get(i) == Some(&b' ') {
@@ -93,9 +108,16 @@ fn stamp_len(text: &[u8]) -> Option<usize> {
         i += 1;
     }
     let fraction = text.get(i + 1..i + 7)?;
-    let sound =
-        i > digits && text[i] == b'.' && fraction.iter().all(u8::is_ascii_digit) && text.get(i + 7) == Some(&b']');
-    sound.then_some(i + 8)
+    if i == digits || text[i] != b'.' || !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let rest = &text[i + 7..];
+    let more = match rest.first()? {
+        b']' => 0,
+        b'@' => 1 + rest[1..].iter().take(4).take_while(|b| b.is_ascii_digit()).count(),
+        _ => rest.iter().take(3).take_while(|b| b.is_ascii_digit()).count(),
+    };
+    (rest.get(more) == Some(&b']')).then_some(i + 8 + more)
 }
 
 /// A caller id `[ T123]`, `[   C1]` and its length.
@@ -426,6 +448,9 @@ mod tests {
             "> > [    1.234567] ",
             "6,416,17623341,-,caller=T1;",
             "Nov23 10:11 box kernel: ",
+            "[   12.345678@3] ",
+            "[   12.345678901] ",
+            "<4>[   12.345678]  (0)[77:sh]",
             "Nov 23 10:11:12.123456 box kernel: ",
             "[   12.345678] box kernel: ",
             "1795430000.123456 box kernel: ",

@@ -169,7 +169,15 @@ pub fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
                 stack.frames.push(p);
             }
             if stack.frames.len() < MAX_FRAMES {
-                stack.frames.push(e.to_frame());
+                let frame = e.to_frame();
+                // Most architectures begin the trace with the instruction pointer that they have printed already.
+                let again = stack.pointers == [0]
+                    && stack.frames.len() == 1
+                    && frame.reliable
+                    && same(&frame, &stack.frames[0]);
+                if !again {
+                    stack.frames.push(frame);
+                }
             }
             continue;
         }
@@ -272,6 +280,11 @@ pub fn walk(collected: &Collected, r: &mut Report) -> (Vec<Raw>, Signs) {
     }
     stacks.retain(|s| !s.frames.is_empty());
     (stacks, signs)
+}
+
+/// The same place in the same function.
+fn same(a: &Frame, b: &Frame) -> bool {
+    (&a.function, a.offset, a.size) == (&b.function, b.offset, b.size)
 }
 
 /// Disassembly makes sense for x86 only: its registers say so.

@@ -23,7 +23,7 @@ const FAMILIES: &[Family] = &[
             print_address_description print_report dump_page printk ^dev_info ^dev_notice ^dev_warn ^dev_err \
             ^dev_alert ^dev_crit ^dev_emerg netdev_warn ^_dev_ slab_err object_err print_trailer rust_begin_unwind \
             core::panicking ^rust_panic begin_unwind nmi_cpu_backtrace nmi_trigger ^bust_spinlocks \
-            fortify_report ^assfail$ ^asswarn$ ^btrfs_assertfail$ ^nmi_panic$ serror_panic",
+            fortify_report ^assfail$ ^asswarn$ ^btrfs_assertfail$ ^nmi_panic$ serror_panic ^do_serror$",
     },
     Family {
         reason: "checks memory",

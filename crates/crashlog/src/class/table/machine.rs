@@ -32,6 +32,9 @@ pub const GROUPS: &[Group] = &[
             Class::new(K::MachineCheck, "[Hardware Error]: CPU {:n}: Machine Check", "mce: hardware error").traceless(),
             Class::new(K::HardwareError, "[Hardware Error]: event severity: fatal", "hardware error: fatal")
                 .traceless(),
+            Class::new(K::HardwareError, "[Hardware Error]: Hardware error from APEI", "hardware error: {severity}")
+                .also(&["event severity: {severity:w}"])
+                .traceless(),
             Class::new(K::HardwareError, "[Hardware Error]: Hardware error from APEI", "hardware error: APEI")
                 .traceless(),
         ],

@@ -1,6 +1,6 @@
 //! Sanitizers.
 
-use super::{BAD_ACCESS, CAPTURED, HEADER_THEN_TRACE, TRACE, group};
+use super::{BAD_ACCESS, CAPTURED, FAULT, HEADER_THEN_TRACE, TRACE, group};
 use crate::class::{Class, Group, Pick, Recipe, Source};
 use crate::model::Kind as K;
 
@@ -101,6 +101,8 @@ pub const GROUPS: &[Group] = &[
         "UBSAN: ",
         &[],
         &[
+            // Built to trap, on arm64.
+            Class::new(K::Ubsan, "Internal error: UBSAN: {what}: {:w} [#", "UBSAN: {what} in {frame}").frames(&FAULT),
             Class::new(K::Ubsan, "UBSAN: Undefined behaviour in", "UBSAN: undefined-behaviour in {frame}")
                 .frames(&UBSAN),
             Class::new(K::Ubsan, "UBSAN: {what:w} in {src:w}", "UBSAN: {what} in {frame}").frames(&UBSAN),
