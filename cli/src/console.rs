@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::Args;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::agent::Keys;
+use crashyard_protocol::api::Compared;
 use crashyard_protocol::client::Client;
 use serde::Deserialize;
 use std::io::Write as _;
@@ -22,6 +23,7 @@ entered. A line that begins with ~ is for this program: ~b sends a break, ~s KEY
 
   crashyard console 01JDB4Q1W5Z8N6K3X0V7T2R9MF
   crashyard console 01JDB4Q1W5Z8N6K3X0V7T2R9MF --sysrq t
+  crashyard console 01JDB4Q1W5Z8N6K3X0V7T2R9MF --beside net
   crashyard console 01JDB4Q1W5Z8N6K3X0V7T2R9MF --type 'dmesg -n 8\\n'
 
 What is typed is evidence: the attempt's page shows it, with the name of your token.")]
@@ -41,7 +43,10 @@ pub struct Console {
     /// Send a break and end
     #[arg(long = "break")]
     break_: bool,
-    /// Print what was taken as JSON (with --type, --sysrq or --break)
+    /// Show another console beside it: `>` marks what only the other heard, `<` what only this one did
+    #[arg(long, value_name = "SOURCE", conflicts_with_all = ["text", "sysrq", "break_"])]
+    beside: Option<String>,
+    /// Print JSON (with --type, --sysrq, --break or --beside)
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -52,6 +57,15 @@ impl Console {
     pub async fn run(self) -> anyhow::Result<()> {
         let id: AttemptId = self.id.parse().ok().with_context(|| format!("{:?} is no id of an attempt", self.id))?;
         let client = self.server.client();
+        if let Some(other) = &self.beside {
+            let compared = client.compared(&id, &self.source, other).await.map_err(|error| said(&error))?;
+            if self.json {
+                println!("{}", serde_json::to_string_pretty(&compared)?);
+            } else {
+                print!("{}", side_by_side(&compared, &self.source, other));
+            }
+            return Ok(());
+        }
         let keys = match (&self.text, self.sysrq, self.break_) {
             (Some(text), ..) => Some(Keys::Text(unescape(text))),
             (None, Some(key), _) => Some(Keys::Sysrq(key)),
@@ -129,6 +143,22 @@ async fn follow(client: &Client, id: &AttemptId, source: &str) -> anyhow::Result
         }
     }
     Ok(())
+}
+
+/// Two consoles in one text.
+fn side_by_side(compared: &Compared, first: &str, second: &str) -> String {
+    let mut out = String::new();
+    for line in &compared.lines {
+        let mark = match (line.first, line.second) {
+            (true, true) => ' ',
+            (true, false) => '<',
+            (false, _) => '>',
+        };
+        out.push_str(&format!("{mark} {}\n", text::safe(&line.text)));
+    }
+    let Compared { both, first_only, second_only, .. } = compared;
+    let counts = format!("both heard {both}, {first} alone {first_only}, {second} alone {second_only}");
+    out + &format!("\nOf the kernel's lines, {}.\n", text::safe(&counts))
 }
 
 #[derive(Deserialize)]
@@ -214,6 +244,16 @@ mod tests {
     fn escapes_are_read_and_everything_else_stays() {
         assert_eq!(unescape(r"dmesg -n 8\n"), "dmesg -n 8\n");
         assert_eq!(unescape(r"a\\n\q\"), "a\\n\\q\\");
+    }
+
+    #[test]
+    fn two_consoles_are_marked_and_counted() {
+        use crashyard_protocol::api::ComparedLine;
+        let line = |text: &str, first, second| ComparedLine { text: text.into(), first, second };
+        let lines = vec![line("a", true, true), line("b\u{1b}", true, false), line("c", false, true)];
+        let compared = Compared { lines, both: 1, first_only: 1, second_only: 1, cut: false };
+        let text = side_by_side(&compared, "serial", "net");
+        assert_eq!(text, "  a\n< b\\x1b\n> c\n\nOf the kernel's lines, both heard 1, serial alone 1, net alone 1.\n");
     }
 
     #[test]

@@ -86,8 +86,10 @@ fn human(waiting: &Waiting) -> String {
     }
     for machine in &waiting.machines {
         let why = machine.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        let until = machine.until.map(|at| format!(" until {}", when(at))).unwrap_or_default();
+        let next = machine.next.as_ref().map(|next| format!(", then it is {next}'s")).unwrap_or_default();
         let gone = if machine.announced { "" } else { ", not announced by its controller" };
-        line(format!("  {:<24} {} since {}{gone}{why}", machine.name, machine.state, when(machine.since)));
+        line(format!("  {:<24} {} since {}{until}{next}{gone}{why}", machine.name, machine.state, when(machine.since)));
     }
     if !waiting.ahead.is_empty() {
         line(String::new());
@@ -126,6 +128,8 @@ mod tests {
             }],
             fitting: 1,
             machines: vec![WaitingMachine {
+                until: Some(Timestamp(7_200_000)),
+                next: None,
                 id: id.parse().unwrap(),
                 name: "m1".into(),
                 state: MachineState::Quarantined,
@@ -144,7 +148,7 @@ mod tests {
             "1 of 3 machines",
             "vmx.unrestricted",
             "2 do not",
-            "quarantined since 1970-01-01 00:01:01 UTC: fan",
+            "quarantined since 1970-01-01 00:01:01 UTC until 1970-01-01 02:00:00 UTC: fan",
             "01:00:00 UTC",
         ] {
             assert!(text.contains(wanted), "{wanted} in {text}");

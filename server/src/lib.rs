@@ -13,6 +13,7 @@ pub mod agent;
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod beside;
 pub mod blobs;
 pub mod config;
 pub mod consoles;

@@ -5,13 +5,14 @@
 
 use crate::app::AppState;
 use crate::db::machine::NamedMachine;
+use crate::db::reservation::{self, ReservationRow};
 use crate::db::waiting::{self, Competitor};
 use crate::db::{self, unsigned};
 use crate::error::{AppError, AppResult};
 use crashyard_protocol::api::{Ahead, Unsatisfied, Waiting, WaitingConstraint, WaitingLimit, WaitingMachine};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{JobId, JobState, MachineId, MachineState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Machines named in one list of an answer.
@@ -23,7 +24,11 @@ pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
     let machines = waiting::machines(&state.db).await?;
     let selector = waiting::selector(&state.db, &job).await?.selector()?;
     let flow = waiting::flow(&state.db, &job.flow_id).await?;
-    let others = waiting::competitors(&state.db, &flow.flow).await?;
+    // Who has nothing left that waits is in nobody's way.
+    let mut others = waiting::competitors(&state.db, &flow.flow).await?;
+    others.retain(|other| other.jobs > 0);
+    let reserved: Reserved =
+        reservation::all_open(&state.db).await?.into_iter().map(|row| (row.machine_id.clone(), row)).collect();
     let before = waiting::before(&state.db, &job).await?;
     let held = match flow.max_machines {
         Some(_) => waiting::held(&state.db, &flow.flow).await?,
@@ -50,7 +55,7 @@ pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
         })
         .collect();
     let fitting: Vec<&NamedMachine> = machines.iter().filter(|machine| selector.holds(&machine.facts())).collect();
-    let expected = expect(&flow, before, &others, &fitting, state.now());
+    let expected = expect(&flow, before, &others, &fitting, &reserved, state.now());
     let mut waiting = Waiting {
         job: job.id.clone(),
         state: job.state,
@@ -61,7 +66,7 @@ pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
         priority: flow.flow.priority,
         constraints,
         fitting: count(fitting.len()),
-        machines: fitting.iter().take(NAMED).map(|machine| shown(machine)).collect(),
+        machines: fitting.iter().take(NAMED).map(|machine| shown(machine, &reserved)).collect(),
         before: unsigned(before),
         ahead: others
             .iter()
@@ -85,7 +90,7 @@ pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
         (None, Some(not)) => Some(format!("its next attempt is not on {not}, where it failed")),
         (None, None) => None,
     };
-    waiting.summary = summary(&waiting, bound, &fitting, machines.len(), state.now());
+    waiting.summary = summary(&waiting, bound, &fitting, &reserved, machines.len(), state.now());
     Ok(waiting)
 }
 
@@ -98,9 +103,26 @@ fn count(number: impl TryInto<u32>) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
 }
 
-fn shown(machine: &NamedMachine) -> WaitingMachine {
+/// Who has which machine, or has it next.
+type Reserved = HashMap<MachineId, ReservationRow>;
+
+/// When a machine's state ends by itself.
+fn until(machine: &NamedMachine, reserved: &Reserved) -> Option<Timestamp> {
+    let row = &machine.machine;
+    let began = reserved.get(&row.id).filter(|one| one.began_at.is_some());
+    row.quarantined_until.or_else(|| began.map(|one| one.until_at))
+}
+
+/// Who has a machine as soon as its attempt is over.
+fn next_owner<'a>(machine: &NamedMachine, reserved: &'a Reserved) -> Option<&'a ReservationRow> {
+    reserved.get(&machine.machine.id).filter(|one| one.began_at.is_none())
+}
+
+fn shown(machine: &NamedMachine, reserved: &Reserved) -> WaitingMachine {
     let row = &machine.machine;
     WaitingMachine {
+        until: until(machine, reserved),
+        next: next_owner(machine, reserved).map(|one| one.owner.clone()),
         id: row.id.clone(),
         name: row.name.clone(),
         state: row.state,
@@ -112,9 +134,10 @@ fn shown(machine: &NamedMachine) -> WaitingMachine {
 }
 
 /// Whether a machine is in the round: it will take jobs without anybody doing anything.
-fn in_the_round(machine: &NamedMachine, now: Timestamp) -> bool {
+fn in_the_round(machine: &NamedMachine, reserved: &Reserved, now: Timestamp) -> bool {
     let row = &machine.machine;
     machine.is_reachable(now)
+        && next_owner(machine, reserved).is_none()
         && matches!(row.state, MachineState::Enrolled | MachineState::Available | MachineState::Leased)
 }
 
@@ -124,9 +147,11 @@ fn expect(
     before: i64,
     others: &[Competitor],
     fitting: &[&NamedMachine],
+    reserved: &Reserved,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let machines = i64::try_from(fitting.iter().filter(|machine| in_the_round(machine, now)).count()).ok()?;
+    let round: Vec<_> = fitting.iter().filter(|machine| in_the_round(machine, reserved, now)).collect();
+    let machines = i64::try_from(round.len()).ok()?;
     if machines == 0 {
         return None;
     }
@@ -145,7 +170,7 @@ fn expect(
         })
         .sum::<i64>()
         .saturating_add(before);
-    let idle = fitting.iter().filter(|one| in_the_round(one, now) && one.machine.state != MachineState::Leased).count();
+    let idle = round.iter().filter(|one| one.machine.state != MachineState::Leased).count();
     let busy_rounds = first.saturating_sub(i64::try_from(idle).ok()?).saturating_add(machines) / machines;
     if first < i64::try_from(idle).ok()? {
         return Some(now);
@@ -159,7 +184,14 @@ fn expect(
 }
 
 /// All of it in one sentence.
-fn summary(waiting: &Waiting, bound: Option<String>, fitting: &[&NamedMachine], all: usize, now: Timestamp) -> String {
+fn summary(
+    waiting: &Waiting,
+    bound: Option<String>,
+    fitting: &[&NamedMachine],
+    reserved: &Reserved,
+    all: usize,
+    now: Timestamp,
+) -> String {
     match waiting.state {
         JobState::Queued => {}
         JobState::Leased => return "It is not waiting: a machine has it.".into(),
@@ -174,7 +206,7 @@ fn summary(waiting: &Waiting, bound: Option<String>, fitting: &[&NamedMachine], 
             _ => format!("none of {all} machines satisfies all of its constraints together"),
         });
     } else {
-        parts.push(format!("{} of {all} machines satisfy it: {}", fitting.len(), states(fitting, now)));
+        parts.push(format!("{} of {all} machines satisfy it: {}", fitting.len(), states(fitting, reserved, now)));
     }
     parts.extend(bound);
     if let Some(limit) = &waiting.limit
@@ -203,7 +235,7 @@ fn counted(jobs: u64) -> String {
 }
 
 /// Machines by state; where few are in a state for a reason, with it.
-fn states(fitting: &[&NamedMachine], now: Timestamp) -> String {
+fn states(fitting: &[&NamedMachine], reserved: &Reserved, now: Timestamp) -> String {
     let mut groups: BTreeMap<String, usize> = BTreeMap::new();
     for machine in fitting {
         let row = &machine.machine;
@@ -214,8 +246,15 @@ fn states(fitting: &[&NamedMachine], now: Timestamp) -> String {
                 let since = crate::pages::format::When(machine.heard_of_at()).minute();
                 format!("unknown, because nothing was heard of its controller since {since}")
             }
-            (true, Some(reason)) => format!("{} since {since} ({reason})", row.state),
-            (true, None) => row.state.to_string(),
+            (true, Some(reason)) => {
+                let until =
+                    until(machine, reserved).map(|at| format!(" until {}", crate::pages::format::When(at).minute()));
+                format!("{} since {since}{} ({reason})", row.state, until.unwrap_or_default())
+            }
+            (true, None) => match next_owner(machine, reserved) {
+                Some(next) => format!("{}, and then {}'s ({})", row.state, next.owner, next.reason),
+                None => row.state.to_string(),
+            },
         };
         *groups.entry(words).or_default() += 1;
     }

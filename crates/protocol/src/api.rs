@@ -424,6 +424,30 @@ wire! {
         pub finished_at: Option<Timestamp>,
     }
 
+    /// Two consoles of one attempt beside each other.
+    pub struct Compared {
+        /// In the order in which they were printed.
+        pub lines: Vec<ComparedLine>,
+        /// Lines of the kernel that both heard.
+        pub both: u64,
+        /// Lines of the kernel that only the first heard.
+        pub first_only: u64,
+        /// Lines of the kernel that only the second heard.
+        pub second_only: u64,
+        /// Whether there are more lines than these.
+        pub cut: bool,
+    }
+
+    /// One line of one console or of both.
+    pub struct ComparedLine {
+        /// The line.
+        pub text: String,
+        /// Whether the first console heard it.
+        pub first: bool,
+        /// Whether the second did. Lines without a kernel's time are only looked for in the first.
+        pub second: bool,
+    }
+
     /// Everything that it takes to do an attempt again.
     pub struct Repro {
         /// The attempt.
@@ -689,6 +713,12 @@ wire! {
 
     /// A machine that a waiting job could have.
     pub struct WaitingMachine {
+        /// When its state ends by itself: a quarantine, or a person's time with it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub until: Option<Timestamp>,
+        /// Who has it as soon as its attempt is over.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub next: Option<String>,
         /// Id.
         pub id: MachineId,
         /// Its name.

@@ -321,6 +321,12 @@ impl Client {
         self.get(&format!("/api/v1/attempts/{attempt}/repro")).await
     }
 
+    /// Two consoles of an attempt beside each other.
+    pub async fn compared(&self, attempt: &AttemptId, first: &str, second: &str) -> Answer<api::Compared> {
+        let (first, second) = (segment(first), segment(second));
+        self.get(&format!("/api/v1/attempts/{attempt}/console/{first}/beside/{second}")).await
+    }
+
     /// The text of an attempt's console as it grows, as an event stream.
     pub async fn console_text(&self, attempt: &AttemptId, source: &str) -> Answer<Response> {
         let path = format!("/api/v1/attempts/{attempt}/console/{}/events", segment(source));

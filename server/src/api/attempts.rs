@@ -3,17 +3,22 @@
 use super::wire;
 use crate::app::AppState;
 use crate::auth::Reader;
+use crate::beside;
 use crate::db;
 use crate::db::artifact::{CONSOLE_PREFIX, Owner};
 use crate::db::attempt::{AttemptRow, FullAttempt};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, check_path_name};
+use crate::ranges;
 use crate::sse::{self, After};
 use axum::extract::State;
 use axum::response::Response;
 use crashyard_protocol::agent::{Report, Role};
-use crashyard_protocol::api::{Artifact, Attempt, Build, Evidence, Repro};
+use crashyard_protocol::api::{Artifact, Attempt, Build, Compared, Evidence, Repro};
 use crashyard_protocol::{AttemptId, Stage};
+
+/// How much of each console is compared, from its beginning.
+const COMPARED_BYTES: u64 = 8 * 1024 * 1024;
 
 async fn find(state: &AppState, id: &AttemptId) -> AppResult<AttemptRow> {
     db::attempt::get(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "attempt"))
@@ -94,6 +99,30 @@ fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &str) -> Vec<St
             format!("crashyard reserve {machine} --for 2h --reason \"repro of {id}\""),
         ])
         .collect()
+}
+
+/// Two consoles beside each other, such as the serial one and netconsole: what one did not hear is filled in from the other.
+#[utoipa::path(get, path = "/api/v1/attempts/{id}/console/{first}/beside/{second}", tag = "attempts",
+    params(("id" = AttemptId, Path), ("first" = String, Path), ("second" = String, Path)),
+    responses((status = 200, body = Compared)))]
+pub async fn compare_consoles(
+    _: Reader,
+    State(state): State<AppState>,
+    Path((id, first, second)): Path<(AttemptId, String, String)>,
+) -> AppResult<Json<Compared>> {
+    find(&state, &id).await?;
+    let (first, second) = (console_text(&state, &id, &first).await?, console_text(&state, &id, &second).await?);
+    Ok(Json(tokio::task::spawn_blocking(move || beside::compare(&first, &second)).await?))
+}
+
+/// A console's text, as far as it is read here.
+async fn console_text(state: &AppState, id: &AttemptId, source: &str) -> AppResult<String> {
+    check_path_name("console source", source)?;
+    let owner = Owner::Attempt(id.clone());
+    let found = db::artifact::find(&state.db, &owner, &format!("{CONSOLE_PREFIX}{source}")).await?;
+    let console = found.ok_or_else(|| AppError::not_found(&format!("console of this attempt: {source:?}")))?;
+    let bytes = ranges::read(state, &console.id, 0..db::unsigned(console.size).min(COMPARED_BYTES)).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Consoles, the dump, and whatever was collected.

@@ -109,9 +109,12 @@ pub async fn inventory(state: &AppState, row: &MachineRow) -> AppResult<Inventor
 
 /// What happened to a machine, newest first.
 pub async fn history(state: &AppState, id: &MachineId) -> AppResult<Vec<MachineEvent>> {
-    let mut events: Vec<MachineEvent> = life::changes(&state.db, id, HISTORY)
+    // What has the same time: an attempt's end, what follows from it, the next attempt.
+    let (ended, followed, began) = (0, 1, 2);
+    let mut events: Vec<(u8, MachineEvent)> = life::changes(&state.db, id, HISTORY)
         .await?
         .into_iter()
+        .rev()
         .map(|row| MachineEvent {
             at: row.at,
             state: row.state,
@@ -119,6 +122,7 @@ pub async fn history(state: &AppState, id: &MachineId) -> AppResult<Vec<MachineE
             by: row.decided_by,
             attempt: row.attempt_id,
         })
+        .map(|event| (followed, event))
         .collect();
     for past in life::attempts(&state.db, id, HISTORY).await? {
         let event = |at, machine, reason: String| MachineEvent {
@@ -129,20 +133,18 @@ pub async fn history(state: &AppState, id: &MachineId) -> AppResult<Vec<MachineE
             attempt: Some(past.id.clone()),
         };
         let title = &past.scenario.title;
-        events.push(event(past.started_at, MachineState::Leased, title.clone()));
+        events.push((began, event(past.started_at, MachineState::Leased, title.clone())));
         if let Some(at) = past.finished_at {
             let (machine, how) = match past.state {
                 AttemptState::Lost => (MachineState::Enrolled, "its lease ran out"),
                 _ => (MachineState::Available, "returned"),
             };
-            events.push(event(at, machine, format!("{title}: {}, {how}", past.verdict)));
+            events.push((ended, event(at, machine, format!("{title}: {}, {how}", past.verdict))));
         }
     }
-    // What follows from an attempt's end has the same time and comes after it.
-    events.sort_by_key(|event| (event.at, event.by != life::SERVER || event.state != MachineState::Available));
-    events.reverse();
-    events.truncate(usize::try_from(HISTORY).unwrap_or(usize::MAX));
-    Ok(events)
+    events.sort_by_key(|(order, event)| (event.at, *order));
+    let newest = events.into_iter().rev().map(|(_, event)| event);
+    Ok(newest.take(usize::try_from(HISTORY).unwrap_or(usize::MAX)).collect())
 }
 
 /// Puts a machine that no attempt owns into another state.

@@ -91,6 +91,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(attempts::list_evidence))
         .routes(routes!(attempts::list_attempt_artifacts))
         .routes(routes!(attempts::console_events))
+        .routes(routes!(attempts::compare_consoles))
         .routes(routes!(keys::press_keys))
         .routes(routes!(keys::list_keys))
         .routes(routes!(machines::list_machines))

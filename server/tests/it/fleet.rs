@@ -8,8 +8,8 @@ use crashyard_protocol::agent::{
     Report, ReportsReply, Role,
 };
 use crashyard_protocol::api::{
-    Attempt, Extension, Inventory, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation, NewRun, Owed,
-    OwedKind, Page, Policy, Repro, Run, Waiting,
+    Attempt, Compared, Extension, Inventory, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation, NewRun,
+    Owed, OwedKind, Page, Policy, Repro, Run, Waiting,
 };
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState, Priority, Purpose, Status};
@@ -630,6 +630,29 @@ async fn an_attempt_can_be_done_again_from_what_is_known_of_it() {
     server.call(put).await.ok::<serde_json::Value>();
     let run: serde_json::Value = serde_json::from_str(&body("/api/v1/runs")).unwrap();
     server.call(Call::post("/api/v1/runs", &run).token(&server.submit)).await.ok::<Run>();
+}
+
+#[tokio::test]
+async fn what_one_console_did_not_hear_is_filled_in_from_the_other() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    let put = async |source: &str, text: &str| {
+        let path = format!("/agent/v1/attempts/{}/console/{source}?offset=0", claimed.attempt);
+        server.call(Call::put(path, text.to_owned()).by_controller(&server, &claimed)).await.ok::<serde_json::Value>()
+    };
+    put("serial", "[    1.000000] one\r\n[    3.000000] three\r\n").await;
+    put("net", "[    1.000000] one\n[    2.000000] two\n").await;
+    let path =
+        |first: &str, second: &str| format!("/api/v1/attempts/{}/console/{first}/beside/{second}", claimed.attempt);
+    let compared: Compared = server.get(path("serial", "net")).await.ok();
+    let lines: Vec<_> = compared.lines.iter().map(|line| (line.text.as_str(), line.first, line.second)).collect();
+    let wanted = [
+        ("[    1.000000] one", true, true),
+        ("[    2.000000] two", false, true),
+        ("[    3.000000] three", true, false),
+    ];
+    assert_eq!(lines, wanted);
+    server.get(path("serial", "other")).await.problem(404, kind::NOT_FOUND);
 }
 
 async fn press(server: &Server, claim: &Claim, keys: &Keys) -> Answer {

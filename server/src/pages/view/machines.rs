@@ -30,6 +30,8 @@ struct Row {
     driver: String,
     controller: String,
     labels: Vec<(String, String)>,
+    /// How many of them only the machine's own page shows.
+    more: usize,
     epoch: u64,
     seen: When,
     seen_ago: String,
@@ -37,7 +39,18 @@ struct Row {
     differs: Option<String>,
 }
 
+/// Labels that the list of all machines leaves to a machine's own page: details of what it is made of.
+fn first_seen(label: &str) -> bool {
+    let details = ["bmc", "cpus", "family", "firmware_version", "model", "nested", "product", "stepping"];
+    !label.starts_with("vmx.") && !details.contains(&label)
+}
+
 impl Row {
+    /// The labels that a list shows.
+    fn first_labels(&self) -> impl Iterator<Item = &(String, String)> {
+        self.labels.iter().filter(|(label, _)| first_seen(label))
+    }
+
     fn new(machine: &Machine, now: Timestamp) -> Self {
         let reason = machine.reason.as_deref().map(|reason| visible(reason).into_owned());
         let silent = || {
@@ -52,6 +65,7 @@ impl Row {
             since_ago: ago(now.since(machine.state_since)),
             driver: visible(&machine.driver).into_owned(),
             controller: visible(&machine.controller_name).into_owned(),
+            more: machine.labels.keys().filter(|key| !first_seen(key)).count(),
             labels: machine
                 .labels
                 .iter()

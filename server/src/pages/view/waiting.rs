@@ -41,6 +41,8 @@ struct MachineRow {
     name: String,
     chip: Chip,
     since: When,
+    until: Option<When>,
+    next: Option<String>,
     reason: Option<String>,
     attempt: Option<AttemptId>,
 }
@@ -86,6 +88,8 @@ impl WaitingPage {
                     name: text(&one.name),
                     chip: Chip::machine(one.state),
                     since: When(one.since),
+                    until: one.until.map(When),
+                    next: one.next.as_deref().map(text),
                     reason: match (&one.reason, one.announced) {
                         (_, false) => Some("its controller does not name it any more".to_owned()),
                         (reason, true) => reason.as_deref().map(text),
