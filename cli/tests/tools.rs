@@ -59,7 +59,8 @@ fn farm(bytes: Vec<u8>) -> String {
 
 /// A vmlinux of the made-up kernel: `panic` with a function inlined into it, where the kernel has it.
 fn vmlinux(dir: &Path) -> PathBuf {
-    let (source, out) = (dir.join("panic.c"), dir.join("vmlinux"));
+    let (source, out) = (dir.join("kernel/panic.c"), dir.join("vmlinux"));
+    std::fs::create_dir_all(dir.join("kernel")).unwrap();
     let code = "static inline __attribute__((always_inline)) void stop_the_others(void)\n\
         {\n    __asm__ volatile(\".skip 64, 0x90\");\n}\n\
         void panic(void)\n{\n    stop_the_others();\n}\n";
@@ -77,7 +78,8 @@ fn vmlinux(dir: &Path) -> PathBuf {
 /// A program of this name that writes its arguments down and ends with `status`.
 fn stand_in(dir: &Path, name: &str, status: i32) {
     let program = dir.join(name);
-    let script = format!("#!/bin/sh\nfor word; do echo \"$word\"; done >'{}/{name}.said'\nexit {status}\n", dir.display());
+    let script =
+        format!("#!/bin/sh\nfor word; do echo \"$word\"; done >'{}/{name}.said'\nexit {status}\n", dir.display());
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -123,7 +125,11 @@ fn the_right_debugger_is_started_with_the_dump_and_the_vmlinux_of_its_kernel() {
 
     stand_in(dir.path(), "drgn", 0);
     assert!(open(dir.path(), &server, &["--vmlinux", vmlinux], None).status.success());
-    assert_eq!(said(dir.path(), "drgn").unwrap(), ["-c", file, "-s", vmlinux], "preferred, because it knows more kernels");
+    assert_eq!(
+        said(dir.path(), "drgn").unwrap(),
+        ["-c", file, "-s", vmlinux],
+        "preferred, because it knows more kernels"
+    );
     assert_eq!(said(dir.path(), "crash"), None);
     assert!(open(dir.path(), &server, &["--vmlinux", vmlinux, "--with", "crash"], None).status.success());
     assert_eq!(said(dir.path(), "crash").unwrap(), [vmlinux, file]);
@@ -199,13 +205,13 @@ fn source_lines_and_inlined_functions_are_added_wherever_kaslr_put_the_kernel() 
         let frames = json["cpus"][0]["frames"].as_array().unwrap();
         let frame = frames.iter().find(|frame| frame["symbol"] == "panic+0x20").unwrap();
         let expected = serde_json::json!([
-            { "function": "stop_the_others", "file": "panic.c", "line": 3 },
-            { "function": "panic", "file": "panic.c", "line": 7 },
+            { "function": "stop_the_others", "file": "kernel/panic.c", "line": 3 },
+            { "function": "panic", "file": "kernel/panic.c", "line": 7 },
         ]);
         assert_eq!(frame["source"], expected);
         assert_eq!(frames.iter().filter(|frame| frame.get("source").is_some()).count(), 1, "nothing is made up");
         let text = String::from_utf8(run(dir.path(), &arguments, None).stdout).unwrap();
-        assert!(text.contains("stop_the_others at panic.c:3\n"), "{text}");
+        assert!(text.contains("stop_the_others at kernel/panic.c:3\n"), "{text}");
     }
     let file = dir.path().join("vmcore");
     let done = run(dir.path(), &["triage", "vmcore", file.to_str().unwrap(), "--lines"], None);

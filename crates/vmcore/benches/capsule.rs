@@ -144,7 +144,8 @@ fn vmlinux(of: &Capsule) -> Option<PathBuf> {
     let wanted = of.build_id.as_deref()?;
     let named = std::env::var_os("CRASHYARD_VMLINUX").unwrap_or_default();
     let release = &of.release;
-    let usual = [format!("/usr/lib/debug/boot/vmlinux-{release}"), format!("/usr/lib/debug/lib/modules/{release}/vmlinux")];
+    let usual =
+        [format!("/usr/lib/debug/boot/vmlinux-{release}"), format!("/usr/lib/debug/lib/modules/{release}/vmlinux")];
     std::env::split_paths(&named).chain(usual.map(PathBuf::from)).find(|file| {
         let Ok(file) = File::open(file) else { return false };
         let cache = ReadCache::new(file);

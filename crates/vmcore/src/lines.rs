@@ -30,9 +30,6 @@ impl Lines {
             let lines = known.entry((frame.pc.0, frame.interrupted)).or_insert_with(|| self.lines(frame, offset));
             frame.source.clone_from(lines);
         }
-        let mut all: Vec<&mut SourceLine> =
-            capsule.stacks.iter_mut().flat_map(|s| &mut s.frames).flat_map(|f| &mut f.source).collect();
-        below_the_source(&mut all);
         capsule.stacks.iter().flat_map(|stack| &stack.frames).filter(|frame| !frame.source.is_empty()).count()
     }
 
@@ -42,7 +39,7 @@ impl Lines {
         let Ok(mut found) = self.loader.find_frames(at.wrapping_sub(offset)) else { return Vec::new() };
         let mut lines = Vec::new();
         while let Ok(Some(one)) = found.next() {
-            let place = one.location.as_ref().and_then(|place| Some((place.file?.to_owned(), place.line)));
+            let place = one.location.as_ref().and_then(|place| Some((below_the_source(place.file?).to_owned(), place.line)));
             let Some((file, line)) = place else { continue };
             let function = one.function.and_then(|name| name.demangle().ok().map(std::borrow::Cow::into_owned));
             lines.push(SourceLine { function, file, line });
@@ -51,22 +48,16 @@ impl Lines {
     }
 }
 
-/// Builders put the source wherever they like. What all files have in common says nothing and is left out.
-fn below_the_source(lines: &mut [&mut SourceLine]) {
-    for line in lines.iter_mut() {
-        line.file = line.file.replace("/./", "/");
-    }
-    let absolute = || lines.iter().map(|line| line.file.as_str()).filter(|file| file.starts_with('/'));
-    let Some(first) = absolute().next() else { return };
-    let common = |one: &str, other: &str| one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-    let shared = absolute().map(|file| common(first, file)).min().unwrap_or(0);
-    let root = first[..shared.min(first.len())].rfind('/').map_or(0, |slash| slash + 1);
-    let root = first[..root].to_owned();
-    for line in lines.iter_mut() {
-        if let Some(short) = line.file.strip_prefix(&root).filter(|short| !short.is_empty()) {
-            line.file = short.to_owned();
-        }
-    }
+/// Builders put the source wherever they like, and say so in every name: what comes before the kernel's own directories is
+/// left out.
+fn below_the_source(file: &str) -> &str {
+    const TOP: [&str; 18] = [
+        "arch", "block", "certs", "crypto", "drivers", "fs", "include", "init", "io_uring", "ipc", "kernel", "lib", "mm",
+        "net", "rust", "security", "sound", "virt",
+    ];
+    let is_top = |rest: &str| rest.split_once('/').is_some_and(|(first, _)| TOP.contains(&first));
+    let mut starts = std::iter::once(0).chain(file.match_indices('/').map(|(slash, _)| slash + 1));
+    starts.find(|&start| is_top(&file[start..])).map_or(file, |start| &file[start..])
 }
 
 #[cfg(test)]
@@ -74,10 +65,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_tells_files_apart_is_kept_of_their_names() {
-        let line = |file: &str| SourceLine { function: None, file: file.into(), line: Some(1) };
-        let mut lines = ["/build/linux-6.1/./kernel/panic.c", "/build/linux-6.1/kernel/exit.c", "/build/linux-6.1/é/x.c", "rel.c"].map(line);
-        below_the_source(&mut lines.iter_mut().collect::<Vec<_>>());
-        assert_eq!(lines.map(|line| line.file), ["kernel/panic.c", "kernel/exit.c", "é/x.c", "rel.c"]);
+    fn files_are_named_as_the_kernels_source_names_them() {
+        for (file, name) in [
+            ("/build/linux-6.1/kernel/panic.c", "kernel/panic.c"),
+            ("debian/build/amd64/./arch/x86/include/asm/kexec.h", "arch/x86/include/asm/kexec.h"),
+            ("drivers/net/virtio_net.c", "drivers/net/virtio_net.c"),
+            ("/usr/é/other.c", "/usr/é/other.c"),
+            ("", ""),
+        ] {
+            assert_eq!(below_the_source(file), name);
+        }
     }
 }

@@ -141,7 +141,8 @@ mod tests {
         ];
         let fault: Vec<_> = fault.into_iter().map(line).collect();
         assert_eq!(oops_message(&fault).as_deref(), Some(fault[0].text.as_str()));
-        let other = [line("x"), line("general protection fault, probably for non-canonical address 0x1: 0000 [#2] SMP ")];
+        let other =
+            [line("x"), line("general protection fault, probably for non-canonical address 0x1: 0000 [#2] SMP ")];
         assert_eq!(oops_message(&other).as_deref(), Some(other[1].text.trim_end()));
         assert_eq!(oops_message(&[line("a list [#] of [#x] things")]), None);
     }

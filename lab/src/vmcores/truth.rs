@@ -8,7 +8,7 @@
 use super::guest::Guest;
 use super::trigger::DONOR;
 use super::{Crash, How, Panic};
-use crashyard_vmcore::{Capsule, Frame, LockKind, Stack};
+use crashyard_vmcore::{Capsule, Cpu, Frame, LockKind, Stack};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 
@@ -123,7 +123,11 @@ pub fn compare(truth: &Truth, capsule: &Capsule, guest: &Guest, crash: Crash) ->
     }
     let more = usize::from(death.module == Some(DONOR));
     if capsule.modules.len() != truth.modules.len() + more || truth.modules.is_empty() {
-        differ(format!("{} modules, told were {} and {more} came to crash", capsule.modules.len(), truth.modules.len()));
+        differ(format!(
+            "{} modules, told were {} and {more} came to crash",
+            capsule.modules.len(),
+            truth.modules.len()
+        ));
     }
     let log: HashSet<String> = capsule.dmesg.iter().map(crashyard_vmcore::DmesgLine::stamped).collect();
     truth.log.iter().filter(|line| !log.contains(*line)).for_each(|line| differ(format!("not in the log: {line}")));
@@ -209,12 +213,9 @@ impl Death {
         match crash.panic {
             Panic::Sysrq => Self { message: Some("sysrq triggered crash"), function: "sysrq_handle_crash", ..base },
             Panic::Init => Self { message: Some("Attempted to kill init!"), function: "do_exit", ..base },
-            Panic::Nmi => Self {
-                message: Some("NMI: Not continuing"),
-                function: "unknown_nmi_error",
-                in_nmi: true,
-                ..base
-            },
+            Panic::Nmi => {
+                Self { message: Some("NMI: Not continuing"), function: "unknown_nmi_error", in_nmi: true, ..base }
+            }
             Panic::Oops => Self {
                 message: (crash.format.how() == How::Qemu).then_some("Fatal exception"),
                 oops: Some("BUG: kernel NULL pointer dereference"),
@@ -246,7 +247,9 @@ impl Death {
             [("panic", &capsule.panic_message, self.message), ("oops", &capsule.oops_message, self.oops)]
         {
             let said = said.as_deref();
-            if !matches!((said, wanted), (None, None)) && !wanted.is_some_and(|w| said.is_some_and(|s| s.starts_with(w))) {
+            if !matches!((said, wanted), (None, None))
+                && !wanted.is_some_and(|w| said.is_some_and(|s| s.starts_with(w)))
+            {
                 differences.push(format!("the {what} says {said:?}, not {wanted:?}"));
             }
         }
@@ -258,13 +261,21 @@ impl Death {
         }
         let guilty = |frame: &Frame| frame.module.as_deref() == self.module && frame.interrupted;
         if let Some(function) = self.hangs {
-            let hanging = capsule.cpus.iter().filter(|cpu| cpu.interrupts_on == Some(false));
+            // A CPU that hangs and then panics waits for its end with interrupts on, unless a crash kernel takes over.
+            let hangs = |cpu: &&Cpu| cpu.interrupts_on == Some(false) || Some(cpu.cpu) == capsule.panic_cpu;
+            let hanging = capsule.cpus.iter().filter(hangs);
             let mut stacks = hanging.filter_map(|cpu| capsule.stack(cpu.stack));
-            if !stacks.any(|stack| stack.frames.iter().any(guilty) && named(stack).iter().any(|f| f.starts_with(function))) {
+            if !stacks
+                .any(|stack| stack.frames.iter().any(guilty) && named(stack).iter().any(|f| f.starts_with(function)))
+            {
                 differences.push(format!("no CPU hangs in {function} with interrupts off"));
             }
         } else if self.module.is_some() && !panicked.is_some_and(|stack| stack.frames.iter().any(guilty)) {
-            differences.push(format!("the panic's stack was not interrupted in {:?}: {}", self.module, names.join(" ")));
+            differences.push(format!(
+                "the panic's stack was not interrupted in {:?}: {}",
+                self.module,
+                names.join(" ")
+            ));
         }
         differences
     }

@@ -28,7 +28,8 @@ macro_rules! settled {
 /// attempt by version `rules` of the crash-log rules; where there is none, its scenario in its run. Only dumps with a
 /// capsule count: of an unreadable one the dump itself is all there is.
 pub async fn surplus(db: &Db, readers: i64, rules: i64, each: u32) -> DbResult<Option<ArtifactRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(settled!(
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(settled!(
         "WITH kept AS (SELECT f.id, f.completed_at, t.id AS attempt_id, t.run_id || ' ' || CAST(j.scenario AS TEXT) AS story",
         "AND EXISTS (SELECT 1 FROM artifact k WHERE k.attempt_id = t.id AND k.state = 'complete' \
          AND substr(k.name, 1, 13) = 'found-capsule')), \
@@ -43,7 +44,8 @@ pub async fn surplus(db: &Db, readers: i64, rules: i64, each: u32) -> DbResult<O
     .bind(rules)
     .bind(i64::from(each))
     .fetch_optional(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// The oldest dump that nobody holds and that may be dropped, if it was complete by `until`.
