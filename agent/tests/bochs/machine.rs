@@ -4,6 +4,7 @@ use crashyard_agent::controller::BochsConfig;
 use crashyard_agent::controller::bochs::Bochs;
 use crashyard_agent::controller::machine::{Attached, BootPlan, Driver as _, PowerStatus};
 use crashyard_agent::controller::watch::Watcher;
+use crashyard_protocol::agent::Keys;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -85,7 +86,7 @@ pub async fn until(machine: &Attached, wanted: impl Fn(&str) -> bool) {
 
 /// Types into a machine's console.
 pub async fn type_in(machine: &Attached, letters: &str) {
-    machine.consoles[0].1.write(letters.as_bytes()).await.expect("the console's input");
+    machine.consoles[0].1.press(&Keys::Text(letters.to_owned())).await.expect("the console's input");
 }
 
 /// The keeper of the machine in this directory, and its Bochs.
