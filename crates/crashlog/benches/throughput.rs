@@ -1,8 +1,9 @@
 //! How fast consoles are read, in one thread, against the bars: `cargo bench -p crashyard-crashlog`.
 //!
-//! Two measurements. A console of 200 MB with eight oopses (made from the golden logs, the same on every machine), beside
-//! `rg -F -j1` looking for the same header strings in the same run; and many small logs one by one, from the folder that
-//! `CRASHYARD_CORPUS` names or, without it, a corpus beside the project. `cargo bench -p crashyard-crashlog -- FILE..`
+//! Three measurements. A console of 200 MB with eight oopses (made from the golden logs, the same on every machine), beside
+//! `rg -F -j1` looking for the same header strings in the same run; the same console as a server follows it, in small writes
+//! and drained after each; and many small logs one by one, from the folder that `CRASHYARD_CORPUS` names or, without it, a
+//! corpus beside the project. `cargo bench -p crashyard-crashlog -- FILE..`
 //! measures the given files instead, as one stream each.
 //!
 //! Figures are processor time (best round), because other work on the machine must not fail a bar; wall clock
@@ -24,6 +25,7 @@ const ROUNDS: usize = 5;
 const LONG: usize = 200_000_000;
 /// Bars: megabytes a second of the long console and of small logs, megabytes of memory, share of `rg`'s speed.
 const LONG_SPEED: f64 = 500.0;
+const LIVE_SPEED: f64 = 200.0;
 const SMALL_SPEED: f64 = 100.0;
 const MEMORY: f64 = 64.0;
 const SHARE: f64 = 80.0;
@@ -56,6 +58,7 @@ fn main() -> std::io::Result<()> {
     let found = format!("{} of {expected}", long.reports);
     figure("long console, reports found", &found, "all", long.reports == expected)?;
     long.compare()?;
+    live(&long.files[0], expected)?;
     match corpus() {
         Some(logs) => Figures::of("small logs, one by one", &logs)?.print(Some(SMALL_SPEED)),
         None => say(
@@ -71,6 +74,36 @@ fn say(line: &str) -> std::io::Result<()> {
 fn figure(what: &str, measured: &str, bar: &str, reached: bool) -> std::io::Result<()> {
     let mark = if reached { "reached" } else { "MISSED " };
     say(&format!("{mark}  {what:<36} {measured:>12}   bar {bar}"))
+}
+
+/// The console as a server follows it: in writes of 4 KiB, each asked for what is new, and what is open for its name.
+fn live(path: &Path, expected: usize) -> std::io::Result<()> {
+    let bytes = std::fs::read(path)?;
+    let (mut best, mut found) = (f64::MAX, 0);
+    for _ in 0..ROUNDS {
+        let before = own_seconds();
+        let mut parser = Parser::new(Options::default());
+        let mut known = Vec::new();
+        found = 0;
+        for write in bytes.chunks(4096) {
+            parser.feed(write);
+            found += parser.drain().reports.len();
+            let names: Vec<_> = parser.open().map(|report| (report.start(), report.lines())).collect();
+            for report in parser.open().filter(|report| !known.contains(&(report.start(), report.lines()))) {
+                std::hint::black_box(report.title());
+            }
+            known = names;
+        }
+        best = best.min(own_seconds() - before);
+    }
+    let speed = bytes.len() as f64 / 1e6 / best;
+    figure(
+        "followed live, writes of 4 KiB",
+        &format!("{speed:.0} MB/s"),
+        ">= 200 MB/s, one thread",
+        speed >= LIVE_SPEED,
+    )?;
+    figure("followed live, reports found", &format!("{found} of {expected}"), "all", found == expected)
 }
 
 /// What reading some files cost.

@@ -34,8 +34,8 @@ pub fn print(out: &mut impl Write, file: &str, outcome: &Outcome) -> std::io::Re
         writeln!(out)?;
         report(out, i, r)?;
     }
-    for (event, said) in outcome.events.iter().filter_map(|e| Some((e, absence(&e.kind)?))) {
-        writeln!(out, "\n{DOUBT}line {}: {said}{DOUBT:#}", event.line)?;
+    for (event, said) in outcome.events.iter().filter_map(|e| Some((e, remark(&e.kind)?))) {
+        writeln!(out, "\n{DOUBT}line {}: {}{DOUBT:#}", event.line, safe(&said))?;
     }
     for w in &outcome.warnings {
         writeln!(out, "{DOUBT}warning at byte {}: {}{DOUBT:#}", w.offset, safe(&w.text))?;
@@ -43,16 +43,24 @@ pub fn print(out: &mut impl Write, file: &str, outcome: &Outcome) -> std::io::Re
     Ok(())
 }
 
-/// What did not happen; a triple fault leaves no line of its own.
-fn absence(kind: &EventKind) -> Option<&'static str> {
-    match kind {
-        EventKind::UnexplainedReset => {
-            Some("a reset that the kernel before it did not announce (triple fault, power, or from outside)")
+/// What a crash was followed by, and what did not happen: a triple fault leaves no line of its own.
+fn remark(kind: &EventKind) -> Option<String> {
+    let words = match kind {
+        EventKind::JumpDied { register, value } if register == "Exc" => {
+            return Some(format!("the jump to the next kernel died of exception {value}"));
         }
-        EventKind::NoPanicAfterTrigger => Some("a crash was triggered, and the log ends without a panic"),
-        EventKind::NothingAfterPanic => Some("the log ends after the panic: no capture kernel started"),
-        _ => None,
-    }
+        EventKind::DumpFailed { cause } => {
+            return Some(format!("the capture agent says that its dump failed: {cause}"));
+        }
+        EventKind::RecursiveFault => "a task faulted while it died: nothing more is to be expected of this kernel",
+        EventKind::UnexplainedReset => {
+            "a reset that the kernel before it did not announce (triple fault, power, or from outside)"
+        }
+        EventKind::NoPanicAfterTrigger => "a crash was triggered, and the log ends without a panic",
+        EventKind::NothingAfterPanic => "the log ends after the panic: no capture kernel started",
+        _ => return None,
+    };
+    Some(words.to_owned())
 }
 
 fn report(out: &mut impl Write, index: usize, r: &Report) -> std::io::Result<()> {
@@ -169,6 +177,16 @@ mod tests {
         let mut out = Vec::new();
         print(&mut out, "x.log", &parse(log.as_bytes(), Options::default())).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("no capture kernel started"));
+    }
+
+    #[test]
+    fn people_are_told_how_the_way_to_the_next_kernel_ended() {
+        let log = "[    1.000000] Kernel panic - not syncing: sysrq triggered crash\nExc:000000000000000d\nr12:0000000000372ef0\n[    2.000000] crashyard: dump failed cause=network\n";
+        let mut out = Vec::new();
+        print(&mut out, "x.log", &parse(log.as_bytes(), Options::default())).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("line 2: the jump to the next kernel died of exception 13"), "{text}");
+        assert!(text.contains("line 4: the capture agent says that its dump failed: network"), "{text}");
     }
 
     #[test]
