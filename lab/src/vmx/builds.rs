@@ -9,7 +9,7 @@ use crate::image::{self, Image, Parts};
 use crate::kernel::Kernel;
 use anyhow::Context as _;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A kind of build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,15 +74,15 @@ pub fn debian(cache: &Cache, source: &Path, prefix: &str) -> anyhow::Result<Imag
 pub fn kvm_intel(source: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let kernel = script(&source.join("lab/kernel/build"), &[]).context("build the lab kernel")?;
     ["irqbypass", "kvm", "kvm-intel"]
-        .map(|name| inside(kernel.join(format!("modules/{name}.ko"))))
+        .map(|name| inside(&kernel.join(format!("modules/{name}.ko"))))
         .into_iter()
         .collect()
 }
 
 /// A module with its path in the guest.
-fn inside(path: PathBuf) -> anyhow::Result<(String, Vec<u8>)> {
+fn inside(path: &Path) -> anyhow::Result<(String, Vec<u8>)> {
     let name = path.file_name().context("a module has a name")?.to_string_lossy().into_owned();
-    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     Ok((format!("lib/modules/{name}"), bytes))
 }
 
@@ -100,17 +100,17 @@ fn parts(source: &Path, kernel: &Path, kind: Kind) -> anyhow::Result<Parts> {
         (
             "kvm_intel".to_owned(),
             vec![
-                inside(kernel.join("modules/irqbypass.ko"))?,
-                inside(kernel.join("modules/kvm.ko"))?,
-                inside(kvm_intel)?,
+                inside(&kernel.join("modules/irqbypass.ko"))?,
+                inside(&kernel.join("modules/kvm.ko"))?,
+                inside(&kvm_intel)?,
             ],
         ),
-        ("lkdtm".to_owned(), vec![inside(kernel.join("modules/lkdtm.ko"))?]),
-        ("crashyard_vmx".to_owned(), vec![inside(vmx.join("crashyard_vmx.ko"))?]),
+        ("lkdtm".to_owned(), vec![inside(&kernel.join("modules/lkdtm.ko"))?]),
+        ("crashyard_vmx".to_owned(), vec![inside(&vmx.join("crashyard_vmx.ko"))?]),
     ]);
     if kind == Kind::LeakedVmxon {
         let leak = module(&["vmxon-leak"])?.join("crashyard_vmxon_leak.ko");
-        modules.insert("target".to_owned(), vec![inside(leak)?]);
+        modules.insert("target".to_owned(), vec![inside(&leak)?]);
     }
     let release = std::fs::read_to_string(kernel.join("release")).context("read the lab kernel's release")?;
     Ok(Parts {
