@@ -311,6 +311,8 @@ async fn machines_and_selectors(db: &Db) {
     let taken = machine::put_machine(&mut tx, &machine_row("mm1", &other.id)).await;
     assert!(matches!(taken, Err(DbError::Conflict(_))), "{taken:?}");
     drop(tx);
+    // Waits for what was rolled back; a machine that somebody is writing is not marked as seen.
+    write!(db, |tx| machine::put_machine(tx, &machine_row("mm1", &one.id)));
     let idle = [Idle { controller: one.id.clone(), machine: m1.id.clone() }];
     write!(db, |tx| machine::seen(tx, &[&one.id].into(), &idle, at(3)));
     let seen = machine::get(db, &m1.id).await.unwrap();
