@@ -56,8 +56,8 @@ pub fn compare(first: &str, second: &str) -> Compared {
     let (first, second) = (boots(first), boots(second));
     let mut out = Compared { lines: Vec::new(), both: 0, first_only: 0, second_only: 0, cut: false };
     for boot in 0..first.len().max(second.len()) {
-        let of = |all: &[Vec<Line<'_>>]| all.get(boot).map_or(&[][..], Vec::as_slice).to_vec();
-        one_boot(&of(&first), &of(&second), &mut out);
+        let (first, second) = (first.get(boot), second.get(boot));
+        one_boot(first.map_or(&[], Vec::as_slice), second.map_or(&[], Vec::as_slice), &mut out);
     }
     out.cut = out.lines.len() > LINES;
     out.lines.truncate(LINES);
