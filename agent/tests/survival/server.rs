@@ -285,7 +285,7 @@ async fn renew(
 async fn keys(
     State(shared): S,
     Path(attempt): Path<AttemptId>,
-    Query(at): Query<From>,
+    Query(at): Query<Asked>,
     headers: HeaderMap,
 ) -> Result<Json<Vec<KeyPress>>, Response> {
     shared.check(&attempt, &headers)?;
@@ -298,7 +298,7 @@ async fn keys(
 }
 
 #[derive(serde::Deserialize)]
-struct From {
+struct Asked {
     from: u64,
 }
 
