@@ -167,6 +167,7 @@ fn bad_wire(bmc: u16) -> (u16, Arc<AtomicUsize>) {
     let losing = lost.clone();
     // The payload type of an RMCP+ datagram is at byte 5; 1 is serial over LAN (IPMI 2.0, table 13-16).
     let passes = move |datagram: &[u8]| {
+        #[expect(clippy::disallowed_methods, reason = "the wire is slow; nobody waits here for anything to happen")]
         std::thread::sleep(DELAY);
         let console = datagram.get(5).is_some_and(|kind| kind & 0x3f == 1);
         if console && (seen.fetch_add(1, Ordering::SeqCst) + 1).is_multiple_of(LOSES) {

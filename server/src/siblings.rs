@@ -80,7 +80,6 @@ fn stands_out<'a>(
         let failed: i64 = stratum.outcomes.iter().filter(|((k, _), _)| *k == kind).map(|(_, times)| times).sum();
         let failed_here = stratum.outcomes.iter().find(|((k, m), _)| *k == kind && *m == machine);
         let failed_here = failed_here.map_or(0, |(_, times)| *times);
-        #[expect(clippy::cast_precision_loss, reason = "counts of attempts are far below 2^52")]
         let [n, total, f] = [mine, all, failed].map(|count| count as f64);
         seen += failed_here;
         expected += n * f / total;
@@ -90,7 +89,6 @@ fn stands_out<'a>(
     if seen < AT_LEAST || variance <= 0.0 {
         return None;
     }
-    #[expect(clippy::cast_precision_loss, reason = "counts of attempts are far below 2^52")]
     let sigmas = (seen as f64 - expected) / variance.sqrt();
     let (verdict, stage) = kind;
     let at = stage.map_or_else(String::new, |stage| format!(" at {stage}"));

@@ -73,6 +73,13 @@ impl Config {
                 metal.relative_to(base);
             }
         }
+        let mut sockets = BTreeSet::new();
+        for listen in config.machines.iter().filter_map(|one| one.metal.as_ref()).flat_map(MetalConfig::datagrams) {
+            ensure!(
+                sockets.insert(listen),
+                "two consoles listen for netconsole at {listen}; give each machine a port of its own"
+            );
+        }
         for machine in &config.machines {
             machine.check(config.netboot.is_some()).with_context(|| format!("machine {}", machine.name))?;
         }
@@ -169,6 +176,12 @@ mod tests {
             ("[[machine]]\nname = 'b1'\n[machine.bochs]\n[machine.qemu]\n", "2 drivers"),
             ("[[machine]]\nname = 'm1'\n[machine.metal.power]\n", "power has no way"),
             (METAL, "boots from the network"),
+            (
+                "[netboot]\nlisten = '127.0.0.1:0'\n[[machine]]\nname = 'm1'\n[machine.metal.power.command]\non = ['a']\n\
+                 off = ['a']\nstatus = ['a']\n[[machine.metal.console]]\nnetconsole = '0.0.0.0:6666'\nfrom = '10.0.0.1'\n\
+                 [[machine.metal.console]]\nname = 'net'\nnetconsole = '0.0.0.0:6666'\nfrom = '10.0.0.1'\n",
+                "a port of its own",
+            ),
             ("[[machine]]\nname = 'b1'\n[machine.bochs]\nmodel = 'tigerlake'\n", "clock"),
         ] {
             let error = format!("{:#}", parse(&format!("{HEAD}{text}")).unwrap_err());

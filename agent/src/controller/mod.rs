@@ -179,6 +179,7 @@ impl Controller {
             () = drain.cancelled() => return Ok(()),
         };
         tracing::info!(controller = %enrolled.controller, machines = self.members.len(), "enrolled");
+        self.warn_of_strangers()?;
         let this = Arc::new(self);
         let controller = Arc::new(Mutex::new(enrolled));
         let mut tasks = JoinSet::new();
@@ -202,6 +203,18 @@ impl Controller {
             done = machines => done,
             error = netboot => error,
         }
+    }
+
+    /// Attempts whose machine is not in the configuration any more: nobody finishes them, and the machine stays as it is.
+    fn warn_of_strangers(&self) -> anyhow::Result<()> {
+        for directory in attempt_directories(&self.state)? {
+            let Ok(Some(record)) = Attempt::look(&directory) else { continue };
+            if self.members.iter().all(|member| member.config.name != record.machine) {
+                let (machine, path) = (&record.machine, directory.display());
+                tracing::warn!(machine, %path, "its attempt is left as it is, since the machine is not configured any more");
+            }
+        }
+        Ok(())
     }
 
     async fn enrol(&self) -> anyhow::Result<Enrolled> {

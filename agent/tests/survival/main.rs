@@ -10,6 +10,7 @@ mod server;
 mod world;
 
 use crashyard_agent::controller::{Config, Controller, MachineConfig, Member, QemuConfig};
+use crashyard_protocol::problem::kind;
 use server::Server;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -97,6 +98,24 @@ async fn a_death_at_any_point_repeats_no_act_and_loses_no_evidence() {
     }
     // Enrol, claim, two downloads, power, console, reports, uploads, release: twice each, at least.
     assert!(point > 30, "only {point} points were met");
+}
+
+/// Its lease ran out while it was away. If nobody else has the machine, it must not go on; if somebody has, it is theirs.
+#[tokio::test]
+async fn a_controller_whose_lease_is_lost_powers_off_what_is_still_its_own() {
+    for (kind, off) in [(kind::LEASE_LOST, true), (kind::MACHINE_TAKEN, false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let world = Arc::new(World::default());
+        let server = Server::start(&world).await;
+        let controller = start(directory.path(), &server, &world);
+        world.running().await;
+        server.lose_lease(kind);
+        server.idle().await;
+        assert_eq!(world.anything_runs(), !off, "{kind}");
+        assert_eq!(world.machines.lock().unwrap().values().map(|life| life.off).sum::<u32>() > 0, off, "{kind}");
+        controller.abort();
+        let _ = controller.await;
+    }
 }
 
 #[tokio::test]

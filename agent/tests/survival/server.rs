@@ -9,7 +9,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use crashyard_protocol::agent::{
     ArtifactBrief, Brief, BuildBrief, Chunk, Claim, CompleteRequest, ConsoleAck, Directive, EPOCH_HEADER, Enrolled,
-    Numbered, ReleaseRequest, RenewReply, RenewRequest, Report, Reports, ReportsReply, Role, Upload,
+    KeyPress, Keys, Numbered, ReleaseRequest, RenewReply, RenewRequest, Report, Reports, ReportsReply, Role, Upload,
 };
 use crashyard_protocol::api::Artifact;
 use crashyard_protocol::chunk::{chunk_hash, hex};
@@ -49,8 +49,20 @@ pub struct Books {
     pub console: Vec<u8>,
     /// By name, and whether it was closed.
     pub logs: BTreeMap<String, (Vec<u8>, bool)>,
-    collect: bool,
+    /// Nothing more will come of the machine.
+    judged: bool,
+    /// It is not there any more.
+    ended: bool,
     pub released: u32,
+    /// The lease is over, and how that is said.
+    lost: Option<&'static str>,
+}
+
+impl Books {
+    /// Whether the machine is wanted back: when it is judged and what was typed is told, or when it is gone.
+    fn collect(&self) -> bool {
+        self.ended || self.judged && self.reports.iter().any(|one| matches!(one.report, Report::Typed { .. }))
+    }
 }
 
 fn ulid<T: From2>(n: u128) -> T {
@@ -86,6 +98,7 @@ impl Server {
             .route("/agent/v1/claim", post(claim))
             .route("/api/v1/artifacts/{id}/content", get(download))
             .route(&format!("{attempt}/renew"), post(renew))
+            .route(&format!("{attempt}/keys"), get(keys))
             .route(&format!("{attempt}/reports"), post(reports))
             .route(&format!("{attempt}/console/{{source}}"), get(console).put(put_console))
             .route(&format!("{attempt}/artifacts/{{name}}"), get(upload))
@@ -102,6 +115,12 @@ impl Server {
     /// Returns when a controller with nothing left to do asks for more.
     pub async fn idle(&self) {
         self.shared.idle.notified().await;
+    }
+
+    /// Ends the lease; this kind of problem says so.
+    pub fn lose_lease(&self, kind: &'static str) {
+        self.shared.books.lock().unwrap().lost = Some(kind);
+        self.shared.news.notify_waiters();
     }
 
     /// What must be true when all is over.
@@ -130,6 +149,12 @@ impl Server {
             "{story}"
         );
         assert_eq!(has(&|report| matches!(report, Report::Power { action, .. } if action == "nmi")), 1, "{story}");
+        assert_eq!(has(&|report| matches!(report, Report::Typed { .. })), 1, "{story}: what was typed is told once");
+        let typed = machines.values().map(|life| life.typed).sum::<u32>();
+        assert!(
+            has(&|report| matches!(report, Report::Typed { ok: true, .. })) <= typed as usize,
+            "{story}: and truly"
+        );
         assert_eq!(
             has(&|report| matches!(report, Report::Power { action, ok: true, .. } if action == "off")),
             1,
@@ -146,7 +171,11 @@ impl Shared {
     #[expect(clippy::result_large_err, reason = "an answer is what the error is here")]
     fn check(&self, attempt: &AttemptId, headers: &HeaderMap) -> Result<(), Response> {
         let epoch: Option<u64> = headers.get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-        match (self.books.lock().unwrap().claims.last(), epoch) {
+        let books = self.books.lock().unwrap();
+        if let Some(kind) = books.lost {
+            return Err(problem(409, kind));
+        }
+        match (books.claims.last(), epoch) {
             (Some((current, holder)), Some(epoch)) if *current == epoch && holder == attempt => Ok(()),
             _ => Err(problem(409, kind::LEASE_LOST)),
         }
@@ -176,7 +205,8 @@ async fn enrol(State(shared): S) -> Json<Enrolled> {
 }
 
 async fn claim(State(shared): S) -> Response {
-    if shared.books.lock().unwrap().released > 0 {
+    let over = |books: &Books| books.released > 0 || books.lost.is_some();
+    if over(&shared.books.lock().unwrap()) {
         shared.idle.notify_one();
         std::future::pending::<()>().await;
     }
@@ -249,16 +279,40 @@ async fn renew(
         loop {
             let mut news = std::pin::pin!(shared.news.notified());
             news.as_mut().enable();
-            if shared.books.lock().unwrap().collect {
+            let books = shared.books.lock().unwrap();
+            if books.collect() || books.lost.is_some() {
                 return;
             }
+            drop(books);
             news.await;
         }
     };
     let _ = tokio::time::timeout(Duration::from_secs(request.wait_seconds.into()), changed).await;
-    let collect = shared.books.lock().unwrap().collect;
+    shared.check(&attempt, &headers)?;
+    let collect = shared.books.lock().unwrap().collect();
     let directive = if collect { Directive::Collect } else { Directive::Continue };
     Ok(Json(RenewReply { lease_seconds: 60, directive }))
+}
+
+/// Somebody typed something before the machine was on; there is nothing behind it.
+async fn keys(
+    State(shared): S,
+    Path(attempt): Path<AttemptId>,
+    Query(at): Query<Asked>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<KeyPress>>, Response> {
+    shared.check(&attempt, &headers)?;
+    if at.from > 0 {
+        std::future::pending::<()>().await;
+    }
+    shared.act(|_| ()).await;
+    let press = KeyPress { number: 0, source: "serial".into(), by: "token:kris".into(), keys: Keys::Sysrq('t') };
+    Ok(Json(vec![press]))
+}
+
+#[derive(serde::Deserialize)]
+struct Asked {
+    from: u64,
 }
 
 async fn reports(
@@ -277,9 +331,9 @@ async fn reports(
                     None => {
                         assert_eq!(report.seq, books.reports.len() as u64, "a number is left out");
                         // The NMI was not sent, so nothing more will come: judged.
-                        books.collect |=
+                        books.judged |=
                             matches!(&report.report, Report::Power { action, ok: false, .. } if action == "nmi");
-                        books.collect |= matches!(&report.report, Report::MachineEnded { .. });
+                        books.ended |= matches!(&report.report, Report::MachineEnded { .. });
                         books.reports.push(report);
                     }
                 }
@@ -319,7 +373,7 @@ async fn put_console(
             let overlap = (books.console.len() - offset).min(body.len());
             assert_eq!(&books.console[offset..offset + overlap], &body[..overlap], "the console changed its mind");
             books.console.extend_from_slice(&body[overlap..]);
-            books.collect |= books.console.ends_with(PANIC.as_bytes());
+            books.judged |= books.console.ends_with(PANIC.as_bytes());
             books.console.len() as u64
         })
         .await;

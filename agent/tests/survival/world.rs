@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use crashyard_agent::controller::machine::{Attached, BootPlan, Console, Driver, Power, PowerStatus};
+use crashyard_protocol::agent::Keys;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,7 @@ pub struct Life {
     pub on: u32,
     pub off: u32,
     pub nmi: u32,
+    pub typed: u32,
     pub console: Vec<u8>,
 }
 
@@ -63,6 +65,18 @@ impl World {
         if kill_at != 0 && now >= kill_at {
             self.died.notify_one();
             std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns when a machine runs.
+    pub async fn running(&self) {
+        loop {
+            let mut news = std::pin::pin!(self.printed.notified());
+            news.as_mut().enable();
+            if self.anything_runs() {
+                return;
+            }
+            news.await;
         }
     }
 
@@ -174,6 +188,17 @@ impl Console for FakeMachine {
         // Small pieces, so that deaths fall between them.
         let start = console.len().min(usize::try_from(offset).unwrap());
         Ok(Bytes::copy_from_slice(&console[start..console.len().min(start + limit.min(24))]))
+    }
+
+    async fn press(&self, keys: &Keys) -> std::io::Result<()> {
+        assert_eq!(*keys, Keys::Sysrq('t'));
+        self.0.moment().await;
+        self.0.change(&self.1, |life| {
+            assert_eq!(life.typed, 0, "what a person typed is typed twice");
+            life.typed += 1;
+        });
+        self.0.moment().await;
+        Ok(())
     }
 
     async fn grown(&self, offset: u64) -> std::io::Result<()> {

@@ -227,7 +227,7 @@ pub async fn close_hold(tx: &mut Tx, attempt: &AttemptId, by: &str, now: Timesta
     Ok(())
 }
 
-/// Hands a machine back: one that was reserved is free again and trusted, one that was held returns as its attempt ends.
+/// Hands a machine back: one that was reserved is free again and as trusted as before, one that was held returns as its attempt ends.
 pub async fn end(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> DbResult<Option<ReservationRow>> {
     // The machine first: everybody takes these locks in this order.
     on_tx!(tx, |c| sqlx::query("UPDATE machine SET last_seen_at = last_seen_at WHERE id = $1")
@@ -272,7 +272,7 @@ pub async fn end(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> 
         return Ok(Some(closed));
     }
     let back = on_tx!(tx, |c| sqlx::query(
-        "UPDATE machine SET state = 'enrolled', reason = NULL, state_since = $2, probation = 0, trusted_since = $2 \
+        "UPDATE machine SET state = 'enrolled', reason = NULL, state_since = $2 \
          WHERE id = $1 AND state = 'reserved'",
     )
     .bind(machine)

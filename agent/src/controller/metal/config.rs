@@ -8,6 +8,7 @@ use crate::controller::console::ConsoleConfig;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,6 +85,11 @@ impl MetalConfig {
         if let Some(redfish) = &mut self.power.redfish {
             redfish.relative_to(base);
         }
+    }
+
+    /// Where its consoles listen for datagrams.
+    pub fn datagrams(&self) -> impl Iterator<Item = SocketAddr> {
+        self.consoles.iter().filter_map(|console| console.netconsole)
     }
 
     /// Says what is wrong with it.

@@ -40,7 +40,7 @@ struct Row {
 }
 
 /// Labels that the list of all machines leaves to a machine's own page: details of what it is made of.
-fn first_seen(label: &str) -> bool {
+fn listed(label: &str) -> bool {
     let details = ["bmc", "cpus", "family", "firmware_version", "model", "nested", "product", "stepping"];
     !label.starts_with("vmx.") && !details.contains(&label)
 }
@@ -48,7 +48,7 @@ fn first_seen(label: &str) -> bool {
 impl Row {
     /// The labels that a list shows.
     fn first_labels(&self) -> impl Iterator<Item = &(String, String)> {
-        self.labels.iter().filter(|(label, _)| first_seen(label))
+        self.labels.iter().filter(|(label, _)| listed(label))
     }
 
     fn new(machine: &Machine, now: Timestamp) -> Self {
@@ -65,7 +65,7 @@ impl Row {
             since_ago: ago(now.since(machine.state_since)),
             driver: visible(&machine.driver).into_owned(),
             controller: visible(&machine.controller_name).into_owned(),
-            more: machine.labels.keys().filter(|key| !first_seen(key)).count(),
+            more: machine.labels.keys().filter(|key| !listed(key)).count(),
             labels: machine
                 .labels
                 .iter()
