@@ -2,6 +2,7 @@
 //!
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
+mod debuginfo;
 mod job;
 mod machine;
 mod owed;

@@ -4,7 +4,7 @@
 //! that belongs to the kernel; otherwise it prints our own triage, which needs neither, and says what to install.
 //! Whatever comes from the server or from a dump is text from a stranger and passes `text::safe` on its way to the terminal.
 
-mod fetch;
+pub mod fetch;
 mod tools;
 
 use crate::server::{Server, said};
@@ -57,7 +57,8 @@ pub struct Open {
     /// Where to keep the dump [default: the cache directory]
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// A vmlinux with debuginfo; without it, the places where distributions put it are searched
+    /// A vmlinux with debuginfo; without it, the places where distributions put it are searched, and then the servers in
+    /// DEBUGINFOD_URLS
     #[arg(long)]
     vmlinux: Option<PathBuf>,
     /// What to open it with
@@ -164,14 +165,14 @@ fn open(args: &Open, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
     }
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
-        None => fetch::cache()?.join(attempt.id.as_str()),
+        None => fetch::cache("dumps")?.join(attempt.id.as_str()),
     };
     let file = runtime.block_on(fetch::fetch(&client, &dump, &dir))?;
     eprintln!("The dump is {}", file.display());
     if args.with == With::Nothing {
         return Ok(());
     }
-    tools::open(&file, args.with, args.vmlinux.as_deref())
+    tools::open(&file, args.with, args.vmlinux.as_deref(), runtime)
 }
 
 /// The capsule of a dump that is gone.

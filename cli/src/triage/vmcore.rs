@@ -6,17 +6,19 @@
 mod json;
 pub mod text;
 
+use crate::debuginfo;
 use anyhow::{Context as _, bail};
-use crashyard_vmcore::{Capsule, Dump, Kernel, Limits, Object, Options};
+use crashyard_vmcore::{Capsule, Dump, Kernel, Limits, Lines, Object, Options, ReadAt};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `triage vmcore`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The dump: ELF, KDUMP (makedumpfile), or either of them flattened
-    file: PathBuf,
+    /// The dump: ELF, KDUMP (makedumpfile), or either of them flattened; or all parts of one that makedumpfile --split wrote
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// One JSON object with everything, stacks written out
     #[arg(long, group = "what")]
     json: bool,
@@ -41,6 +43,13 @@ pub struct Args {
     /// Read what is there of a dump that is cut off
     #[arg(long)]
     partial: bool,
+    /// Add source lines and inlined functions; needs the kernel's debuginfo, from where distributions put it or a server in
+    /// DEBUGINFOD_URLS
+    #[arg(long, conflicts_with_all = ["dmesg", "object"])]
+    lines: bool,
+    /// The vmlinux with debuginfo for --lines
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dmesg", "object"])]
+    vmlinux: Option<PathBuf>,
 }
 
 /// Runs `triage vmcore`.
@@ -54,24 +63,37 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn show(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    let context = || args.file.display().to_string();
-    let file = File::open(&args.file).with_context(context)?;
-    if args.dmesg {
-        let lines = crashyard_vmcore::dmesg_only(&file, &Limits::default()).with_context(context)?;
+    let context = || args.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+    let files: Vec<File> = args
+        .files
+        .iter()
+        .map(|file| File::open(file).with_context(|| file.display().to_string()))
+        .collect::<anyhow::Result<_>>()?;
+    if let ([file], true) = (&files[..], args.dmesg) {
+        let lines = crashyard_vmcore::dmesg_only(file, &Limits::default()).with_context(context)?;
         return Ok(text::dmesg(out, &lines)?);
     }
     if let [name, address] = args.object.as_slice() {
-        return show_object(args, &file, name, address, out).with_context(context);
+        return show_object(args, &files, name, address, out).with_context(context);
     }
     let options = Options { partial: args.partial, ..Options::default() };
-    let capsule = crashyard_vmcore::capsule(&file, &options).map_err(|error| match error {
-        crashyard_vmcore::Error::Truncated { .. } | crashyard_vmcore::Error::Incomplete => {
+    let capsule = match &files[..] {
+        [file] => crashyard_vmcore::capsule(file, &options),
+        parts => crashyard_vmcore::capsule_of_parts(&sources(parts), &options),
+    };
+    let capsule = capsule.map_err(|error| match error {
+        crashyard_vmcore::Error::Truncated { .. } | crashyard_vmcore::Error::Incomplete if files.len() == 1 => {
             anyhow::anyhow!("{error}; --partial reads what is there")
         }
         other => other.into(),
     });
-    let capsule = capsule.with_context(context)?;
-    if args.json {
+    let mut capsule = capsule.with_context(context)?;
+    if args.lines || args.vmlinux.is_some() {
+        add_lines(&mut capsule, args.vmlinux.as_deref())?;
+    }
+    if args.dmesg {
+        text::dmesg(out, &capsule.dmesg)?;
+    } else if args.json {
         serde_json::to_writer(&mut *out, &json::expanded(&capsule)?)?;
         writeln!(out)?;
     } else if args.capsule {
@@ -90,14 +112,45 @@ fn show(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Adds what only debuginfo knows.
+fn add_lines(capsule: &mut Capsule, given: Option<&Path>) -> anyhow::Result<()> {
+    let build_id = capsule.build_id.clone();
+    let mut vmlinux = debuginfo::find(&capsule.release, build_id.as_deref(), given)?;
+    if let (None, Some(build_id)) = (&vmlinux, &build_id) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        vmlinux = runtime.block_on(debuginfo::fetch(build_id))?;
+    }
+    let Some(vmlinux) = vmlinux else {
+        bail!(
+            "no debuginfo of {} was found: install it (Debian: linux-image-{0}-dbg), name a server in {}, or give --vmlinux \
+             FILE. Everything else needs none.",
+            text::safe(&capsule.release),
+            debuginfo::SERVERS
+        );
+    };
+    let lines = Lines::open(&vmlinux).map_err(|error| anyhow::anyhow!("{}: {error}", vmlinux.display()))?;
+    if lines.annotate(capsule) == 0 {
+        bail!("{} has no line information for any frame of this dump", vmlinux.display());
+    }
+    Ok(())
+}
+
 fn cpu_list(capsule: &Capsule) -> String {
     let numbers: Vec<String> = capsule.cpus.iter().map(|c| c.cpu.to_string()).collect();
     if numbers.is_empty() { "none".into() } else { numbers.join(", ") }
 }
 
-fn show_object(args: &Args, file: &File, name: &str, address: &str, out: &mut impl Write) -> anyhow::Result<()> {
+fn sources(files: &[File]) -> Vec<&dyn ReadAt> {
+    files.iter().map(|file| file as &dyn ReadAt).collect()
+}
+
+fn show_object(args: &Args, files: &[File], name: &str, address: &str, out: &mut impl Write) -> anyhow::Result<()> {
     let limits = Limits::default();
-    let dump = if args.partial { Dump::open_partial(file, &limits)? } else { Dump::open(file, &limits)? };
+    let dump = match files {
+        [file] if args.partial => Dump::open_partial(file, &limits)?,
+        [file] => Dump::open(file, &limits)?,
+        parts => Dump::open_split(&sources(parts), &limits)?,
+    };
     let kernel = Kernel::open(dump, &limits, None)?;
     let digits = address.strip_prefix("0x").unwrap_or(address);
     let at = kernel.symbol(address).or_else(|| u64::from_str_radix(digits, 16).ok());

@@ -18,11 +18,11 @@ const FRUITLESS: u32 = 3;
 /// HTTP status of an answer that honours the range.
 const PARTIAL: u16 = 206;
 
-/// Where dumps are kept unless somebody says otherwise.
-pub fn cache() -> anyhow::Result<PathBuf> {
+/// Where things of this kind are kept unless somebody says otherwise.
+pub fn cache(kind: &str) -> anyhow::Result<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = from("XDG_CACHE_HOME").or_else(|| Some(from("HOME")?.join(".cache")));
-    Ok(root.context("no cache directory: set HOME, or say where with --dir")?.join("crashyard/dumps"))
+    Ok(root.context("no cache directory: set HOME, or say where with --dir")?.join("crashyard").join(kind))
 }
 
 /// Fetches a complete dump into `dir`, unless it is there already.
@@ -147,7 +147,7 @@ fn hash(path: &Path, size: u64) -> anyhow::Result<String> {
 }
 
 /// Bytes on their way; nothing is drawn where nobody watches.
-fn bar(what: &'static str, total: u64) -> ProgressBar {
+pub fn bar(what: &'static str, total: u64) -> ProgressBar {
     let template = "{msg:9} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style).with_message(what)

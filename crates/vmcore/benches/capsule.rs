@@ -5,12 +5,15 @@
 //! thread (the better of two rounds, warm page cache), and the peak of resident memory. Nothing is printed as passed
 //! that was not measured; where no dump is found, every line says so and the bench fails.
 //!
-//! With `crash` or `drgn` and a matching vmlinux named in `CRASHYARD_VMLINUX`, runs those too and prints ratios.
+//! Where `crash` or drgn is installed and the vmlinux of a dump's kernel is found (in the places of Debian's debuginfo, or named
+//! in `CRASHYARD_VMLINUX`, several with colons between them), runs those too and prints ratios; else says what is missing.
 
 #[path = "../examples/to_elf/sparse.rs"]
 mod sparse;
 
-use crashyard_vmcore::{Limits, Options, TableCache, capsule, dmesg_only, summarise};
+use crashyard_vmcore::{Capsule, Limits, Options, TableCache, capsule, dmesg_only, summarise};
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object as _, ReadCache};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -121,11 +124,34 @@ fn measure(path: &Path) -> bool {
         }
     }
     let _ = std::fs::remove_dir_all(&dir);
-    if let Some(vmlinux) = std::env::var_os("CRASHYARD_VMLINUX").map(PathBuf::from) {
-        compare("crash", path, &vmlinux, whole.seconds, |c| c.arg("-s").arg(&vmlinux).arg(path));
-        compare("drgn", path, &vmlinux, whole.seconds, |c| c.arg("-c").arg(path).arg("-s").arg(&vmlinux));
+    match vmlinux(&first) {
+        Some(vmlinux) => {
+            compare("crash", path, &vmlinux, whole.seconds, |c| c.arg("-s").arg(&vmlinux).arg(path));
+            compare("drgn", path, &vmlinux, whole.seconds, |c| c.arg("-c").arg(path).arg("-s").arg(&vmlinux));
+        }
+        None => println!(
+            "  crash and drgn were not run: they need the vmlinux of build id {}, which is in linux-image-{}-dbg, or named in \
+             CRASHYARD_VMLINUX",
+            first.build_id.as_deref().unwrap_or("(unknown)"),
+            first.release
+        ),
     }
     all
+}
+
+/// The vmlinux with debuginfo of this kernel, proved by its build id.
+fn vmlinux(of: &Capsule) -> Option<PathBuf> {
+    let wanted = of.build_id.as_deref()?;
+    let named = std::env::var_os("CRASHYARD_VMLINUX").unwrap_or_default();
+    let release = &of.release;
+    let usual =
+        [format!("/usr/lib/debug/boot/vmlinux-{release}"), format!("/usr/lib/debug/lib/modules/{release}/vmlinux")];
+    std::env::split_paths(&named).chain(usual.map(PathBuf::from)).find(|file| {
+        let Ok(file) = File::open(file) else { return false };
+        let cache = ReadCache::new(file);
+        let id = ElfFile64::<Endianness, _>::parse(&cache).ok().and_then(|elf| elf.build_id().ok()??.to_vec().into());
+        id.is_some_and(|id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>() == wanted)
+    })
 }
 
 /// Has a process of its own take one figure.

@@ -55,7 +55,10 @@ pub struct Capsule {
     pub banner: Option<String>,
     /// Build id, lower-case hexadecimal.
     pub build_id: Option<String>,
-    /// Seconds since 1970.
+    /// How far KASLR moved the kernel from where it was linked: what to subtract from an address before a vmlinux is asked.
+    #[serde(default)]
+    pub kernel_offset: Option<Addr>,
+    /// Seconds since 1970: as the crash path noted it, else what the kernel's clock showed last.
     pub crash_time: Option<i64>,
     /// Nanoseconds the kernel had been up, by the scheduler's clock.
     pub uptime_ns: Option<u64>,
@@ -63,6 +66,10 @@ pub struct Capsule {
     pub taint: Option<Taint>,
     /// Text after `Kernel panic - not syncing: `.
     pub panic_message: Option<String>,
+    /// What the last oops says, where there is one. Where an oops is to end the kernel, a crash kernel takes over before there
+    /// is a panic, and this is all that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oops_message: Option<String>,
     /// The CPU that panicked.
     pub panic_cpu: Option<u32>,
     /// The thread that panicked.
@@ -215,10 +222,36 @@ pub struct Task {
 /// A lock a thread waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockedOn {
-    /// Address of the mutex.
+    /// Address of the lock.
     pub mutex: Addr,
-    /// Thread that holds it.
+    /// What it is.
+    #[serde(default)]
+    pub kind: LockKind,
+    /// Thread that holds it; of a lock that several hold, one that does or did.
     pub owner: Option<TaskRef>,
+}
+
+/// Sorts of locks that a thread can sleep on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockKind {
+    /// `struct mutex`.
+    #[default]
+    Mutex,
+    /// `struct rw_semaphore`.
+    ReadWrite,
+    /// `struct semaphore`.
+    Semaphore,
+}
+
+impl fmt::Display for LockKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mutex => "mutex",
+            Self::ReadWrite => "rw_semaphore",
+            Self::Semaphore => "semaphore",
+        })
+    }
 }
 
 /// A stack.
@@ -246,6 +279,20 @@ pub struct Frame {
     /// Found without unwind information.
     #[serde(default, skip_serializing_if = "is_false")]
     pub guess: bool,
+    /// Lines of the source, the innermost inlined function first; only where somebody had debuginfo (feature `dwarf`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<SourceLine>,
+}
+
+/// A place in the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceLine {
+    /// The function, inlined or not.
+    pub function: Option<String>,
+    /// File, below the top of the source where that is known.
+    pub file: String,
+    /// Line.
+    pub line: Option<u32>,
 }
 
 /// A module.

@@ -46,6 +46,18 @@ pub(crate) struct Log {
     pub lines: Vec<DmesgLine>,
     /// Records that were being written when the kernel died.
     pub unfinished: u32,
+    /// Records whose text is not in the dump.
+    pub missing: u32,
+}
+
+impl Log {
+    /// What is wrong with it, if anything.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = String> {
+        // The one that the crash interrupted is nothing to speak of.
+        let unfinished = (self.unfinished > 1).then(|| format!("{} records are unfinished", self.unfinished));
+        let missing = (self.missing > 0).then(|| format!("the text of {} records is not in the dump", self.missing));
+        unfinished.into_iter().chain(missing).map(|what| format!("kernel log: {what}"))
+    }
 }
 
 const ID_MASK: u64 = (1 << 62) - 1;
@@ -73,18 +85,13 @@ pub(crate) fn read(memory: &Memory, limits: &Limits) -> Result<Log, Fault> {
     let count = 1u64 << count_bits;
     let head = memory.u64(at(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?;
     let tail = memory.u64(at(ring, "prb_desc_ring.tail_id")?.wrapping_add(counter))?;
-    // Entries are read one by one: most of both arrays is unused after an ordinary boot.
-    if count * desc_size.max(info_size) > limits.log_bytes {
-        return Err(Fault::TooLarge(ring));
-    }
+    // Entries are read one by one: most of both arrays is unused after an ordinary boot. Of more than the limit, the newest.
+    let most = (limits.log_bytes / desc_size.max(info_size)).min(count);
+    let records = (head.wrapping_sub(tail) & ID_MASK).saturating_add(1).min(most);
     let descs = memory.u64(at(ring, "prb_desc_ring.descs")?)?;
     let infos = memory.u64(at(ring, "prb_desc_ring.infos")?)?;
     let data = memory.u64(at(text_ring, "prb_data_ring.data")?)?;
-    let text_size = 1u64 << size_bits;
-    // Positions start one lap below zero, so that a ring that never wrapped is known and its unused rest need not be read.
-    let head_at = memory.u64(at(text_ring, "prb_data_ring.head_lpos")?.wrapping_add(counter)).unwrap_or(0);
-    let first_lap = head_at.wrapping_add(text_size);
-    let text = memory.read_table(data, first_lap.min(text_size), limits.log_bytes)?;
+    let text = Text { memory, data, size: 1u64 << size_bits };
 
     let fields = Fields {
         state: (offset("prb_desc.state_var")? + counter) as usize,
@@ -97,24 +104,28 @@ pub(crate) fn read(memory: &Memory, limits: &Limits) -> Result<Log, Fault> {
     let mut log = Log::default();
     let mut desc = vec![0u8; desc_size as usize];
     let mut about = vec![0u8; info_size as usize];
-    let mut id = tail;
-    for _ in 0..count {
+    let mut text_left = limits.log_bytes;
+    for back in (0..records).rev() {
+        let id = head.wrapping_sub(back);
         let slot = id & (count - 1);
         let read = memory
             .read(descs.wrapping_add(slot * desc_size), &mut desc)
             .and_then(|()| memory.read(infos.wrapping_add(slot * info_size), &mut about));
         let state = u64_at(&desc, fields.state);
         if read.is_ok() && state & ID_MASK == id & ID_MASK && READABLE.contains(&(state >> 62)) {
-            fields.record(&desc, &about, &text, text_size, &mut log);
+            fields.record(&desc, &about, &text, &mut text_left, &mut log);
         } else {
             log.unfinished += 1;
         }
-        if id & ID_MASK == head & ID_MASK {
-            break;
-        }
-        id = id.wrapping_add(1);
     }
     Ok(log)
+}
+
+/// The ring of text. It is read record by record: of a dump that is cut, what is there of the log still counts.
+struct Text<'m, 'a> {
+    memory: &'m Memory<'a>,
+    data: u64,
+    size: u64,
 }
 
 struct Fields {
@@ -127,20 +138,29 @@ struct Fields {
 }
 
 impl Fields {
-    fn record(&self, desc: &[u8], info: &[u8], data: &[u8], size: u64, log: &mut Log) {
+    fn record(&self, desc: &[u8], info: &[u8], text: &Text, left: &mut u64, log: &mut Log) {
         let (begin, next) = (u64_at(desc, self.begin), u64_at(desc, self.next));
         // Odd positions mean "no data": the text was lost or empty.
         if begin & 1 == 1 {
             return;
         }
-        let (mut start, end) = (begin % size, next % size);
+        let (mut start, end) = (begin % text.size, next % text.size);
         // A block that would wrap starts again at 0.
-        if begin / size != next / size && end != 0 {
+        if begin / text.size != next / text.size && end != 0 {
             start = 0;
         }
-        let length = u64::from(u16_at(info, self.length));
         let body = start + 8;
-        let Some(raw) = data.get(body as usize..(body + length).min(size) as usize) else { return };
+        let length = u64::from(u16_at(info, self.length)).min(text.size.saturating_sub(body));
+        let Some(rest) = left.checked_sub(length) else {
+            log.missing += 1;
+            return;
+        };
+        *left = rest;
+        let mut raw = vec![0; length as usize];
+        if text.memory.read(text.data.wrapping_add(body), &mut raw).is_err() {
+            log.missing += 1;
+            return;
+        }
         let ts_ns = u64_at(info, self.time);
         // `struct printk_info`: text_len, facility, then flags:5 and level:3 in one byte, and the caller id after it.
         let level = info.get(self.length + 3).map_or(6, |b| b >> 5);
@@ -148,7 +168,7 @@ impl Fields {
             1 => Caller::Cpu(id & 0x7fff_ffff),
             _ => Caller::Thread(id),
         });
-        for line in String::from_utf8_lossy(raw).split('\n') {
+        for line in String::from_utf8_lossy(&raw).split('\n') {
             log.lines.push(DmesgLine { ts_ns, level, caller, text: line.to_owned() });
         }
     }

@@ -5,6 +5,9 @@
 //!
 //! * [`summarise`]: the kernel, its log and the saved registers, in milliseconds: enough for a verdict.
 //! * [`dmesg_only`]: the log alone.
+//! * [`capsule`]: everything, as a document that outlives the dump.
+//!
+//! With the feature `dwarf`, `Lines` adds source lines and inlined functions from a vmlinux to a capsule. Nothing needs it.
 //!
 //! The source of the bytes is anything that implements [`ReadAt`]. Nothing here is async, writes, or asks the network.
 //!
@@ -21,6 +24,8 @@ mod error;
 mod format;
 mod kallsyms;
 mod kernel;
+#[cfg(feature = "dwarf")]
+mod lines;
 mod memory;
 mod modules;
 mod names;
@@ -41,11 +46,13 @@ pub use error::{Error, Fault, Limits};
 pub use format::{Dump, Format, Note, PAGE, PageCounts, PageState, rearranged};
 pub use kallsyms::{Encoding, Kallsyms};
 pub use kernel::Kernel;
+#[cfg(feature = "dwarf")]
+pub use lines::Lines;
 pub use memory::Memory;
 pub use modules::{Module, ModuleSymbol};
 pub use read_at::{Bytes, ReadAt};
 pub use registers::RegisterSource;
-pub use report::{Options, capsule, of_kernel, vmx};
+pub use report::{Options, capsule, capsule_of_parts, of_kernel, vmx};
 pub use summary::{CpuNote, Summary, dmesg_only, summarise};
 pub use tables::TableCache;
 pub use typed::Object;

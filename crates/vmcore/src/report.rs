@@ -5,6 +5,7 @@
 mod cpus;
 mod facts;
 mod kvm;
+mod locks;
 mod stacks;
 mod tasks;
 mod vmx;
@@ -15,7 +16,7 @@ use crate::error::{Error, Limits};
 use crate::format::Dump;
 use crate::kernel::Kernel;
 use crate::read_at::ReadAt;
-use crate::summary::panic_message;
+use crate::summary::{oops_message, panic_message};
 use crate::tables::TableCache;
 
 /// How to make a capsule.
@@ -39,6 +40,18 @@ pub fn capsule(src: &dyn ReadAt, options: &Options) -> Result<Capsule, Error> {
         Err(error) if options.partial => Some(error.to_string()),
         other => other.map(|()| None)?,
     };
+    of_dump(dump, cut, options)
+}
+
+/// Reads a whole capsule of a dump that `makedumpfile --split` wrote in parts, given in any order.
+///
+/// # Errors
+/// The dump cannot be opened, or is not whole; see [`Error`].
+pub fn capsule_of_parts(parts: &[&dyn ReadAt], options: &Options) -> Result<Capsule, Error> {
+    of_dump(Dump::open_split(parts, &options.limits)?, None, options)
+}
+
+fn of_dump(dump: Dump, cut: Option<String>, options: &Options) -> Result<Capsule, Error> {
     let kernel = Kernel::open(dump, &options.limits, options.cache)?;
     if let Some(cut) = cut {
         kernel.warn(cut);
@@ -64,9 +77,7 @@ pub fn of_kernel(kernel: &Kernel) -> Capsule {
         kernel.warn(format!("kernel log: {fault}"));
         dmesg::Log::default()
     });
-    if log.unfinished > 1 {
-        kernel.warn(format!("kernel log: {} records are unfinished", log.unfinished));
-    }
+    log.warnings().for_each(|warning| kernel.warn(warning));
     let mut stacks = stacks::Stacks::default();
     let mut cpus = cpus::read(kernel, &mut stacks);
     let tasks = tasks::read(kernel, &cpus, &mut stacks);
@@ -79,10 +90,12 @@ pub fn of_kernel(kernel: &Kernel) -> Capsule {
         release: info.release().to_owned(),
         banner: facts::banner(kernel),
         build_id: info.build_id().map(str::to_ascii_lowercase),
-        crash_time: info.crash_time(),
+        kernel_offset: info.kernel_offset().map(crate::capsule::Addr),
+        crash_time: info.crash_time().or_else(|| facts::wall_clock(kernel)),
         uptime_ns: cpus.iter().filter_map(|c| Some(c.run_queue.as_ref()?.clock_ns)).max(),
         taint: facts::taint(kernel),
         panic_message: panic_message(&log.lines),
+        oops_message: oops_message(&log.lines),
         panic_cpu,
         panic_task,
         command_line: facts::command_line(kernel),

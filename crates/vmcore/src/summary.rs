@@ -64,9 +64,7 @@ pub fn summarise(src: &dyn ReadAt, limits: &Limits) -> Result<Summary, Error> {
         warnings.push(format!("kernel log: {fault}"));
         dmesg::Log::default()
     });
-    if log.unfinished > 1 {
-        warnings.push(format!("kernel log: {} records are unfinished", log.unfinished));
-    }
+    warnings.extend(log.warnings());
     let symbols = crate::tables::kallsyms(&memory, limits, None)
         .inspect_err(|fault| warnings.push(format!("kallsyms: {fault}")))
         .ok();
@@ -109,4 +107,43 @@ pub fn dmesg_only(src: &dyn ReadAt, limits: &Limits) -> Result<Vec<DmesgLine>, E
 pub(crate) fn panic_message(lines: &[DmesgLine]) -> Option<String> {
     const MARK: &str = "Kernel panic - not syncing: ";
     lines.iter().find_map(|l| l.text.split_once(MARK).map(|(_, message)| message.trim_end().to_owned()))
+}
+
+/// What the last oops in the log says: of the lines before the one with its number (`[#1]`) the one that names it, else that
+/// line itself.
+pub(crate) fn oops_message(lines: &[DmesgLine]) -> Option<String> {
+    /// `BUG:`, then what kind of access, the error code, and the page tables.
+    const BEFORE: usize = 5;
+    let numbered = |line: &DmesgLine| {
+        let number = line.text.split_once("[#").and_then(|(_, rest)| rest.split_once(']'));
+        number.is_some_and(|(number, _)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let at = lines.iter().rposition(numbered)?;
+    let names = |line: &&DmesgLine| line.text.starts_with("BUG: ") || line.text.starts_with("kernel BUG at ");
+    let before = lines[at.saturating_sub(BEFORE)..at].iter().rev().find(names);
+    Some(before.unwrap_or(&lines[at]).text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oops_is_called_by_the_line_that_names_it() {
+        let line = |text: &str| DmesgLine { ts_ns: 0, level: 1, caller: None, text: text.into() };
+        let fault = [
+            "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+            "#PF: supervisor read access in kernel mode",
+            "#PF: error_code(0x0000) - not-present page",
+            "PGD 0 P4D 0 ",
+            "Oops: 0000 [#1] PREEMPT SMP NOPTI",
+            "CPU: 0 PID: 1 Comm: init",
+        ];
+        let fault: Vec<_> = fault.into_iter().map(line).collect();
+        assert_eq!(oops_message(&fault).as_deref(), Some(fault[0].text.as_str()));
+        let other =
+            [line("x"), line("general protection fault, probably for non-canonical address 0x1: 0000 [#2] SMP ")];
+        assert_eq!(oops_message(&other).as_deref(), Some(other[1].text.trim_end()));
+        assert_eq!(oops_message(&[line("a list [#] of [#x] things")]), None);
+    }
 }

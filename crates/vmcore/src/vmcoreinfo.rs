@@ -60,6 +60,11 @@ impl Vmcoreinfo {
         self.get("BUILD-ID").filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit()))
     }
 
+    /// How far KASLR moved the kernel.
+    pub fn kernel_offset(&self) -> Option<u64> {
+        u64::from_str_radix(self.get("KERNELOFFSET")?, 16).ok()
+    }
+
     /// When it crashed, in seconds since 1970; only a real kdump has it.
     pub fn crash_time(&self) -> Option<i64> {
         self.get("CRASHTIME")?.parse().ok()

@@ -1,6 +1,6 @@
 //! The capsule for people: what crashed first, then everybody else.
 
-use crashyard_vmcore::{Capsule, Cpu, DmesgLine, Frame, Stack, StackEnd, Task};
+use crashyard_vmcore::{Capsule, Cpu, DmesgLine, Frame, SourceLine, Stack, StackEnd, Task};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -74,6 +74,7 @@ fn head(out: &mut impl Write, capsule: &Capsule) -> io::Result<()> {
     row("Kernel", &capsule.release)?;
     row("", capsule.banner.as_deref().unwrap_or_default())?;
     row("Build id", capsule.build_id.as_deref().unwrap_or_default())?;
+    row("Oops", capsule.oops_message.as_deref().unwrap_or_default())?;
     row("Panic", capsule.panic_message.as_deref().unwrap_or("no panic in the log"))?;
     let by = capsule.panic_task.as_ref().map(|t| format!("{} (pid {})", t.comm, t.pid));
     let on = capsule.panic_cpu.map(|n| format!("CPU {n}"));
@@ -147,6 +148,9 @@ fn frames(out: &mut impl Write, stack: Option<&Stack>, indent: &str) -> io::Resu
     let Some(stack) = stack else { return writeln!(out, "{indent}no stack") };
     for frame in &stack.frames {
         writeln!(out, "{indent}{}", frame_line(frame))?;
+        for place in &frame.source {
+            writeln!(out, "{indent}    {}", source_line(place))?;
+        }
     }
     match stack.end {
         StackEnd::User | StackEnd::Bottom => Ok(()),
@@ -169,6 +173,12 @@ fn frame_line(frame: &Frame) -> String {
         line.push_str("  (a guess)");
     }
     line
+}
+
+fn source_line(place: &SourceLine) -> String {
+    let function = place.function.as_deref().map(|name| format!("{} at ", safe(name))).unwrap_or_default();
+    let line = place.line.map(|line| format!(":{line}")).unwrap_or_default();
+    format!("{function}{}{line}", safe(&place.file))
 }
 
 /// Threads by stack: the unusual ones first, crowds last.
@@ -208,7 +218,7 @@ fn task_name(task: &Task) -> String {
     }
     if let Some(lock) = &task.blocked_on {
         let owner = lock.owner.as_ref().map_or("nobody".into(), |o| format!("{} ({})", safe(&o.comm), o.pid));
-        let _ = write!(name, ", waits for mutex {} held by {owner}", lock.mutex);
+        let _ = write!(name, ", waits for {} {} held by {owner}", lock.kind, lock.mutex);
     }
     name + ")"
 }

@@ -11,6 +11,20 @@ pub(super) fn banner(kernel: &Kernel) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
+/// What the kernel's clock showed at its last tick, in seconds since 1970: of a dump taken from outside, when it crashed.
+pub(super) fn wall_clock(kernel: &Kernel) -> Option<i64> {
+    // Before 6.13 the copy that the tick works on is a variable of its own, since then it lies beside the original.
+    let alone = kernel.symbol("shadow_timekeeper").and_then(|at| kernel.object("timekeeper", at));
+    let seconds = match alone {
+        Some(clock) => clock.number("xtime_sec"),
+        None => {
+            let data = kernel.symbol("timekeeper_data").or_else(|| kernel.symbol("tk_core"))?;
+            kernel.object("tk_data", data)?.number("timekeeper.xtime_sec")
+        }
+    };
+    seconds.ok().map(u64::cast_signed).filter(|&seconds| seconds > 0)
+}
+
 pub(super) fn command_line(kernel: &Kernel) -> Option<String> {
     let at = kernel.memory().u64(kernel.symbol("saved_command_line")?).ok()?;
     kernel.memory().cstr(at, 4096).ok()

@@ -37,7 +37,12 @@ impl Stacks {
             module: name.1.clone(),
             interrupted: raw.interrupted,
             guess: raw.guess,
+            source: Vec::new(),
         }
+    }
+
+    pub(super) fn get(&self, index: Option<u32>) -> Option<&Stack> {
+        self.list.get(index? as usize)
     }
 
     pub(super) fn into_list(self) -> Vec<Stack> {

@@ -1,7 +1,8 @@
-//! Every thread: state, parent, stack, what it waits for.
+//! Every thread: state, parent, stack, and what [`super::locks`] says it waits for.
 
+use super::locks::{Threads, blocked_on};
 use super::stacks::Stacks;
-use crate::capsule::{Addr, BlockedOn, Cpu, Task, TaskRef};
+use crate::capsule::{Addr, Cpu, Task, TaskRef};
 use crate::kernel::Kernel;
 use crate::typed::Object;
 use crate::unwind::{self, Start};
@@ -27,11 +28,24 @@ pub(super) fn read(kernel: &Kernel, cpus: &[Cpu], stacks: &mut Stacks) -> Vec<Li
         Symbols { fork_return: kernel.symbol("ret_from_fork_asm").or_else(|| kernel.symbol("ret_from_fork")), now };
     let mut damaged = 0;
     let mut listed = Vec::new();
+    let mut asleep = Vec::new();
     for thread in threads(kernel) {
         match one(kernel, &thread, &running, &symbols, stacks) {
-            Some(task) => listed.push(task),
+            Some(one) => {
+                // A thread that waits for a lock can be woken by nothing but the lock, or by a signal as well.
+                if matches!(one.task.state, 'D' | 'S') && !one.task.running {
+                    asleep.push((listed.len(), thread));
+                }
+                listed.push(one);
+            }
             None => damaged += 1,
         }
+    }
+    let named = |one: &Listed| (one.task.address.0, TaskRef { pid: one.task.pid, comm: one.task.comm.clone() });
+    let threads: Threads = listed.iter().map(named).collect();
+    for (index, thread) in asleep {
+        let task = &mut listed[index].task;
+        task.blocked_on = stacks.get(task.stack).and_then(|stack| blocked_on(kernel, &thread, stack, &threads));
     }
     if damaged > 0 {
         kernel.warn(format!("tasks: {damaged} threads could not be read"));
@@ -111,7 +125,7 @@ fn one(
         running: on_cpu.is_some(),
         off_cpu_ns,
         hung: state == 'D' && off_cpu_ns.is_some_and(|ns| ns > HUNG_NS),
-        blocked_on: blocked_on(kernel, thread),
+        blocked_on: None,
         stack,
     };
     Some(Listed { task, queued })
@@ -144,19 +158,6 @@ fn state(state: u64, exit: u64) -> char {
         s if s & 0x80 != 0 => 'X',
         _ => '?',
     }
-}
-
-/// `task_struct.blocked_on` exists with mutex debugging and in kernels with proxy execution.
-fn blocked_on(kernel: &Kernel, thread: &Object) -> Option<BlockedOn> {
-    /// Low bits of `mutex.owner` are flags.
-    const FLAGS: u64 = 7;
-    let lock = thread.number("blocked_on").ok().filter(|&at| at != 0)?;
-    let mutex = kernel.object("mutex", lock)?;
-    let owner = mutex.number("owner.counter").ok().map(|o| o & !FLAGS).filter(|&o| o != 0);
-    let owner = owner
-        .and_then(|o| kernel.object("task_struct", o))
-        .and_then(|t| Some(TaskRef { pid: t.number("pid").ok()? as u32, comm: t.text("comm").ok()? }));
-    Some(BlockedOn { mutex: Addr(lock), owner })
 }
 
 #[cfg(test)]

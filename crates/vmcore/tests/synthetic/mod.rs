@@ -184,6 +184,7 @@ pub fn world(shape: Shape) -> World {
     let taint = w.global("tainted_mask", 8);
     w.put(taint, 1 << 9);
     let mut info = String::from("OSRELEASE=9.9.9-synthetic\nBUILD-ID=00ff00ff\nPAGESIZE=4096\nCRASHTIME=1700000000\n");
+    info += &format!("KERNELOFFSET={:x}\n", shape.kaslr);
     log(&mut w, &mut info);
     types(&mut w);
     orc(&mut w);
