@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -22,13 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The last line of a kernel that has panicked and has nowhere to go.
 const END: &str = "end Kernel panic";
 
-/// A directory of one crash; gone with this.
+/// A directory of one crash; gone with this. Below /tmp, because the path of a socket must be short.
 #[derive(Debug)]
 pub struct Work(PathBuf);
 
+/// Tells the crashes of this process apart.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 impl Work {
     pub fn new() -> anyhow::Result<Self> {
-        let dir = std::env::temp_dir().join(format!("crashyard-vmcores-{}", std::process::id()));
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("crashyard-vmcores-{}-{count}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         Ok(Self(dir))
@@ -70,8 +75,13 @@ impl Drop for Machine {
 }
 
 impl Machine {
-    /// Waits for a line and returns it; a machine that ends or panics elsewhere ends the waiting.
+    /// Waits for a line with this text and returns it.
     fn wait(&mut self, text: &str) -> anyhow::Result<String> {
+        self.wait_for(|line| line.contains(text), text)
+    }
+
+    /// Waits for a line and returns it; a machine that ends or panics elsewhere ends the waiting.
+    fn wait_for(&mut self, wanted: impl Fn(&str) -> bool, text: &str) -> anyhow::Result<String> {
         let until = Instant::now() + PATIENCE;
         loop {
             let line = match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -84,7 +94,7 @@ impl Machine {
                 }
             };
             self.console.push_str(&line);
-            if line.contains(text) {
+            if wanted(&line) {
                 return Ok(line);
             }
             if line.contains(END) {
@@ -120,7 +130,13 @@ pub fn crash(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<String>
         machine.wait("waiting for an NMI")?;
         command(work, "inject-nmi", serde_json::json!({}))?;
     }
-    match crash.how {
+    if crash.panic == Panic::Lockup && !guest.own {
+        // Printed at once (it goes through the kernel's log), and then an empty line from the CPU that hangs.
+        machine.wait("hanging one CPU")?;
+        machine.wait_for(|line| line == "\n", "a line end from the hanging CPU")?;
+        command(work, "inject-nmi", serde_json::json!({}))?;
+    }
+    match crash.format.how() {
         How::Qemu => {
             machine.wait(END)?;
             std::fs::remove_file(work.dump())?;
@@ -153,12 +169,14 @@ fn start(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<Machine> {
         Format::Flattened(letter) => letter,
         _ => "raw",
     };
-    let how = if crash.how == How::Kdump { "kdump crashkernel=256M" } else { "qemu" };
+    let how = if crash.format.how() == How::Kdump { "kdump crashkernel=256M" } else { "qemu" };
     let cmdline = format!(
         "console=ttyS0,115200 panic=0 no_timer_check crashyard.how={how} crashyard.writer={writer} \
-         crashyard.panic={} crashyard.busy={}",
+         crashyard.level={} crashyard.panic={} crashyard.busy={}",
+        // What makedumpfile may leave out of a kernel that it does not know is more than it says (docs/VMCORE.md).
+        if guest.release.starts_with("6.1.") { 31 } else { 23 },
         crash.panic.word(),
-        crash.cpus / 2
+        if crash.busy { (crash.cpus / 2).max(1) } else { 0 }
     );
     let five_levels = if guest.release.starts_with("6.") { "max,la57=off" } else { "max" };
     let mut command = Command::new("qemu-system-x86_64");

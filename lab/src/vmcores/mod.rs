@@ -1,21 +1,25 @@
 //! Is what the vmcore engine reads true? Without debuginfo there is one witness: the kernel itself, before it crashes.
 //!
-//! Each crash boots a Debian kernel in QEMU, has it print the stacks of all its tasks and where its modules lie, crashes
-//! it, takes the dump — by kdump inside or by QEMU from outside — and compares. Kernels, numbers of CPUs, ways to crash
-//! and formats are turned over so that each meets the others. Nothing here needs the farm.
+//! Each crash boots a kernel in QEMU, has it print the stacks of all its tasks and where its modules lie, crashes it, takes
+//! the dump — by kdump inside or by QEMU from outside — and compares. Nothing here needs the farm.
 
 mod guest;
 mod machine;
+mod plan;
+mod trigger;
 mod truth;
 
 use crate::cache::Cache;
 use anyhow::Context as _;
 use clap::Args;
 use guest::Guest;
+use plan::{Choices, Planned};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Instant;
+use tokio::runtime::Handle;
 
 /// What can be said on the command line.
 #[derive(Debug, Args)]
@@ -23,29 +27,37 @@ use std::time::Instant;
 Prints one line for each crash: how many task stacks, modules and log lines of the dump were compared with what the
 kernel printed before it crashed, and everything that differs. Ends with status 1 if anything does.
 
-Kernels are Debian's cloud kernels, fetched into the cache and never installed. A crash takes half a minute to a
-minute; the whole matrix of three kernels about twenty minutes. Small dumps stay in the cache (vmcores/), where
-`cargo bench -p crashyard-vmcore` finds them.
+Kernels, numbers of CPUs, load, ways to crash and who takes the dump are combined so that every two of these choices meet
+in at least one crash, and every kernel every format: 18 to 20 crashes for three kernels, each of which takes half a minute
+to a minute of one CPU. What is given on the command line narrows the choices.
 
-  crashyard-lab vmcores                      the whole matrix
-  crashyard-lab vmcores --quick              two crashes, as `make test` does it
+Kernels are Debian's cloud kernels, fetched into the cache and never installed. `--kernel lab` is the one of
+lab/kernel/build, whose own detector finds a hard lockup; Debian's detector needs performance counters, which an
+emulated CPU has not, so there an NMI from outside ends it, as a watchdog or a BMC would.
+Small dumps stay in the cache (vmcores/), where `cargo bench -p crashyard-vmcore` finds them.
+
+  crashyard-lab vmcores                                      as `make test` does it
+  crashyard-lab vmcores --kernel lab --panic lockup
   crashyard-lab vmcores --kernel 6.19. --cpus 8 --panic nmi --how qemu --keep /tmp/dumps")]
 pub struct Options {
-    /// First part of a kernel's release, like `6.12.`; may be given again
+    /// First part of a kernel's release, like `6.12.`, or `lab`; may be given again
     #[arg(long = "kernel", default_values_t = ["6.1.".to_owned(), "6.12.".to_owned(), "7.".to_owned()])]
     kernels: Vec<String>,
     /// Number of CPUs; may be given again
     #[arg(long, default_values_t = [1, 2, 4, 8])]
     cpus: Vec<u32>,
-    /// Only this way to crash
-    #[arg(long, value_enum)]
-    panic: Option<Panic>,
+    /// Only this way to crash; may be given again
+    #[arg(long, value_enum, default_values_t = [Panic::Sysrq, Panic::Oops, Panic::Nmi, Panic::Lockup])]
+    panic: Vec<Panic>,
     /// Only dumps taken this way
-    #[arg(long, value_enum)]
-    how: Option<How>,
-    /// A few crashes only: the oldest and the newest kernel, kdump and QEMU, sysrq and NMI
+    #[arg(long, value_enum, default_values_t = [How::Kdump, How::Qemu])]
+    how: Vec<How>,
+    /// How many machines at a time [default: one for each CPU of this one]
     #[arg(long)]
-    quick: bool,
+    jobs: Option<usize>,
+    /// Only say which crashes there would be
+    #[arg(long)]
+    plan: bool,
     /// Keep every dump and console in this directory
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -59,8 +71,12 @@ pub struct Options {
 pub enum Panic {
     /// `echo c >/proc/sysrq-trigger`
     Sysrq,
-    /// An NMI that nobody expects, on every CPU
+    /// A module reads from address 0
+    Oops,
+    /// An NMI from outside that nobody expects
     Nmi,
+    /// A CPU hangs with interrupts off
+    Lockup,
     /// The first process ends
     Init,
 }
@@ -93,6 +109,8 @@ impl Panic {
     fn word(self) -> &'static str {
         match self {
             Self::Sysrq => "sysrq",
+            Self::Oops => "oops",
+            Self::Lockup => "lockup",
             Self::Nmi => "nmi",
             Self::Init => "init",
         }
@@ -106,6 +124,16 @@ impl How {
             Self::Kdump => &[Format::Flattened("l"), Format::Flattened("c"), Format::Raw],
             Self::Qemu => &[Format::Elf, Format::KdumpZlib, Format::Paging],
         }
+    }
+}
+
+impl Format {
+    const ALL: [Self; 6] =
+        [Self::Flattened("l"), Self::Flattened("c"), Self::Raw, Self::Elf, Self::KdumpZlib, Self::Paging];
+
+    /// Who writes it.
+    fn how(self) -> How {
+        if How::Kdump.formats().contains(&self) { How::Kdump } else { How::Qemu }
     }
 }
 
@@ -126,82 +154,94 @@ impl fmt::Display for Format {
 pub struct Crash {
     /// How it dies.
     pub panic: Panic,
-    /// Who takes the dump.
-    pub how: How,
-    /// As what.
+    /// What the dump is written as, and so by whom.
     pub format: Format,
     /// CPUs of the machine.
     pub cpus: u32,
+    /// Half of the CPUs, at least one, run programs that never rest.
+    pub busy: bool,
 }
 
-/// The crashes for one kernel: every number of CPUs both ways, ways to crash and formats in turn.
-fn plan(options: &Options, kernel: usize) -> Vec<Crash> {
-    if options.quick {
-        let kdump = Crash { panic: Panic::Sysrq, how: How::Kdump, format: Format::Flattened("l"), cpus: 2 };
-        let qemu = Crash { panic: Panic::Nmi, how: How::Qemu, format: Format::KdumpZlib, cpus: 4 };
-        return vec![if kernel == 0 { kdump } else { qemu }];
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { panic, format, cpus, busy } = self;
+        write!(f, "{cpus}cpu-{}-{format}-{}", if *busy { "busy" } else { "idle" }, panic.word())
     }
-    let mut crashes = Vec::new();
-    for (i, cpus) in options.cpus.iter().enumerate() {
-        for (j, how) in [How::Kdump, How::Qemu].into_iter().enumerate() {
-            if options.how.is_some_and(|only| only != how) {
-                continue;
-            }
-            let turn = kernel + i + j;
-            let panic = options.panic.unwrap_or([Panic::Sysrq, Panic::Nmi, Panic::Init][turn % 3]);
-            // Not in step with the ways to crash.
-            let formats = how.formats();
-            let format = formats[(kernel + i / 3 + 2 * i) % formats.len()];
-            crashes.push(Crash { panic, how, format, cpus: *cpus });
-        }
-    }
-    crashes
 }
 
-/// Runs the matrix; the exit status says whether everything was equal.
+/// Runs the crashes; the exit status says whether everything was equal.
 pub fn run(options: &Options, source: &Path) -> anyhow::Result<ExitCode> {
     let cache = Cache::open()?;
-    let quick = ["6.1.".to_owned(), "7.".to_owned()];
-    let kernels = if options.quick { &quick[..] } else { &options.kernels[..] };
-    let mut different = 0;
-    let mut crashes = 0;
-    for (index, prefix) in kernels.iter().enumerate() {
-        let guest = Guest::build(&cache, source, prefix).with_context(|| format!("kernel {prefix}"))?;
-        for crash in plan(options, index) {
-            crashes += 1;
-            let begun = Instant::now();
-            let found = one(&cache, options, &guest, crash);
-            let seconds = begun.elapsed().as_secs();
-            let name = format!("{} {} CPUs {} {}", guest.release, crash.cpus, crash.format, crash.panic.word());
-            if !tell(options.json, &name, seconds, &found)? {
-                different += 1;
-            }
-        }
+    let choices = Choices {
+        kernels: options.kernels.iter().map(|kernel| kernel != guest::LAB).collect(),
+        cpus: options.cpus.clone(),
+        busy: vec![false, true],
+        panics: options.panic.clone(),
+        how: options.how.clone(),
+    };
+    let plan = plan::covering(&choices);
+    if options.plan {
+        plan.iter().for_each(|(kernel, crash)| println!("{:5} {crash}", options.kernels[*kernel]));
+        return Ok(ExitCode::SUCCESS);
     }
+    let guests = options.kernels.iter().map(|k| Guest::build(&cache, source, k).with_context(|| format!("kernel {k}")));
+    let guests = guests.collect::<anyhow::Result<Vec<_>>>()?;
+    let begun = Instant::now();
+    let (total, different) = (plan.len(), all(&cache, options, &guests, plan)?);
     if !options.json {
-        println!("{} of {crashes} dumps told the truth", crashes - different);
+        println!("{} of {total} dumps told the truth ({} s)", total - different, begun.elapsed().as_secs());
     }
     Ok(if different == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Does all crashes, some at a time, and counts those in which something differs.
+fn all(cache: &Cache, options: &Options, guests: &[Guest], plan: Vec<Planned>) -> anyhow::Result<usize> {
+    // A machine keeps one CPU busy: it is emulated by one thread.
+    let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let queue = Mutex::new(plan.into_iter());
+    let different = Mutex::new(0);
+    let runtime = Handle::current();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.max(1))
+            .map(|_| {
+                scope.spawn(|| {
+                    let _entered = runtime.enter();
+                    loop {
+                        let Some((kernel, crash)) = queue.lock().expect("nobody panics holding it").next() else {
+                            return anyhow::Ok(());
+                        };
+                        let guest = &guests[kernel];
+                        let begun = Instant::now();
+                        let found = one(cache, options, guest, crash);
+                        let name = format!("{} {crash}", guest.release);
+                        // Held while it is told, so that lines stay whole.
+                        let mut different = different.lock().expect("nobody panics holding it");
+                        *different += usize::from(!tell(options.json, &name, begun.elapsed().as_secs(), &found)?);
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+    })?;
+    Ok(different.into_inner().expect("nobody panics holding it"))
+}
+
 /// Crashes once and compares.
 fn one(cache: &Cache, options: &Options, guest: &Guest, crash: Crash) -> anyhow::Result<truth::Compared> {
-    // Below /tmp, because the path of a socket must be short.
     let work = machine::Work::new()?;
     let done = machine::crash(guest, crash, &work);
     if let Some(keep) = &options.keep {
         std::fs::create_dir_all(keep)?;
-        let name = format!("{}-{}cpu-{}-{}", guest.release, crash.cpus, crash.format, crash.panic.word());
         for (from, to) in [(work.dump(), "vmcore"), (work.serial(), "log")] {
             if from.exists() {
-                std::fs::copy(from, keep.join(format!("{name}.{to}")))?;
+                std::fs::copy(from, keep.join(format!("{}-{crash}.{to}", guest.release)))?;
             }
         }
     }
     let console = done?;
     let dump = std::fs::File::open(work.dump())?;
     let capsule = crashyard_vmcore::capsule(&dump, &crashyard_vmcore::Options::default())?;
-    let compared = truth::compare(&truth::Truth::read(&console), &capsule, crash);
+    let compared = truth::compare(&truth::Truth::read(&console), &capsule, guest, crash);
     if matches!(crash.format, Format::Flattened(_)) {
         let kept = cache.path("vmcores");
         std::fs::create_dir_all(&kept)?;

@@ -5,8 +5,10 @@
 //! (`off_cpu_ns`). Tasks that have are not compared, and too few compared ones are a difference of their own: a comparison
 //! that compares nothing proves nothing.
 
+use super::guest::Guest;
+use super::trigger::DONOR;
 use super::{Crash, How, Panic};
-use crashyard_vmcore::{Capsule, Stack};
+use crashyard_vmcore::{Capsule, Cpu, Frame, LockKind, Stack};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 
@@ -29,6 +31,8 @@ pub struct Truth {
     stacks: BTreeMap<u32, Vec<String>>,
     /// Addresses by name.
     modules: BTreeMap<String, u64>,
+    /// Two threads of which one holds a mutex and the other waits for it.
+    readers: Vec<u32>,
     /// Lines of the kernel log that came on the console after the truth was told.
     log: Vec<String>,
 }
@@ -71,6 +75,7 @@ impl Truth {
                             truth.modules.insert(name.to_owned(), address);
                         }
                     }
+                    "readers" => truth.readers = rest.split(' ').filter_map(|pid| pid.parse().ok()).collect(),
                     _ => told |= said == "truth told",
                 }
             } else if told && is_kernel_line(line) {
@@ -100,13 +105,14 @@ fn frames(text: &str) -> Vec<String> {
 }
 
 /// Compares a dump with what its kernel said.
-pub fn compare(truth: &Truth, capsule: &Capsule, crash: Crash) -> Compared {
+pub fn compare(truth: &Truth, capsule: &Capsule, guest: &Guest, crash: Crash) -> Compared {
     let mut compared = Compared::default();
     let mut differ = |text: String| compared.differences.push(text);
     if capsule.release != truth.release {
         differ(format!("release {}, told was {}", capsule.release, truth.release));
     }
-    panic(capsule, crash).into_iter().for_each(&mut differ);
+    let death = Death::of(guest, crash);
+    death.compare(capsule).into_iter().for_each(&mut differ);
     cpus(capsule, crash).into_iter().for_each(&mut differ);
     for (name, address) in &truth.modules {
         match capsule.modules.iter().find(|module| module.name == *name) {
@@ -115,15 +121,21 @@ pub fn compare(truth: &Truth, capsule: &Capsule, crash: Crash) -> Compared {
             None => differ(format!("module {name} is not in the dump")),
         }
     }
-    if capsule.modules.len() != truth.modules.len() || truth.modules.is_empty() {
-        differ(format!("{} modules, told were {}", capsule.modules.len(), truth.modules.len()));
+    let more = usize::from(death.module == Some(DONOR));
+    if capsule.modules.len() != truth.modules.len() + more || truth.modules.is_empty() {
+        differ(format!(
+            "{} modules, told were {} and {more} came to crash",
+            capsule.modules.len(),
+            truth.modules.len()
+        ));
     }
     let log: HashSet<String> = capsule.dmesg.iter().map(crashyard_vmcore::DmesgLine::stamped).collect();
     truth.log.iter().filter(|line| !log.contains(*line)).for_each(|line| differ(format!("not in the log: {line}")));
     // What is printed in an NMI reaches the console later, and by kdump there is no later.
-    if truth.log.is_empty() && (crash.panic, crash.how) != (Panic::Nmi, How::Kdump) {
+    if truth.log.is_empty() && !(death.in_nmi && crash.format.how() == How::Kdump) {
         differ("no line of the crash came on the console".into());
     }
+    mutex(truth, capsule).into_iter().for_each(&mut differ);
     let since = capsule.uptime_ns.unwrap_or(0) as f64 / 1e9 - truth.up + SLACK;
     let mut tasks = 0;
     for task in capsule.tasks.iter().filter(|task| !task.running) {
@@ -135,7 +147,7 @@ pub fn compare(truth: &Truth, capsule: &Capsule, crash: Crash) -> Compared {
             differ(format!("{} ({}): {}; told was {}", task.comm, task.pid, found.join(" "), told.join(" ")));
         }
     }
-    if tasks < FEWEST {
+    if tasks < FEWEST && !guest.own {
         differ(format!("only {tasks} tasks could be compared, of {} told", truth.stacks.len()));
     }
     (compared.tasks, compared.modules, compared.lines) = (tasks, truth.modules.len(), truth.log.len());
@@ -160,23 +172,113 @@ fn is_entry(found: &str, told: &str) -> bool {
     matches!((found, told), (Some(found), Some(told)) if found.starts_with("entry_") && told.starts_with(found))
 }
 
-fn panic(capsule: &Capsule, crash: Crash) -> Vec<String> {
-    let (message, function) = match crash.panic {
-        Panic::Sysrq => ("sysrq triggered crash", "sysrq_handle_crash"),
-        Panic::Nmi => ("NMI: Not continuing", "unknown_nmi_error"),
-        Panic::Init => ("Attempted to kill init!", "do_exit"),
+/// Of the two readers one must wait for a mutex that the other holds; it is no matter which.
+fn mutex(truth: &Truth, capsule: &Capsule) -> Option<String> {
+    let readers: Vec<_> = capsule.tasks.iter().filter(|task| truth.readers.contains(&task.pid)).collect();
+    let waits = |pid: u32, holder: u32| {
+        let task = readers.iter().find(|task| task.pid == pid);
+        let lock = task.and_then(|task| task.blocked_on.as_ref()).filter(|lock| lock.kind == LockKind::Mutex);
+        lock.and_then(|lock| lock.owner.as_ref()).is_some_and(|owner| owner.pid == holder)
     };
-    let mut differences = Vec::new();
-    let said = capsule.panic_message.as_deref().unwrap_or("nothing");
-    if !said.starts_with(message) {
-        differences.push(format!("the panic says {said:?}, not {message:?}"));
+    match truth.readers[..] {
+        [one, other] if waits(one, other) != waits(other, one) => None,
+        _ => {
+            let found: Vec<_> = readers.iter().map(|task| (task.pid, task.state, &task.blocked_on)).collect();
+            Some(format!("of {:?} one waits for the other, found {found:?}", truth.readers))
+        }
     }
-    let cpu = capsule.panic_cpu.and_then(|number| capsule.cpus.iter().find(|cpu| cpu.cpu == number));
-    let stack = cpu.and_then(|cpu| capsule.stack(cpu.stack)).map(named).unwrap_or_default();
-    if !stack.iter().any(|frame| frame.starts_with(function)) {
-        differences.push(format!("no {function} on the panic's stack: {}", stack.join(" ")));
+}
+
+/// What a way to crash leaves behind.
+#[derive(Clone, Copy, Debug)]
+struct Death {
+    /// How the panic's message begins; `None`: the capture kernel takes over before there is one.
+    message: Option<&'static str>,
+    /// How the oops begins.
+    oops: Option<&'static str>,
+    /// On the stack of the CPU that panicked.
+    function: &'static str,
+    /// On the stack of a CPU that hangs.
+    hangs: Option<&'static str>,
+    /// The module whose code does it.
+    module: Option<&'static str>,
+    /// The panic is called in an NMI.
+    in_nmi: bool,
+}
+
+impl Death {
+    fn of(guest: &Guest, crash: Crash) -> Self {
+        let own = guest.own;
+        let base = Self { message: None, oops: None, function: "", hangs: None, module: None, in_nmi: false };
+        match crash.panic {
+            Panic::Sysrq => Self { message: Some("sysrq triggered crash"), function: "sysrq_handle_crash", ..base },
+            Panic::Init => Self { message: Some("Attempted to kill init!"), function: "do_exit", ..base },
+            Panic::Nmi => {
+                Self { message: Some("NMI: Not continuing"), function: "unknown_nmi_error", in_nmi: true, ..base }
+            }
+            Panic::Oops => Self {
+                message: (crash.format.how() == How::Qemu).then_some("Fatal exception"),
+                oops: Some("BUG: kernel NULL pointer dereference"),
+                function: if own { "lkdtm_EXCEPTION" } else { "do_one_initcall" },
+                module: Some(if own { "lkdtm" } else { DONOR }),
+                ..base
+            },
+            Panic::Lockup if own => Self {
+                message: Some("Hard LOCKUP"),
+                function: "watchdog_timer_fn",
+                hangs: Some("lkdtm_HARDLOCKUP"),
+                module: Some("lkdtm"),
+                ..base
+            },
+            Panic::Lockup => Self {
+                message: Some("NMI: Not continuing"),
+                function: "unknown_nmi_error",
+                hangs: Some("do_one_initcall"),
+                module: Some(DONOR),
+                in_nmi: true,
+                ..base
+            },
+        }
     }
-    differences
+
+    fn compare(&self, capsule: &Capsule) -> Vec<String> {
+        let mut differences = Vec::new();
+        for (what, said, wanted) in
+            [("panic", &capsule.panic_message, self.message), ("oops", &capsule.oops_message, self.oops)]
+        {
+            let said = said.as_deref();
+            if !matches!((said, wanted), (None, None))
+                && !wanted.is_some_and(|w| said.is_some_and(|s| s.starts_with(w)))
+            {
+                differences.push(format!("the {what} says {said:?}, not {wanted:?}"));
+            }
+        }
+        let cpu = capsule.panic_cpu.and_then(|number| capsule.cpus.iter().find(|cpu| cpu.cpu == number));
+        let panicked = cpu.and_then(|cpu| capsule.stack(cpu.stack));
+        let names = panicked.map(named).unwrap_or_default();
+        if !names.iter().any(|frame| frame.starts_with(self.function)) {
+            differences.push(format!("no {} on the panic's stack: {}", self.function, names.join(" ")));
+        }
+        let guilty = |frame: &Frame| frame.module.as_deref() == self.module && frame.interrupted;
+        if let Some(function) = self.hangs {
+            // A CPU that hangs and then panics waits for its end with interrupts on, unless a crash kernel takes over.
+            let hangs = |cpu: &&Cpu| cpu.interrupts_on == Some(false) || Some(cpu.cpu) == capsule.panic_cpu;
+            let hanging = capsule.cpus.iter().filter(hangs);
+            let mut stacks = hanging.filter_map(|cpu| capsule.stack(cpu.stack));
+            if !stacks
+                .any(|stack| stack.frames.iter().any(guilty) && named(stack).iter().any(|f| f.starts_with(function)))
+            {
+                differences.push(format!("no CPU hangs in {function} with interrupts off"));
+            }
+        } else if self.module.is_some() && !panicked.is_some_and(|stack| stack.frames.iter().any(guilty)) {
+            differences.push(format!(
+                "the panic's stack was not interrupted in {:?}: {}",
+                self.module,
+                names.join(" ")
+            ));
+        }
+        differences
+    }
 }
 
 fn cpus(capsule: &Capsule, crash: Crash) -> Vec<String> {
@@ -210,12 +312,14 @@ mod tests {
         let console = "[    1.0] early\r\n[    1.5] crashyard-vmcores: x\r\ncrashyard-vmcores: release 6.1\r\n\
             crashyard-vmcores: up 12.50\r\ncrashyard-vmcores: task 7 S\r\n\
             crashyard-vmcores: stack [<0>] do_wait+0x1f/0x30 [<0>] f+0x2/0x9 [btrfs] \r\n\
-            crashyard-vmcores: module btrfs 0xffffffffc0000000 \r\ncrashyard-vmcores: truth told\r\n\
+            crashyard-vmcores: module btrfs 0xffffffffc0000000 \r\ncrashyard-vmcores: readers 8 9\r\n\
+            crashyard-vmcores: truth told\r\n\
             [   20.000001] sysrq: Trigger a crash\r\nnoise\r\n[   21.0] Linux version 6.1\r\n[ 1.0] after\r\n";
         let truth = Truth::read(console);
         assert_eq!((truth.release.as_str(), truth.up), ("6.1", 12.5));
         assert_eq!(truth.stacks[&7], ["do_wait+0x1f", "f+0x2"]);
         assert_eq!(truth.modules["btrfs"], 0xffff_ffff_c000_0000);
+        assert_eq!(truth.readers, [8, 9]);
         assert_eq!(truth.log, ["[   20.000001] sysrq: Trigger a crash"]);
     }
 
