@@ -39,7 +39,8 @@ impl Lines {
         let Ok(mut found) = self.loader.find_frames(at.wrapping_sub(offset)) else { return Vec::new() };
         let mut lines = Vec::new();
         while let Ok(Some(one)) = found.next() {
-            let place = one.location.as_ref().and_then(|place| Some((below_the_source(place.file?).to_owned(), place.line)));
+            let place =
+                one.location.as_ref().and_then(|place| Some((below_the_source(place.file?).to_owned(), place.line)));
             let Some((file, line)) = place else { continue };
             let function = one.function.and_then(|name| name.demangle().ok().map(std::borrow::Cow::into_owned));
             lines.push(SourceLine { function, file, line });
@@ -52,8 +53,8 @@ impl Lines {
 /// left out.
 fn below_the_source(file: &str) -> &str {
     const TOP: [&str; 18] = [
-        "arch", "block", "certs", "crypto", "drivers", "fs", "include", "init", "io_uring", "ipc", "kernel", "lib", "mm",
-        "net", "rust", "security", "sound", "virt",
+        "arch", "block", "certs", "crypto", "drivers", "fs", "include", "init", "io_uring", "ipc", "kernel", "lib",
+        "mm", "net", "rust", "security", "sound", "virt",
     ];
     let is_top = |rest: &str| rest.split_once('/').is_some_and(|(first, _)| TOP.contains(&first));
     let mut starts = std::iter::once(0).chain(file.match_indices('/').map(|(slash, _)| slash + 1));

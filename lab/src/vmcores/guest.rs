@@ -25,8 +25,9 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// The initramfs.
     pub initrd: PathBuf,
-    /// It finds a CPU that hangs with interrupts off by itself, and dies of it.
-    pub detects_lockups: bool,
+    /// The lab's own kernel. It knows how to die, finds a CPU that hangs with interrupts off by itself, and has no
+    /// `/proc/PID/stack`.
+    pub own: bool,
 }
 
 impl Guest {
@@ -64,7 +65,7 @@ impl Guest {
         release: String,
         kernel: PathBuf,
         modules: image::Modules,
-        detects_lockups: bool,
+        own: bool,
     ) -> anyhow::Result<Self> {
         let mut files = image::userland(INIT, modules)?;
         // The capture kernel is the same one again.
@@ -75,6 +76,6 @@ impl Guest {
         let directory = cache.directory(&format!("images/vmcores-{}", &key[..32]), |into| {
             Ok(std::fs::write(into.join("initrd"), zstd::encode_all(&archive(&files)[..], 3)?)?)
         })?;
-        Ok(Self { release, kernel, initrd: directory.join("initrd"), detects_lockups })
+        Ok(Self { release, kernel, initrd: directory.join("initrd"), own })
     }
 }

@@ -130,7 +130,7 @@ pub fn crash(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<String>
         machine.wait("waiting for an NMI")?;
         command(work, "inject-nmi", serde_json::json!({}))?;
     }
-    if crash.panic == Panic::Lockup && !guest.detects_lockups {
+    if crash.panic == Panic::Lockup && !guest.own {
         // Printed at once (it goes through the kernel's log), and then an empty line from the CPU that hangs.
         machine.wait("hanging one CPU")?;
         machine.wait_for(|line| line == "\n", "a line end from the hanging CPU")?;

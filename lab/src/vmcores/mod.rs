@@ -73,7 +73,7 @@ pub enum Panic {
     Sysrq,
     /// A module reads from address 0
     Oops,
-    /// An NMI that nobody expects, on every CPU
+    /// An NMI from outside that nobody expects
     Nmi,
     /// A CPU hangs with interrupts off
     Lockup,

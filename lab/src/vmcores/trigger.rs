@@ -25,7 +25,8 @@ pub const LOCKUP: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
     0xb0, b'\n', // mov al, '\n'
     0xee,  // out dx, al
-    0xf3, 0x90, // pause: without it an emulated CPU keeps the others from running for a tenth of a second each time
+    0xf3,
+    0x90, // pause: without it an emulated CPU keeps the others from running for a tenth of a second each time
     0xeb, 0xfc, // jmp to the pause
 ];
 
