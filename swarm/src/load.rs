@@ -6,7 +6,7 @@
 use crate::calls::{Call, Calls};
 use crate::life::{Book, Lab, Pace};
 use crate::process;
-use crate::{farm, figures};
+use crate::farm;
 use anyhow::Context as _;
 use crashyard_protocol::JobState;
 use crashyard_protocol::agent::{EnrolRequest, Enrolled, MachineSpec};

@@ -279,11 +279,13 @@ async fn renew(
         loop {
             let mut news = std::pin::pin!(shared.news.notified());
             news.as_mut().enable();
-            let books = shared.books.lock().unwrap();
-            if books.collect() || books.lost.is_some() {
+            let over = {
+                let books = shared.books.lock().unwrap();
+                books.collect() || books.lost.is_some()
+            };
+            if over {
                 return;
             }
-            drop(books);
             news.await;
         }
     };
