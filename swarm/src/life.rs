@@ -227,8 +227,8 @@ impl Attempt<'_> {
         Box::pin(self.print(&mut sent, boot.clone().into())).await?;
         for number in 0..half {
             self.until(0.05 + 0.35 * number as f64 / half as f64).await;
-            let said = lines(sent, piece);
-            Box::pin(self.print(&mut sent, said)).await?;
+            let text = lines(sent, piece);
+            Box::pin(self.print(&mut sent, text)).await?;
         }
         self.until(0.4).await;
         Box::pin(self.arm()).await?;
@@ -243,8 +243,8 @@ impl Attempt<'_> {
         Box::pin(self.print(&mut sent, crash.into())).await?;
         for number in 0..half {
             self.until(0.6 + 0.1 * number as f64 / half as f64).await;
-            let said = lines(sent, piece);
-            Box::pin(self.print(&mut sent, said)).await?;
+            let text = lines(sent, piece);
+            Box::pin(self.print(&mut sent, text)).await?;
         }
         self.until(0.7).await;
         Box::pin(self.dump()).await?;

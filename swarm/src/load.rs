@@ -5,8 +5,7 @@
 
 use crate::calls::{Call, Calls};
 use crate::life::{Book, Lab, Pace};
-use crate::process;
-use crate::farm;
+use crate::{farm, process};
 use anyhow::Context as _;
 use crashyard_protocol::JobState;
 use crashyard_protocol::agent::{EnrolRequest, Enrolled, MachineSpec};

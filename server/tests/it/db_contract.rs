@@ -326,7 +326,7 @@ async fn machines_and_selectors(db: &Db) {
     assert_eq!(machine::get(db, &m1.id).await.unwrap().machine.state, MachineState::Quarantined, "a person says so");
     assert_eq!(machine::by_name(db, "mm1").await.unwrap().machine.id, m1.id);
     write!(db, |tx| machine::withdraw_machines(tx, &one.id));
-    assert!(machine::announced(db, &one.id, &[m1.id.clone()]).await.unwrap().is_empty());
+    assert!(machine::announced(db, &one.id, std::slice::from_ref(&m1.id)).await.unwrap().is_empty());
     assert!(queue::idle_machines(db, &by_label).await.unwrap().is_empty());
     assert_eq!(machine::list(db, None, 2).await.unwrap().len(), 2);
     let moved = write!(db, |tx| machine::put_machine(tx, &machine_row("mm1", &other.id)));
