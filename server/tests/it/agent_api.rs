@@ -46,11 +46,11 @@ async fn a_machine_that_another_controller_announces_cannot_be_taken() {
         machines: vec![MachineSpec { name: "m1".into(), driver: "fake".into(), labels: [].into() }],
     };
     let enrol = Call::post("/agent/v1/enrol", &other).token(&server.controller);
-    let refused = server.call(enrol.clone()).await.ok::<Enrolled>();
+    let refused: Enrolled = server.call(enrol.clone()).await.ok();
     assert!(refused.machines.is_empty() && refused.refused["m1"].contains("another controller"), "{refused:?}");
     server.enrol(&[]).await;
-    let taken = server.call(enrol).await.ok::<Enrolled>();
-    assert!(taken.machines.contains_key("m1") && taken.refused.is_empty(), "{taken:?}");
+    let had: Enrolled = server.call(enrol).await.ok();
+    assert!(had.machines.contains_key("m1") && had.refused.is_empty(), "{had:?}");
 }
 
 #[tokio::test]
