@@ -44,7 +44,7 @@ pub struct Config {
     pub max_attempt_bytes: u64,
     /// Bytes one build may store in all.
     pub max_build_bytes: u64,
-    /// Full dumps kept of each signature, or of each scenario of a run where there is no signature; 0 keeps all.
+    /// Full dumps kept of each signature (`/signatures`), or of each scenario of a run where a crash has none; 0 keeps all.
     pub keep_dumps_each: u32,
     /// Days that full dumps are kept; 0 is for ever.
     pub keep_dumps_days: u32,

@@ -24,22 +24,28 @@ macro_rules! settled {
     };
 }
 
-/// A dump beyond the first `each` of its kind, newest of them last: of one signature, or, where the attempt has none, of
-/// one scenario in one run. Only dumps with a capsule count: of an unreadable one the dump itself is all there is.
-pub async fn surplus(db: &Db, readers: i64, each: u32) -> DbResult<Option<ArtifactRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(settled!(
-        "SELECT * FROM (SELECT f.*, ROW_NUMBER() OVER (PARTITION BY COALESCE(t.signature, ''), \
-         CASE WHEN t.signature IS NULL THEN t.run_id ELSE '' END, \
-         CASE WHEN t.signature IS NULL THEN CAST(j.scenario AS TEXT) ELSE '' END \
-         ORDER BY f.completed_at, f.id) AS place",
+/// A dump that is beyond the first `each` of everything it shows, the oldest of them. What it shows are the signatures of its
+/// attempt by version `rules` of the crash-log rules; where there is none, its scenario in its run. Only dumps with a
+/// capsule count: of an unreadable one the dump itself is all there is.
+pub async fn surplus(db: &Db, readers: i64, rules: i64, each: u32) -> DbResult<Option<ArtifactRow>> {
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(settled!(
+        "WITH kept AS (SELECT f.id, f.completed_at, t.id AS attempt_id, t.run_id || ' ' || CAST(j.scenario AS TEXT) AS story",
         "AND EXISTS (SELECT 1 FROM artifact k WHERE k.attempt_id = t.id AND k.state = 'complete' \
-         AND substr(k.name, 1, 13) = 'found-capsule')) ranked \
-         WHERE place > $2 AND held_at IS NULL ORDER BY completed_at, id LIMIT 1"
+         AND substr(k.name, 1, 13) = 'found-capsule')), \
+         shows AS (SELECT DISTINCT kept.id, kept.completed_at, COALESCE(seen.signature_id, kept.story) AS crash \
+         FROM kept LEFT JOIN (signature_attempt seen JOIN signature s ON s.id = seen.signature_id \
+         AND s.rule_version = $2) ON seen.attempt_id = kept.attempt_id), \
+         placed AS (SELECT id, ROW_NUMBER() OVER (PARTITION BY crash ORDER BY completed_at, id) AS place FROM shows) \
+         SELECT f.* FROM artifact f JOIN (SELECT id FROM placed GROUP BY id HAVING MIN(place) > $3) more ON more.id = f.id \
+         WHERE f.held_at IS NULL ORDER BY f.completed_at, f.id LIMIT 1"
     ))
     .bind(readers)
+    .bind(rules)
     .bind(i64::from(each))
     .fetch_optional(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// The oldest dump that nobody holds and that may be dropped, if it was complete by `until`.

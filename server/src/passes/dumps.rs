@@ -11,6 +11,7 @@ use crate::db::artifact::{self, ArtifactRow};
 use crate::db::{dump, unsigned};
 use crate::error::AppResult;
 use crate::findings;
+use crashyard_crashlog::RULE_VERSION;
 use crashyard_protocol::clock::Timestamp;
 use metrics::Label;
 use std::time::Duration;
@@ -60,7 +61,7 @@ async fn decide(state: &AppState) -> AppResult<Option<Decision>> {
         }
     }
     if config.keep_dumps_each > 0
-        && let Some(dump) = dump::surplus(&state.db, readers, config.keep_dumps_each).await?
+        && let Some(dump) = dump::surplus(&state.db, readers, i64::from(RULE_VERSION), config.keep_dumps_each).await?
     {
         let reason = format!("{} others of the same crash are kept (keep_dumps_each)", config.keep_dumps_each);
         return Ok(Some(Decision { dump, rule: "each", reason }));

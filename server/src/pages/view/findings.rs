@@ -135,6 +135,8 @@ struct ReportRow {
 struct FrameRow {
     text: String,
     doubt: bool,
+    /// An interrupt, exception or NMI came here.
+    interrupted: bool,
 }
 
 impl FindingsPage {
@@ -208,6 +210,7 @@ impl ReportRow {
                 .map(|frame| FrameRow {
                     text: with_module(&frame.function, frame.module.as_deref()),
                     doubt: !frame.reliable,
+                    interrupted: false,
                 })
                 .collect(),
             why: report.why.iter().map(|why| visible(why).into_owned()).collect(),

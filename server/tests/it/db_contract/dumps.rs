@@ -33,6 +33,33 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
     write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));
 }
 
+/// Records a signature by version `rules` on two consoles of an attempt.
+async fn show(db: &Db, attempt: &attempt::AttemptRow, fingerprint: &str, rules: i64) {
+    for source in ["serial", "other"] {
+        let console = open(db, &Owner::Attempt(attempt.id.clone()), &format!("console.{source}.{fingerprint}")).await;
+        let new = NewSignature {
+            id: SignatureId::from_ulid(ulid()),
+            rule_version: rules,
+            fingerprint: format!("dumps {fingerprint}"),
+            title: "BUG: x".into(),
+            kind: "bug".into(),
+            frame: None,
+            module: None,
+            frames: Vec::new(),
+        };
+        let place = NewPlace {
+            artifact_id: console.id,
+            attempt_id: attempt.id.clone(),
+            source: source.into(),
+            start_at: 0,
+            line: 1,
+            reports: 1,
+            seen_at: at(1),
+        };
+        write!(db, |tx| signature::record(tx, &new, &place));
+    }
+}
+
 /// Ids of a query's answer.
 fn id(row: Option<artifact::ArtifactRow>) -> Option<ArtifactId> {
     row.map(|row| row.id)
@@ -78,16 +105,30 @@ pub(super) async fn dumps(db: &Db) {
     assert_eq!(id(dump::oldest(db, 7, at(0)).await.unwrap()), None);
     assert_eq!(id(dump::oldest(db, 7, at(9)).await.unwrap()), Some(one.clone()));
     assert_eq!(id(dump::least(db, 7).await.unwrap()), Some(three.clone()), "of a passed attempt");
-    // All three have the signature "BUG: x", in three runs.
-    assert_eq!(id(dump::surplus(db, 7, 3).await.unwrap()), None);
-    assert_eq!(id(dump::surplus(db, 7, 2).await.unwrap()), Some(three.clone()));
-    assert_eq!(id(dump::surplus(db, 7, 1).await.unwrap()), Some(two.clone()));
+    // Without a signature of these rules, each is the only one of its scenario in its run.
+    show(db, &first, "old", 91).await;
+    show(db, &second, "old", 91).await;
+    let surplus = async |each| id(dump::surplus(db, 7, 92, each).await.unwrap());
+    assert_eq!(surplus(1).await, None);
+    // All three show "b", and the first shows another one too.
+    show(db, &first, "a", 92).await;
+    for attempt in [&first, &second, &third] {
+        show(db, attempt, "b", 92).await;
+    }
+    assert_eq!(id(dump::surplus(db, 8, 92, 1).await.unwrap()), None, "not read by such a reader");
+    assert_eq!(surplus(3).await, None);
+    assert_eq!(surplus(2).await, Some(three.clone()));
+    assert_eq!(surplus(1).await, Some(two.clone()));
+    // The third is the first that shows this one.
+    show(db, &third, "c", 92).await;
+    assert_eq!(surplus(2).await, None);
+    assert_eq!(surplus(1).await, Some(two.clone()));
 
     let token = token_row(Scope::Submit, None);
     write!(db, |tx| token::create(tx, &token, "of the holder"));
     let held = write!(db, |tx| dump::hold(tx, &two, &token.id, "mine", at(4))).unwrap();
     assert_eq!((held.held_by.as_deref(), held.held_reason.as_deref()), (Some(token.name.as_str()), Some("mine")));
-    assert_eq!(id(dump::surplus(db, 7, 1).await.unwrap()), Some(three.clone()), "the held one counts and stays");
+    assert_eq!(surplus(1).await, None, "the held one stays");
     assert!(!write!(db, |tx| dump::drop_one(tx, &two, "why", at(5))));
     assert_eq!(write!(db, |tx| dump::release(tx, &two)).held_at, None);
 
