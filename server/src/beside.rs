@@ -23,7 +23,7 @@ struct Line<'a> {
 fn stamp(text: &str) -> Option<u64> {
     let (time, _) = text.strip_prefix('[')?.split_once(']')?;
     // With the printing task or CPU behind it: CONFIG_PRINTK_CALLER.
-    let (seconds, micros) = time.trim().split_whitespace().next()?.split_once('.')?;
+    let (seconds, micros) = time.split_whitespace().next()?.split_once('.')?;
     if micros.len() != 6 {
         return None;
     }

@@ -52,6 +52,9 @@ pub struct Options {
     /// Only dumps taken this way
     #[arg(long, value_enum, default_values_t = [How::Kdump, How::Qemu])]
     how: Vec<How>,
+    /// Only machines under this load
+    #[arg(long, value_enum, default_values_t = [Load::Idle, Load::Busy])]
+    load: Vec<Load>,
     /// How many machines at a time [default: one for each CPU of this one]
     #[arg(long)]
     jobs: Option<usize>,
@@ -64,6 +67,15 @@ pub struct Options {
     /// One JSON object for each crash instead of lines for people
     #[arg(long)]
     json: bool,
+}
+
+/// What the CPUs do when it dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Load {
+    /// Nothing
+    Idle,
+    /// Half of them, at least one, run programs that never rest
+    Busy,
 }
 
 /// How the kernel dies.
@@ -158,7 +170,7 @@ pub struct Crash {
     pub format: Format,
     /// CPUs of the machine.
     pub cpus: u32,
-    /// Half of the CPUs, at least one, run programs that never rest.
+    /// See [`Load::Busy`].
     pub busy: bool,
 }
 
@@ -175,7 +187,7 @@ pub fn run(options: &Options, source: &Path) -> anyhow::Result<ExitCode> {
     let choices = Choices {
         kernels: options.kernels.iter().map(|kernel| kernel != guest::LAB).collect(),
         cpus: options.cpus.clone(),
-        busy: vec![false, true],
+        busy: options.load.iter().map(|load| *load == Load::Busy).collect(),
         panics: options.panic.clone(),
         how: options.how.clone(),
     };

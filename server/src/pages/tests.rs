@@ -196,6 +196,8 @@ fn capsule(text: &str) -> Capsule {
     let line = |level: u8, text: &str| serde_json::json!({ "ts_ns": 1_500_000, "level": level, "text": text });
     let value = serde_json::json!({
         "capsule_version": 1, "release": text, "panic_message": text, "panic_cpu": 1, "format": "elf",
+        "oops_message": text, "command_line": text, "build_id": text,
+        "kvm": { "guests": [], "cpus": [{ "cpu": 0, "vmxe": true, "list_error": text }] },
         "panic_task": { "pid": 9, "comm": text }, "pages": { "present": 1, "excluded": 0 },
         "cpus": [{ "cpu": 0, "idle": true }, { "cpu": 1, "pid": 9, "comm": text, "stack": 0 }],
         "tasks": (10..40).map(task).collect::<Vec<_>>(),
@@ -396,7 +398,7 @@ fn a_search_keeps_what_it_finds_in_every_part_and_says_how_much() {
     let (reports, dump) = (found("kernel panic: x"), capsule("kvm_reboot"));
     let both = Found { consoles: Some(&reports), in_dump: Some(&reports), capsule: Some(&dump) };
     let page = findings(both, Some(" KVM_Reboot "));
-    assert_eq!(all(&page, "[data-hits]")[0].value().attr("data-hits"), Some("4"), "a CPU, a group, a module, a line");
+    assert_eq!(all(&page, "[data-hits]")[0].value().attr("data-hits"), Some("5"), "a CPU, its VMX, a group, a module, a line");
     assert!(all(&page, "[data-report]").is_empty());
     assert_eq!(all(&page, "details[open]").len(), 3);
     assert_eq!(text(&all(&page, "#dmesg pre")[0]), "[ 0.001500] kvm_reboot");
