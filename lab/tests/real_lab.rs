@@ -68,7 +68,6 @@ struct Lab {
     sim: Child,
     machine: Option<JoinHandle<()>>,
     directory: tempfile::TempDir,
-    /// Of the wire to the BMC.
     port: u16,
     netboot: u16,
     lost: Arc<AtomicUsize>,
@@ -116,7 +115,7 @@ impl Lab {
             said.extend(byte);
         }
         std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
-        let (port, lost) = bad_wire(port);
+        let lost = bad_wire(port);
         let wires = Wires { serial, netboot };
         let machine = std::thread::spawn(move || be_a_machine(BufReader::new(told), &wires));
         Self { sim, machine: Some(machine), directory, port, netboot, lost }
@@ -129,7 +128,7 @@ impl Lab {
         std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).expect("chmod");
         format!(
             "[netboot]\nlisten = \"127.0.0.1:{}\"\n\n[[machine]]\nname = \"m1\"\ncmdline = \"no_timer_check\"\n\
-             server_from_machine = \"http://10.9.8.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"127.0.0.1\"\n\
+             server_from_machine = \"http://10.9.8.2:SERVER\"\n\n[machine.metal.power.ipmi]\nhost = \"{WIRE}\"\n\
              port = {}\nuser = \"admin\"\npassword_file = \"{}/password\"\n\n[[machine.metal.console]]\nsol = true\n",
             self.netboot,
             self.port,
@@ -159,10 +158,12 @@ const DELAY: Duration = Duration::from_millis(20);
 /// One of so many datagrams of serial over LAN is lost. A lost command is another test's: an NMI must not be sent twice.
 const LOSES: usize = 20;
 
-/// A wire to the BMC's port; returns its own, and how many datagrams it has lost.
-fn bad_wire(bmc: u16) -> (u16, Arc<AtomicUsize>) {
-    let front = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
-    let port = front.local_addr().expect("an address").port();
+/// Where the wire to the BMC begins. It has the BMC's port: serial over LAN names it, and `ipmitool` takes no other.
+const WIRE: &str = "127.0.0.2";
+
+/// A wire to the BMC's port; returns how many datagrams it has lost.
+fn bad_wire(bmc: u16) -> Arc<AtomicUsize> {
+    let front = Arc::new(UdpSocket::bind((WIRE, bmc)).expect("the BMC's port at another address"));
     let (seen, lost) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let losing = lost.clone();
     // The payload type of an RMCP+ datagram is at byte 5; 1 is serial over LAN (IPMI 2.0, table 13-16).
@@ -200,7 +201,7 @@ fn bad_wire(bmc: u16) -> (u16, Arc<AtomicUsize>) {
             }
         }
     });
-    (port, lost)
+    lost
 }
 
 /// Does what the BMC was told, as the board of a machine does.

@@ -275,15 +275,15 @@ async fn renew(
     Json(request): Json<RenewRequest>,
 ) -> Result<Json<RenewReply>, Response> {
     shared.check(&attempt, &headers)?;
+    let over = || {
+        let books = shared.books.lock().unwrap();
+        books.collect() || books.lost.is_some()
+    };
     let changed = async {
         loop {
             let mut news = std::pin::pin!(shared.news.notified());
             news.as_mut().enable();
-            let over = {
-                let books = shared.books.lock().unwrap();
-                books.collect() || books.lost.is_some()
-            };
-            if over {
+            if over() {
                 return;
             }
             news.await;
