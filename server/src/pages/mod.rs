@@ -11,6 +11,10 @@ mod assets;
 pub mod format;
 mod lines;
 mod load;
+#[cfg(test)]
+mod sample;
+#[cfg(test)]
+mod tests;
 mod text;
 mod view;
 

@@ -8,8 +8,7 @@ use crashyard_protocol::api::{
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
     ArtifactId, ArtifactState, AttemptId, AttemptState, Expect, JobState, MachineState, Proof, Purpose, RunState,
-    Scenario,
-    Stage, StageName, StageState, Status, Trigger, VmxState,
+    Scenario, Stage, StageName, StageState, Status, Trigger, VmxState,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -10,8 +10,8 @@ use super::view::machines::MachinesPage;
 use super::view::run::RunPage;
 use super::view::runs::RunsPage;
 use super::view::scenarios::{ScenarioPage, ScenariosPage};
-use crate::passes::glimpse::Glimpse;
 use super::view::signatures::{SignaturePage, SignaturesPage};
+use crate::passes::glimpse::Glimpse;
 use askama::Template;
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{Dropped, Evidence, Hold, Page, Run};
@@ -157,7 +157,14 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
     attempt.artifacts[0].held = Some(Hold { at: now, by: bad(), reason: bad() });
     attempt.artifacts[0].dropped = Some(Dropped { at: now, reason: bad() });
     let attempt = &attempts[1];
-    let parts = Parts { attempt, job: &jobs[1], run: &run, events: &sample::events(), evidence: &evidence, glimpse: Some((u64::MAX, &glimpse)) };
+    let parts = Parts {
+        attempt,
+        job: &jobs[1],
+        run: &run,
+        events: &sample::events(),
+        evidence: &evidence,
+        glimpse: Some((u64::MAX, &glimpse)),
+    };
     let piece = Piece { from: 0, first_line: 1, bytes: log.clone() };
     let runs = Page { items: vec![run.clone()], next: Some(bad()) };
     [
@@ -191,8 +198,10 @@ fn found(text: &str) -> Vec<ConsoleReports> {
 
 /// A capsule with `text` wherever a kernel could have put it.
 fn capsule(text: &str) -> Capsule {
-    let task = |pid: u32| serde_json::json!({ "pid": pid, "tgid": pid, "comm": text, "address": "0x10", "state": "S", "stack": 0,
-        "blocked_on": { "mutex": "0x20", "owner": { "pid": 7, "comm": text } } });
+    let task = |pid: u32| {
+        serde_json::json!({ "pid": pid, "tgid": pid, "comm": text, "address": "0x10", "state": "S", "stack": 0,
+        "blocked_on": { "mutex": "0x20", "owner": { "pid": 7, "comm": text } } })
+    };
     let line = |level: u8, text: &str| serde_json::json!({ "ts_ns": 1_500_000, "level": level, "text": text });
     let value = serde_json::json!({
         "capsule_version": 1, "release": text, "panic_message": text, "panic_cpu": 1, "format": "elf",
@@ -398,7 +407,11 @@ fn a_search_keeps_what_it_finds_in_every_part_and_says_how_much() {
     let (reports, dump) = (found("kernel panic: x"), capsule("kvm_reboot"));
     let both = Found { consoles: Some(&reports), in_dump: Some(&reports), capsule: Some(&dump) };
     let page = findings(both, Some(" KVM_Reboot "));
-    assert_eq!(all(&page, "[data-hits]")[0].value().attr("data-hits"), Some("5"), "a CPU, its VMX, a group, a module, a line");
+    assert_eq!(
+        all(&page, "[data-hits]")[0].value().attr("data-hits"),
+        Some("5"),
+        "a CPU, its VMX, a group, a module, a line"
+    );
     assert!(all(&page, "[data-report]").is_empty());
     assert_eq!(all(&page, "details[open]").len(), 3);
     assert_eq!(text(&all(&page, "#dmesg pre")[0]), "[ 0.001500] kvm_reboot");
@@ -427,7 +440,15 @@ fn a_difference_between_console_and_dump_names_both() {
     let page = findings(Found { consoles: Some(&one), in_dump: Some(&other), capsule: Some(&dump) }, None);
     assert_eq!(all(&page, "[data-compared]")[0].value().attr("data-compared"), Some("different"));
     let told: Vec<_> = all(&page, ".head .facts div").iter().map(text).collect();
-    assert_eq!(told, ["On the console BUG in f", "In the dump BUG in g", "Only on the console BUG in f", "Only in the dump BUG in g"]);
+    assert_eq!(
+        told,
+        [
+            "On the console BUG in f",
+            "In the dump BUG in g",
+            "Only on the console BUG in f",
+            "Only in the dump BUG in g"
+        ]
+    );
     let page = findings(Found { consoles: Some(&one), in_dump: Some(&one), capsule: Some(&dump) }, None);
     assert_eq!(all(&page, "[data-compared]")[0].value().attr("data-compared"), Some("equal"));
 }
@@ -503,7 +524,8 @@ fn a_run_is_open_until_every_job_has_its_verdict() {
 #[test]
 fn the_catalogue_is_ordered_by_vmx_state_and_each_scenario_says_what_it_does_and_expects() {
     let page = Html::parse_document(&ScenariosPage::new(&sample::scenarios(), false, sample::NOW).render().unwrap());
-    let states: Vec<&str> = all(&page, "section[data-vmx]").iter().filter_map(|one| one.value().attr("data-vmx")).collect();
+    let states: Vec<&str> =
+        all(&page, "section[data-vmx]").iter().filter_map(|one| one.value().attr("data-vmx")).collect();
     assert_eq!(states, ["none", "list-add-cut"]);
     let page = Html::parse_document(&ScenarioPage::new(&sample::scenarios()[1], sample::NOW).render().unwrap());
     let does = text(&all(&page, "ol[data-does]")[0]);
