@@ -65,7 +65,8 @@ async fn a_lost_reply_repeats_a_question_and_power_but_never_an_nmi() {
     let sim = Sim::start().await;
     let bmc = sim.bmc(3);
     bmc.is_on().await.unwrap();
-    let command = sim.wire.replies_of_last_session();
+    // The last reply is to Close Session, the one before it to the command.
+    let command = sim.wire.replies_of_last_session() - 1;
 
     sim.wire.lose_reply(command);
     assert!(!bmc.is_on().await.unwrap(), "asked again in a new session");
