@@ -5,7 +5,7 @@
 //!
 //! * [`summarise`]: the kernel, its log and the saved registers, in milliseconds: enough for a verdict.
 //! * [`dmesg_only`]: the log alone.
-//! * [`capsule`]: everything, as a document that outlives the dump.
+//! * [`capsule`](mod@capsule): everything, as a document that outlives the dump.
 //!
 //! With the feature `dwarf`, `Lines` adds source lines and inlined functions from a vmlinux to a capsule. Nothing needs it.
 //!
