@@ -155,7 +155,7 @@ fn free_udp_port() -> u16 {
 /// How long a datagram is under way.
 const DELAY: Duration = Duration::from_millis(20);
 
-/// One of so many datagrams of serial over LAN is lost. A lost command is another test's: an NMI must not be sent twice.
+/// One of so many datagrams of serial over LAN is lost. Lost commands are another test's.
 const LOSES: usize = 20;
 
 /// Where the wire to the BMC begins. It has the BMC's port: serial over LAN names it, and `ipmitool` takes no other.
@@ -216,10 +216,6 @@ fn be_a_machine(told: impl std::io::BufRead, wires: &Wires) {
         match line.expect("text").as_str() {
             "control 0" | "end 0" => stop(&mut running),
             "control 1" if running.is_none() => running = Some(firmware(wires, std::mem::take(&mut from_network))),
-            "control 4" => {
-                let monitor = running.as_mut().and_then(|machine| machine.stdin.as_mut());
-                monitor.expect("a machine that is on").write_all(b"nmi\n").expect("QEMU's monitor");
-            }
             "control 3" => {
                 stop(&mut running);
                 running = Some(firmware(wires, std::mem::take(&mut from_network)));
@@ -246,8 +242,7 @@ fn firmware(wires: &Wires, from_network: bool) -> Child {
         // The machine's own way to its BMC.
         .args(["-device", "ipmi-bmc-sim,id=bmc", "-device", "isa-ipmi-kcs,bmc=bmc"])
         .args(["-boot", if from_network { "order=n" } else { "order=c" }])
-        .args(["-monitor", "stdio"])
-        .stdin(Stdio::piped())
+        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .expect("qemu-system-x86_64")
