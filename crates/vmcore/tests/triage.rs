@@ -3,7 +3,7 @@
 #[expect(dead_code, reason = "each test binary uses a part of the shared fixture")]
 mod synthetic;
 
-use crashyard_vmcore::{Capsule, Limits, Options, RegisterSource, Stack, StackEnd, TableCache, capsule, of_kernel};
+use crashyard_vmcore::{Capsule, Limits, LockKind, Options, RegisterSource, Stack, StackEnd, TableCache, capsule, of_kernel};
 use synthetic::dump::{self, Packing};
 use synthetic::{PLAIN, Shape, Symbols, World, world};
 
@@ -113,6 +113,18 @@ fn a_stack_that_is_not_in_the_dump_leaves_the_rest_of_the_report_alone() {
     let sleeper = got.tasks.iter().find(|t| t.comm == "sleeper").unwrap();
     assert_eq!(sleeper.stack, None);
     assert_eq!(got.dmesg.len(), 4);
+}
+
+#[test]
+fn a_mutex_is_found_by_its_waiter_though_the_next_word_behind_it_names_a_thread() {
+    let mut world = world(PLAIN);
+    let mutex = synthetic::blocked_on_mutex(&mut world);
+    let got = read(&world);
+    let sleeper = got.tasks.iter().find(|t| t.comm == "sleeper").unwrap();
+    assert_eq!(symbols(got.stack(sleeper.stack))[..3], ["schedule+0x10", "__mutex_lock+0x20", "kthread+0x20"]);
+    let lock = sleeper.blocked_on.as_ref().unwrap();
+    assert_eq!((lock.mutex.0, lock.kind), (mutex, LockKind::Mutex));
+    assert_eq!(lock.owner.as_ref().unwrap().comm, "init");
 }
 
 #[test]

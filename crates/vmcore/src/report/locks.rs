@@ -15,6 +15,8 @@ use std::collections::HashMap;
 const FLAGS: u64 = 7;
 /// Words of stack that are searched for the waiter: it lies in the frame of the function that puts the thread to sleep.
 const SCAN_WORDS: u64 = 512;
+/// Bytes of a kernel stack, at most: THREAD_SIZE of arch/x86/include/asm/page_64_types.h with KASAN.
+const STACK_SIZE: u64 = 32 << 10;
 
 /// Every thread by the address of its `task_struct`.
 pub(super) type Threads = HashMap<u64, TaskRef>;
@@ -89,16 +91,19 @@ fn found(kernel: &Kernel, thread: &Object, kind: LockKind, threads: &Threads) ->
         }
         let start = at.wrapping_sub(task).wrapping_add(list);
         let Some(mut node) = linked(start) else { continue };
-        // Other waiters name a thread too; the list's head does not, and lies in the lock.
-        let names_thread = |node: u64| {
+        // Other waiters lie on the stacks of the threads they name, the list's head in the lock. To name a thread is not
+        // enough: what is read as a name behind the head may be the owner of the next lock.
+        let is_waiter = |node: u64| {
             let named = memory.u64(node.wrapping_sub(list).wrapping_add(task)).ok();
-            named.is_some_and(|task| threads.contains_key(&task))
+            let named = named.filter(|task| threads.contains_key(task));
+            let stack = named.and_then(|task| kernel.object("task_struct", task)?.number("stack").ok());
+            stack.is_some_and(|stack| node.wrapping_sub(stack) < STACK_SIZE)
         };
         for _ in 0..kernel.limits().list {
             if node == start {
                 break;
             }
-            if !names_thread(node) {
+            if !is_waiter(node) {
                 return Some(Lock { kind, address: node.wrapping_sub(head) });
             }
             node = linked(node)?;

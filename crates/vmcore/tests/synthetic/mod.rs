@@ -23,6 +23,7 @@ pub const RET_FROM_FORK: u64 = TEXT + 0x5000;
 pub const ENTRY: u64 = TEXT + 0x6000;
 pub const IRQ: u64 = TEXT + 0x7000;
 pub const WORK: u64 = TEXT + 0x8000;
+pub const MUTEX_LOCK: u64 = TEXT + 0xa000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Symbols {
@@ -140,6 +141,13 @@ mod task {
     pub const SIGNAL: u64 = 80;
     pub const PARENT: u64 = 88;
     pub const SP: u64 = 104;
+    pub const STACK: u64 = 120;
+}
+
+/// Offsets of the made-up `struct mutex`.
+mod mutex {
+    pub const SIZE: u64 = 24;
+    pub const WAIT_LIST: u64 = 8;
 }
 
 const PERCPU: u64 = 0x2000;
@@ -171,6 +179,7 @@ pub fn world(shape: Shape) -> World {
         ("entry_SYSCALL_64", ENTRY),
         ("asm_irq", IRQ),
         ("work", WORK),
+        ("__mutex_lock", MUTEX_LOCK),
         ("_end", IMAGE_END),
     ] {
         let text =
@@ -285,9 +294,13 @@ fn types(w: &mut World) {
         ("signal", to_signal, task::SIGNAL as u32),
         ("real_parent", to_task, task::PARENT as u32),
         ("thread", thread, task::SP as u32),
+        ("stack", u64t, task::STACK as u32),
     ];
     assert_eq!(b.structure("task_struct", task::SIZE as u32, &members), task_id);
     b.structure("rq", 64, &[("nr_running", u32t, 0), ("clock", u64t, 8), ("curr", to_task, 16), ("idle", to_task, 24)]);
+    let counter = b.structure("atomic_long_t", 8, &[("counter", u64t, 0)]);
+    b.structure("mutex", mutex::SIZE as u32, &[("owner", counter, 0), ("wait_list", list, mutex::WAIT_LIST as u32)]);
+    b.structure("mutex_waiter", 24, &[("list", list, 0), ("task", to_task, 16)]);
     b.structure("inactive_task_frame", 24, &[("bx", u64t, 0), ("bp", u64t, 8), ("ret_addr", u64t, 16)]);
     b.structure("module", 128, &[("list", list, 0), ("name", comm, 16)]);
     let signal_or_end = if w.shape.old_orc { ("end", u32t, 42, 1) } else { ("signal", u32t, 43, 1) };
@@ -326,6 +339,8 @@ fn orc(w: &mut World) {
         (IRQ, Kind::Regs, 0),
         (WORK, Kind::Call, 32),
         (WORK + 0x1000, Kind::Hole, 0),
+        (MUTEX_LOCK, Kind::Call, 64),
+        (MUTEX_LOCK + 0x1000, Kind::Hole, 0),
     ];
     let count = table.len() as u64;
     let (ips, entries) = (w.global("__start_orc_unwind_ip", 4 * count), w.global("__start_orc_unwind", 6 * count));
@@ -383,11 +398,15 @@ fn machines(w: &mut World) {
     w.put32(tasks[3] + task::STATE, 2);
     w.put32(tasks[3] + task::FLAGS, 0x0020_0000);
     w.named.insert("sleeper.tasks", tasks[3] + task::TASKS);
+    w.named.extend([("init", tasks[1]), ("worker", tasks[2]), ("sleeper", tasks[3])]);
+    let locks = w.room_direct(2 * mutex::SIZE);
+    w.named.insert("locks", locks);
 
     // Thread 3 sleeps: schedule ← kthread ← ret_from_fork.
     let stack = w.stack();
     let sp = stack + 2048;
     w.put(tasks[3] + task::SP, sp);
+    w.put(tasks[3] + task::STACK, stack);
     w.put(sp + 16, w.at(SCHEDULE) + 0x10);
     w.put(sp + 24 + 8, w.at(KTHREAD) + 0x20);
     w.put(sp + 24 + 16, w.at(RET_FROM_FORK) + 0x8);
@@ -442,6 +461,25 @@ fn machines(w: &mut World) {
     let modules = w.global("modules", 16);
     w.put(modules, modules);
     w.put(modules + 8, modules);
+}
+
+/// Thread 3 waits for a mutex of thread 1, beside which lies one that thread 2 holds; returns the mutex.
+pub fn blocked_on_mutex(w: &mut World) -> u64 {
+    let (lock, sp, sleeper) = (w.named["locks"], w.named["sleeper.stack"], w.named["sleeper"]);
+    w.put(lock, w.named["init"] | 1);
+    w.put(lock + mutex::SIZE, w.named["worker"]);
+    // schedule ← __mutex_lock ← kthread ← ret_from_fork, with the waiter in the frame of __mutex_lock.
+    let frame = sp + 40;
+    w.put(sp + 24 + 8, w.at(MUTEX_LOCK) + 0x20);
+    w.put(frame + 56, w.at(KTHREAD) + 0x20);
+    w.put(frame + 64, w.at(RET_FROM_FORK) + 0x8);
+    let (waiter, head) = (frame + 8, lock + mutex::WAIT_LIST);
+    for (node, other) in [(waiter, head), (head, waiter)] {
+        w.put(node, other);
+        w.put(node + 8, other);
+    }
+    w.put(waiter + 16, sleeper);
+    lock
 }
 
 /// Maps the direct map page by page, and returns the root's address in the image.
