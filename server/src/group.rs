@@ -1,11 +1,12 @@
 //! Groups writes into commits.
 //!
 //! What is acknowledged must be durable, and a durable commit costs a flush of the disk. Writes that arrive while a commit
-//! is under way wait for the next one together: one flush for all of them, no waiting where there is only one, no timer.
+//! is under way wait for the next one together: one flush for all of them, no waiting where there is only one, no timer. Who
+//! comes while a transaction begins goes with it, because to begin takes as long as a small batch.
 //!
 //! What it must never do: let one write that spoils a transaction take the others with it.
 
-use crate::db::{Db, DbError, DbResult};
+use crate::db::{Db, DbError, DbResult, Tx};
 use tokio::sync::{mpsc, oneshot};
 
 /// What several writes of one kind have in common.
@@ -19,8 +20,10 @@ pub trait Together: Send + Sync + 'static {
     /// Asks in one commit.
     const BATCH: usize;
 
-    /// Does all of them in one transaction: an answer for each, in their order. An error means that nothing was written.
-    fn write(db: &Db, asks: &[Self::Ask]) -> impl Future<Output = DbResult<Vec<DbResult<Self::Answer>>>> + Send;
+    /// Does all of them in this transaction and commits it: an answer for each, in their order. An error means that nothing
+    /// was written.
+    fn write(db: &Db, tx: Tx, asks: &[Self::Ask])
+    -> impl Future<Output = DbResult<Vec<DbResult<Self::Answer>>>> + Send;
 }
 
 type Waiting<T> = (<T as Together>::Ask, oneshot::Sender<DbResult<<T as Together>::Answer>>);
@@ -35,12 +38,17 @@ impl<T: Together> Group<T> {
     pub fn start(db: Db) -> Self {
         let (sender, mut waiting) = mpsc::channel::<Waiting<T>>(T::QUEUE);
         tokio::spawn(async move {
-            let mut batch = Vec::with_capacity(T::BATCH);
-            while waiting.recv_many(&mut batch, T::BATCH).await > 0 {
+            while let Some(first) = waiting.recv().await {
+                let begun = db.begin().await;
+                let mut batch = vec![first];
+                while batch.len() < T::BATCH {
+                    let Ok(more) = waiting.try_recv() else { break };
+                    batch.push(more);
+                }
                 // Who hung up was promised nothing, and asks again.
                 batch.retain(|(_, sender)| !sender.is_closed());
-                let (asks, senders) = batch.drain(..).unzip();
-                Box::pin(write::<T>(&db, asks, senders)).await;
+                let (asks, senders) = batch.into_iter().unzip();
+                Box::pin(write::<T>(&db, begun, asks, senders)).await;
             }
         });
         Self(sender)
@@ -55,17 +63,27 @@ impl<T: Together> Group<T> {
     }
 }
 
-async fn write<T: Together>(db: &Db, asks: Vec<T::Ask>, senders: Vec<oneshot::Sender<DbResult<T::Answer>>>) {
+async fn write<T: Together>(
+    db: &Db,
+    begun: DbResult<Tx>,
+    asks: Vec<T::Ask>,
+    senders: Vec<oneshot::Sender<DbResult<T::Answer>>>,
+) {
     if asks.is_empty() {
         return;
     }
-    let answers = match T::write(db, &asks).await {
+    let written = match begun {
+        Ok(tx) => T::write(db, tx, &asks).await,
+        Err(error) => Err(error),
+    };
+    let answers = match written {
         Ok(answers) => answers,
         Err(error) if asks.len() == 1 => vec![Err(error)],
         // One of them spoils the transaction: each for itself then.
         Err(_) => {
             for (ask, sender) in asks.into_iter().zip(senders) {
-                Box::pin(write::<T>(db, vec![ask], vec![sender])).await;
+                let begun = db.begin().await;
+                Box::pin(write::<T>(db, begun, vec![ask], vec![sender])).await;
             }
             return;
         }

@@ -26,8 +26,7 @@ impl Together for LedgerWriter {
     const QUEUE: usize = 1024;
     const BATCH: usize = 256;
 
-    async fn write(db: &Db, batch: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
-        let mut tx = db.begin().await?;
+    async fn write(_: &Db, mut tx: Tx, batch: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
         let mut outcomes = Vec::with_capacity(batch.len());
         for append in batch {
             outcomes.push(match write_one(&mut tx, append).await {

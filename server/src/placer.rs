@@ -9,7 +9,7 @@ use crate::db::build::BuildRow;
 use crate::db::machine::Idle;
 use crate::db::queue::{self, Ask, Batch, Leased};
 use crate::db::token::AttemptToken;
-use crate::db::{self, Db, DbError, DbResult};
+use crate::db::{self, Db, DbError, DbResult, Tx};
 use crate::group::Together;
 use crate::judging;
 use crate::triage::BuildFacts;
@@ -53,8 +53,8 @@ impl Together for Placer {
     const QUEUE: usize = 4096;
     const BATCH: usize = 64;
 
-    async fn write(db: &Db, claims: &[Claim]) -> DbResult<Vec<DbResult<Option<Placed>>>> {
-        match place(db, claims).await {
+    async fn write(db: &Db, tx: Tx, claims: &[Claim]) -> DbResult<Vec<DbResult<Option<Placed>>>> {
+        match place(db, tx, claims).await {
             // The database itself refuses a second lease, if two servers were that close.
             Err(DbError::Conflict(_)) if claims.len() == 1 => Ok(vec![Ok(None)]),
             placed => Ok(placed?.into_iter().map(Ok).collect()),
@@ -62,8 +62,7 @@ impl Together for Placer {
     }
 }
 
-async fn place(db: &Db, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
-    let mut tx = db.begin().await?;
+async fn place(db: &Db, mut tx: Tx, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
     let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
     let mut batch = queue::take(&mut tx, &asks).await?;
     if let Some(first) = claims.first() {

@@ -2,7 +2,7 @@
 //! second.
 
 use crate::db::lease::{self, Renewal, Standing};
-use crate::db::{Db, DbResult};
+use crate::db::{Db, DbResult, Tx};
 use crate::group::Together;
 
 /// Renews leases.
@@ -15,8 +15,7 @@ impl Together for Renewer {
     const QUEUE: usize = 4096;
     const BATCH: usize = 256;
 
-    async fn write(db: &Db, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
-        let mut tx = db.begin().await?;
+    async fn write(_: &Db, mut tx: Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
         let renewed = lease::renew(&mut tx, renewals).await?;
         tx.commit().await?;
         Ok(renewed)

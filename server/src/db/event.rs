@@ -1,7 +1,7 @@
 //! Events of runs. `seq` is drawn from the run's row inside the writing transaction, so it has no gaps, and a reader
 //! that has seen N knows that nothing below N will appear later.
 
-use super::given::{given, lock_in_order};
+use super::given::{Kept, given, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -54,7 +54,7 @@ struct NewEvent<'a> {
     seq: i64,
     job: Option<&'a JobId>,
     attempt: Option<&'a AttemptId>,
-    body: &'a EventBody,
+    body: Kept<'a, EventBody>,
 }
 
 /// Records events of several runs.
@@ -74,7 +74,7 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
         let events = of_run.get(run).map_or(&[][..], Vec::as_slice);
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         for (seq, (job, attempt, body)) in (last - count + 1..).zip(events) {
-            rows.push(NewEvent { run, seq, job: *job, attempt: *attempt, body });
+            rows.push(NewEvent { run, seq, job: *job, attempt: *attempt, body: Kept(tx.kind(), body) });
         }
     }
     let text = given!(

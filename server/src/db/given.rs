@@ -4,6 +4,9 @@
 //! array. How an array becomes rows is one of the few things that the databases say differently; it is said here and nowhere
 //! else.
 
+use super::Kind;
+use serde::ser::{Error as _, Serialize, Serializer};
+
 /// A text around the rows of an array of objects: a table `given` with these columns.
 ///
 /// With `at COLUMN = FIELD` the rows are joined there. PostgreSQL is told the values once more as an array: it takes an array
@@ -47,11 +50,21 @@ macro_rules! given {
 }
 pub(crate) use given;
 
-/// One field of an object, as SQLite reads it: JSON stays what it is.
+/// JSON as a field of a list: SQLite is told the text that it keeps, and need not take it apart and put it together again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept<'a, T>(pub Kind, pub &'a T);
+
+impl<T: Serialize> Serialize for Kept<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Kind::Sqlite => serializer.serialize_str(&serde_json::to_string(self.1).map_err(S::Error::custom)?),
+            Kind::Postgres => self.1.serialize(serializer),
+        }
+    }
+}
+
+/// One field of an object, as SQLite reads it.
 macro_rules! from_json {
-    ($name:ident jsonb) => {
-        concat!("value -> '$.", stringify!($name), "'")
-    };
     ($name:ident $kind:ident) => {
         concat!("value ->> '$.", stringify!($name), "'")
     };

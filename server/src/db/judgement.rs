@@ -6,7 +6,7 @@
 
 use super::attempt::AttemptRow;
 use super::event::{self, About};
-use super::given::given;
+use super::given::{Kept, given};
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -46,7 +46,7 @@ struct NewStage<'a> {
     name: StageName,
     ordinal: i64,
     state: StageState,
-    body: &'a Stage,
+    body: Kept<'a, Stage>,
 }
 
 /// Writes the first stages of attempts whose leases are given.
@@ -58,7 +58,7 @@ pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbRe
             name: stage.name,
             ordinal: ordinal(stage.name),
             state: stage.state,
-            body: stage,
+            body: Kept(tx.kind(), stage),
         }));
     }
     if rows.is_empty() {

@@ -1,7 +1,7 @@
 //! The ledger: every SQL text of the server.
 //!
 //! One text serves SQLite and PostgreSQL. A query is written once, inside [`on!`] (on a pool) or [`on_tx!`] (inside a
-//! transaction), and type-checked once for each database; the contract suite (`tests/db_contract.rs`) runs each on
+//! transaction), and type-checked once for each database; the contract suite (`tests/it/db_contract.rs`) runs each on
 //! both. What keeps the text common: ids and words as TEXT, times as BIGINT handed in, JSON never queried inside, no
 //! `NOW()`, no arrays, no triggers.
 //!
@@ -51,6 +51,9 @@ const SQLITE_READERS: u32 = 8;
 /// Pages of SQLite's log (of 4 KiB) at which a commit folds it, because nobody else did ([`Db::fold_log`]); the log then begins
 /// from its start again.
 const LOG_PAGES: &str = "16384";
+/// What SQLite's writer keeps of the file, in negative KiB as SQLite wants it: it alone changes the file, so what it keeps
+/// stays true, while a reader begins anew after every commit.
+const WRITER_CACHE: &str = "-65536";
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -218,7 +221,7 @@ impl Db {
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options.clone().pragma("wal_autocheckpoint", LOG_PAGES))
+            .connect_with(options.clone().pragma("wal_autocheckpoint", LOG_PAGES).pragma("cache_size", WRITER_CACHE))
             .await
             .with_context(|| format!("cannot open {}", path.display()))?;
         SQLITE_MIGRATIONS.run(&write).await.context("cannot bring the database up to date")?;

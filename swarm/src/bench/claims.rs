@@ -14,7 +14,7 @@ use crashyard_protocol::{BuildId, MachineId, Scope};
 use crashyard_testkit::Postgres;
 use futures::StreamExt as _;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const CONTROLLERS: usize = 50;
 const MACHINES: usize = 20;
@@ -30,6 +30,9 @@ const MANY: usize = 1_000_000;
 const ROUNDS: usize = 3;
 /// Claims under way at once.
 const AT_ONCE: usize = 32;
+/// Servers and database rest when in so long they use at most this part of one processor.
+const REST: Duration = Duration::from_secs(2);
+const AT_REST: f64 = 0.05;
 
 /// SQLite, one server.
 pub async fn sqlite() -> anyhow::Result<Vec<Figure>> {
@@ -169,6 +172,20 @@ impl Bench<'_> {
         Ok([servers, database, process::processor("self")?])
     }
 
+    /// Waits until what was submitted or handed back before is on the disk and the servers rest: a queue is measured that has
+    /// stood there, not the writing of it.
+    async fn settle(&self) -> anyhow::Result<()> {
+        loop {
+            let before = self.used()?;
+            tokio::time::sleep(REST).await;
+            let after = self.used()?;
+            if after[0] + after[1] - before[0] - before[1] < REST.as_secs_f64() * AT_REST {
+                break;
+            }
+        }
+        Ok(tokio::task::spawn_blocking(nix::unistd::sync).await?)
+    }
+
     /// Rounds in which every machine gets a job; `refill` jobs are queued before each.
     async fn rounds(&self, refill: Option<usize>) -> anyhow::Result<Measured> {
         let mut sum = Measured::default();
@@ -177,6 +194,7 @@ impl Bench<'_> {
             if let Some(jobs) = refill {
                 self.fill(jobs).await?;
             }
+            self.settle().await?;
             let (before, begun) = (self.used()?, Instant::now());
             let claims = self.claim_all().await;
             seconds += begun.elapsed().as_secs_f64();
