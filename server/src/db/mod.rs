@@ -54,6 +54,7 @@ const LOG_PAGES: &str = "16384";
 /// What SQLite's writer keeps of the file, in negative KiB as SQLite wants it: it alone changes the file, so what it keeps
 /// stays true, while a reader begins anew after every commit.
 const WRITER_CACHE: &str = "-65536";
+const READER_CACHE: &str = "-1024";
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -230,7 +231,7 @@ impl Db {
             .max_connections(SQLITE_READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
-            .connect_with(options.create_if_missing(false).read_only(true))
+            .connect_with(options.create_if_missing(false).read_only(true).pragma("cache_size", READER_CACHE))
             .await
             .context("cannot open the database for reading")?;
         let fold = SqlitePoolOptions::new()
