@@ -50,8 +50,9 @@ pub fn recognise(text: &[u8]) -> Option<EventKind> {
         let capture = t.split(|b| *b == b' ').any(|w| w.starts_with(b"elfcorehdr="));
         return Some(EventKind::CommandLine { capture });
     }
-    if let Some(at) = find(t, b"crashyard: ") {
-        return ours(t, at);
+    // What the farm's module panics with also begins with its name.
+    if let Some(said) = find(t, b"crashyard: ").and_then(|at| ours(t, at)) {
+        return Some(said);
     }
     if t.starts_with(b"Run ") && t.ends_with(b"as init process") {
         return Some(EventKind::InitStarted);
@@ -161,6 +162,13 @@ mod tests {
         assert!(recognise(b"# crashyard: trigger job=J attempt=A scenario=S").is_some());
         let failed = recognise(b"crashyard: dump failed cause=disk, see above");
         assert_eq!(failed, Some(EventKind::DumpFailed { cause: "disk".into() }));
+    }
+
+    #[test]
+    fn a_panic_of_the_farms_module_is_a_panic() {
+        let got = recognise(b"Kernel panic - not syncing: crashyard: panic on cpu 1");
+        assert_eq!(got, Some(EventKind::Panic { reason: "crashyard: panic on cpu 1".into() }));
+        assert_eq!(recognise(b"crashyard: says something else"), None);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crashyard_protocol::{AttemptId, Scenario};
 use serde::{Deserialize, Serialize};
 
 /// Version of the reading rules; facts made by an older reader are worth making again.
-pub const READER: u32 = 3;
+pub const READER: u32 = 4;
 
 /// Marks of one kind kept for each phase; what comes after adds nothing to a judgement.
 const MARKS_MAX: usize = 32;
