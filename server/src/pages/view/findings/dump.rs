@@ -112,6 +112,16 @@ impl DumpView {
         machine + self.groups.len() + self.modules.len() + self.log.len()
     }
 
+    /// Tasks of the groups that are shown.
+    pub fn tasks(&self) -> usize {
+        self.groups.iter().map(|group| group.count).sum()
+    }
+
+    /// A crash report begins in the lines that are shown.
+    pub fn reported(&self) -> bool {
+        self.log.iter().any(|line| line.title.is_some())
+    }
+
     /// Lines of the log that are shown.
     pub fn log_text(&self) -> String {
         count(self.log.len() as u64)
