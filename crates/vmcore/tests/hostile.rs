@@ -12,9 +12,14 @@ use synthetic::dump::{self, PACKINGS};
 use synthetic::{PLAIN, Shape, Symbols, world};
 
 static DUMPS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let plain = world(PLAIN).contents;
-    let modern =
-        world(Shape { symbols: Symbols::PlaceRelative, five_levels: true, renumbered: true, ..PLAIN }).contents;
+    let contents = |shape| {
+        let mut world = world(shape);
+        synthetic::watched(&mut world);
+        world.contents
+    };
+    let plain = contents(PLAIN);
+    let modern = Shape { symbols: Symbols::PlaceRelative, five_levels: true, renumbered: true, ..PLAIN };
+    let modern = contents(Shape { graph_words: true, ..modern });
     let mut dumps = vec![dump::elf(&plain, false), dump::elf(&modern, true), dump::flatten(&dump::elf(&plain, false))];
     dumps.extend(PACKINGS.map(|packing| dump::kdump(&modern, packing, None)));
     dumps
@@ -97,6 +102,9 @@ fn seeds_for_the_fuzzer_are_readable_dumps() {
     for (i, bytes) in DUMPS.iter().enumerate() {
         let got = capsule(bytes, &Options::default()).unwrap();
         assert_eq!(got.tasks.len(), 3);
+        let asleep =
+            got.tasks.iter().find(|task| task.comm == "sleeper").and_then(|task| got.stack(task.stack)).unwrap();
+        assert!(asleep.frames.len() == 4 && asleep.frames.iter().all(|frame| !frame.guess), "{asleep:?}");
         if let Some(dir) = std::env::var_os("CRASHYARD_SEEDS") {
             std::fs::write(std::path::Path::new(&dir).join(format!("{i}.dump")), bytes).unwrap();
         }

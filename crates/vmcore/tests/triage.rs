@@ -162,14 +162,8 @@ fn return_addresses_that_the_graph_tracer_took_are_found_on_either_of_its_stacks
 #[test]
 fn return_addresses_that_probes_took_are_found_with_several_probes_and_with_the_graph_tracer() {
     let mut world = world(PLAIN);
-    synthetic::deeper(&mut world);
-    let ([first, second], trampoline) = (synthetic::slots(&world), world.at(synthetic::RETHOOK));
-    let (work, kthread) = (world.at(synthetic::WORK) + 0x20, world.at(synthetic::KTHREAD) + 0x20);
-    let sleeper = world.named["sleeper"];
-    synthetic::probes(&mut world, sleeper, &[(first, trampoline), (first, work), (second, kthread)]);
-    synthetic::graph(&mut world, sleeper, &[(second, trampoline)]);
-    world.put(first, trampoline);
-    world.put(second, world.at(synthetic::RETURN_TO_HANDLER));
+    // The outer call: the graph tracer came last, and before it two probes.
+    synthetic::watched(&mut world);
     assert_eq!(asleep(&world), (DEEPER.map(str::to_owned).to_vec(), vec![false; 4]));
 }
 

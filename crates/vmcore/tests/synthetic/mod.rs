@@ -564,6 +564,18 @@ pub fn probes(w: &mut World, thread: u64, kept: &[(u64, u64)]) {
     }
 }
 
+/// Thread 3 sleeps deeper, and both a tracer and a probe watch where it returns.
+pub fn watched(w: &mut World) {
+    deeper(w);
+    let ([first, second], sleeper) = (slots(w), w.named["sleeper"]);
+    let (handler, trampoline) = (w.at(RETURN_TO_HANDLER), w.at(RETHOOK));
+    let originals = (w.at(WORK) + 0x20, w.at(KTHREAD) + 0x20);
+    graph(w, sleeper, &[(second, trampoline), (first, originals.0), (first, handler)]);
+    probes(w, sleeper, &[(second, trampoline), (second, originals.1)]);
+    w.put(first, handler);
+    w.put(second, handler);
+}
+
 /// Maps the direct map page by page, and returns the root's address in the image.
 fn page_tables(w: &mut World) -> u64 {
     let shifts: &[u32] = if w.shape.five_levels { &[48, 39, 30, 21, 12] } else { &[39, 30, 21, 12] };

@@ -1,7 +1,7 @@
 //! The machine in the dump: panic stack first, then the other CPUs, tasks by where they stand, modules, the kernel log
 //! with its crash reports marked.
 
-use super::{FRAMES, FrameRow, Search, StoredReport, with_module};
+use super::{FRAMES, FrameRow, REPORTS, Search, StoredReport, with_module};
 use crate::pages::format::{When, count, span};
 use crate::pages::text::visible;
 use crashyard_protocol::clock::Timestamp;
@@ -117,9 +117,9 @@ impl DumpView {
         self.groups.iter().map(|group| group.count).sum()
     }
 
-    /// A crash report begins in the lines that are shown.
-    pub fn reported(&self) -> bool {
-        self.log.iter().any(|line| line.title.is_some())
+    /// Numbers of the shown lines at which crash reports begin, and their titles.
+    pub fn reported(&self) -> Vec<(usize, &String)> {
+        self.log.iter().filter_map(|line| Some((line.number, line.title.as_ref()?))).take(REPORTS).collect()
     }
 
     /// Lines of the log that are shown.
