@@ -170,7 +170,7 @@ impl<'a> Dump<'a> {
     /// Pages that belong to parts of a split dump that were not given.
     pub fn elsewhere(&self) -> u64 {
         let Body::Kdump(parts) = &self.body else { return 0 };
-        let mut ranges: Vec<_> = parts.iter().map(|part| part.range()).collect();
+        let mut ranges: Vec<_> = parts.iter().map(kdump::Kdump::range).collect();
         ranges.sort_by_key(|range| range.start);
         let (mut covered, mut gaps) = (0, 0);
         for range in ranges.iter().filter(|range| !range.is_empty()) {

@@ -341,6 +341,7 @@ mod tests {
             crashyard-vmcores: up 12.50\r\ncrashyard-vmcores: task 7 S\r\n\
             crashyard-vmcores: stack [<0>] do_wait+0x1f/0x30 [<0>] f+0x2/0x9 [btrfs] \r\n\
             crashyard-vmcores: module btrfs 0xffffffffc0000000 \r\ncrashyard-vmcores: readers 8 9\r\n\
+            crashyard-vmcores: watched function_graph 12\r\n\
             crashyard-vmcores: truth told\r\n\
             [   20.000001] sysrq: Trigger a crash\r\nnoise\r\n[   21.0] Linux version 6.1\r\n[ 1.0] after\r\n";
         let truth = Truth::read(console);
@@ -348,6 +349,7 @@ mod tests {
         assert_eq!(truth.stacks[&7], ["do_wait+0x1f", "f+0x2"]);
         assert_eq!(truth.modules["btrfs"], 0xffff_ffff_c000_0000);
         assert_eq!(truth.readers, [8, 9]);
+        assert_eq!(truth.watched, Some(("function_graph".to_owned(), 12)));
         assert_eq!(truth.log, ["[   20.000001] sysrq: Trigger a crash"]);
     }
 
