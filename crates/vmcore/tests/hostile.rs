@@ -7,6 +7,7 @@ mod synthetic;
 
 use crashyard_vmcore::{Limits, Options, capsule, dmesg_only, summarise};
 use proptest::prelude::*;
+use std::io::Read as _;
 use std::sync::LazyLock;
 use synthetic::dump::{self, PACKINGS};
 use synthetic::{PLAIN, Shape, Symbols, world};
@@ -95,6 +96,33 @@ fn every_single_byte_of_the_headers_may_be_wrong() {
             bytes[at] = good;
         }
     }
+}
+
+/// What the fuzzer found to reach new code, one after another: a tar archive, packed because all of it is a few dumps changed.
+fn corpus() -> Vec<Vec<u8>> {
+    const BLOCK: usize = 512;
+    let packed = std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus.tar.zst")).unwrap();
+    let mut unpack = zstd::Decoder::new(packed).unwrap();
+    unpack.window_log_max(27).unwrap();
+    let mut tar = Vec::new();
+    unpack.read_to_end(&mut tar).unwrap();
+    let mut found = Vec::new();
+    let mut rest = &tar[..];
+    while rest.first().is_some_and(|name| *name != 0) {
+        let size = std::str::from_utf8(&rest[124..135]).unwrap();
+        let size = usize::from_str_radix(size, 8).unwrap();
+        let is_file = rest[156] == b'0';
+        found.extend(is_file.then(|| rest[BLOCK..BLOCK + size].to_vec()));
+        rest = &rest[BLOCK + size.next_multiple_of(BLOCK)..];
+    }
+    found
+}
+
+#[test]
+fn what_the_fuzzer_found_is_read_without_a_panic() {
+    let found = corpus();
+    assert!(found.len() > 500, "{} inputs", found.len());
+    found.iter().for_each(|bytes| read_all(bytes));
 }
 
 #[test]
