@@ -77,9 +77,13 @@ fn vmlinux(dir: &Path) -> PathBuf {
 
 /// A program of this name that writes its arguments down and ends with `status`.
 fn stand_in(dir: &Path, name: &str, status: i32) {
+    stand_in_that(dir, name, &format!("exit {status}"));
+}
+
+/// A program of this name that writes its arguments down and does this.
+fn stand_in_that(dir: &Path, name: &str, what: &str) {
     let program = dir.join(name);
-    let script =
-        format!("#!/bin/sh\nfor word; do echo \"$word\"; done >'{}/{name}.said'\nexit {status}\n", dir.display());
+    let script = format!("#!/bin/sh\nfor word; do echo \"$word\"; done >'{}/{name}.said'\n{what}\n", dir.display());
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -141,6 +145,34 @@ fn the_right_debugger_is_started_with_the_dump_and_the_vmlinux_of_its_kernel() {
 }
 
 #[test]
+fn an_interrupt_from_the_terminal_is_the_debuggers() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = farm(dump::elf(&world(PLAIN).contents, false));
+    let vmlinux = vmlinux(dir.path());
+    // A terminal sends it to both; the debugger stays, and with it the program that waits for it.
+    stand_in_that(dir.path(), "drgn", "kill -INT $PPID && echo still here");
+    let done = open(dir.path(), &server, &["--vmlinux", vmlinux.to_str().unwrap()], None);
+    assert!(done.status.success(), "{:?} {}", done.status, stderr(&done));
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "still here\n");
+}
+
+#[test]
+fn of_the_debuggers_only_those_that_were_asked_for_are_said_to_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = farm(dump::elf(&world(PLAIN).contents, false));
+    let vmlinux = vmlinux(dir.path());
+    let missing = |more: &[&str]| {
+        let done = open(dir.path(), &server, &[&["--vmlinux", vmlinux.to_str().unwrap()], more].concat(), None);
+        (done.status.success(), stderr(&done))
+    };
+    let (opened, said) = missing(&[]);
+    assert!(opened && said.contains("drgn and crash are not installed"), "{said}");
+    stand_in(dir.path(), "crash", 0);
+    let (opened, said) = missing(&["--with", "drgn"]);
+    assert!(!opened && said.contains("drgn is not installed: pip install drgn") && !said.contains("crash"), "{said}");
+}
+
+#[test]
 fn a_flattened_dump_is_put_together_for_tools_that_cannot_read_it() {
     let dir = tempfile::tempdir().unwrap();
     let plain = dump::kdump(&world(PLAIN).contents, dump::Packing::Zlib, None);
@@ -189,6 +221,62 @@ fn a_debuginfod_server_is_asked_once_and_believed_only_with_the_right_build_id()
     std::fs::remove_file(dir.path().join("drgn.said")).unwrap();
     assert!(open(dir.path(), &server, &[], Some(&empty)).status.success());
     assert_eq!(said(dir.path(), "drgn").unwrap()[3], kept.to_str().unwrap());
+}
+
+/// A dump in the parts that `makedumpfile --split` writes, one of them flattened.
+fn parts(dir: &Path) -> Vec<PathBuf> {
+    let contents = world(PLAIN).contents;
+    let (first, last) = (*contents.pages.keys().next().unwrap(), *contents.pages.keys().last().unwrap());
+    let middle = first + (last - first) / 2;
+    let ranges = [0..middle, middle..last, last..last + 1];
+    let write = |(number, range)| {
+        let bytes = dump::kdump(&contents, dump::Packing::Zstd, Some(range));
+        let file = dir.join(format!("part{number}"));
+        std::fs::write(&file, if number == 1 { dump::flatten(&bytes) } else { bytes }).unwrap();
+        file
+    };
+    ranges.into_iter().enumerate().map(write).collect()
+}
+
+#[test]
+fn the_parts_of_a_split_dump_are_read_together_in_any_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    std::fs::write(&whole, dump::kdump(&world(PLAIN).contents, dump::Packing::Zstd, None)).unwrap();
+    let parts = parts(dir.path());
+    let parts: Vec<&str> = parts.iter().map(|part| part.to_str().unwrap()).collect();
+    let whole = whole.to_str().unwrap();
+    for what in [&["--json"][..], &["--tasks"], &["--dmesg"], &["--cpu", "1"], &["--type", "task_struct", "init_task"]]
+    {
+        let read = |files: &[&str]| {
+            let done = run(dir.path(), &[&["triage", "vmcore"], files, what].concat(), None);
+            assert!(done.status.success(), "{what:?}: {}", stderr(&done));
+            String::from_utf8(done.stdout).unwrap().replace("flattened_kdump", "kdump")
+        };
+        assert_eq!(read(&[parts[2], parts[0], parts[1]]), read(&[whole]), "{what:?}");
+    }
+}
+
+#[test]
+fn parts_that_are_not_all_there_or_not_of_one_dump_are_said_to_be_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = parts(dir.path());
+    let other = dir.path().join("other");
+    std::fs::write(
+        &other,
+        dump::kdump(&world(Shape { kaslr: 0x0b80_0000, ..PLAIN }).contents, dump::Packing::Raw, None),
+    )
+    .unwrap();
+    let read = |files: &[&Path]| {
+        let files = files.iter().map(|file| file.to_str().unwrap());
+        run(dir.path(), &["triage", "vmcore"].into_iter().chain(files).collect::<Vec<_>>(), None)
+    };
+    for files in [&[&*parts[0], &*parts[2]][..], &[&parts[0], &parts[0]], &[&parts[1]]] {
+        let said = String::from_utf8(read(files).stdout).unwrap();
+        assert!(said.contains("pages are in other parts of this split dump"), "{files:?}: {said}");
+    }
+    let done = read(&[&parts[0], &other]);
+    assert!(!done.status.success() && stderr(&done).contains("not parts of one split"), "{}", stderr(&done));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::SignalKind;
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
@@ -33,9 +34,16 @@ pub fn open(file: &Path, with: With, vmlinux: Option<&Path>, runtime: &Runtime) 
         debuginfo = runtime.block_on(debuginfo::fetch(build_id))?;
     }
     match (tool, debuginfo) {
-        (Some((tool, program)), Some(vmlinux)) => start(tool, &program, file, &source, &vmlinux),
+        (Some((tool, program)), Some(vmlinux)) => {
+            // Ctrl-C is the debugger's, which ends a command by it: this program must not end and leave it to fight the
+            // shell for the terminal.
+            let _entered = runtime.enter();
+            let _interrupts = tokio::signal::unix::signal(SignalKind::interrupt())?;
+            start(tool, &program, file, &source, &vmlinux)
+        }
         (tool, debuginfo) => {
-            let advice = advice(tool.is_some(), debuginfo.is_some(), &text::safe(&capsule.release));
+            let missing = if tool.is_none() { wanted } else { &[] };
+            let advice = advice(missing, debuginfo.is_some(), &text::safe(&capsule.release));
             if with != With::Auto {
                 bail!("{advice}");
             }
@@ -54,19 +62,28 @@ impl With {
             _ => None,
         }
     }
+
+    fn install(self) -> Option<&'static str> {
+        match self {
+            Self::Drgn => Some("pip install drgn, dnf install drgn"),
+            Self::Crash => Some("apt install crash, dnf install crash"),
+            _ => None,
+        }
+    }
 }
 
 fn triage(source: &File) -> anyhow::Result<()> {
     print(&crashyard_vmcore::capsule(source, &crashyard_vmcore::Options::default())?)
 }
 
-/// What to install, one line for each thing that is missing.
-fn advice(tool: bool, debuginfo: bool, release: &str) -> String {
+/// What to install, one line for each thing that is missing; of the tools any one would do.
+fn advice(missing: &[With], debuginfo: bool, release: &str) -> String {
     let mut lines = Vec::new();
-    if !tool {
-        lines.push(
-            "drgn and crash are not installed: apt install crash, dnf install crash, or pip install drgn".to_owned(),
-        );
+    if !missing.is_empty() {
+        let tools: Vec<&str> = missing.iter().filter_map(|tool| tool.name()).collect();
+        let are = if tools.len() == 1 { "is" } else { "are" };
+        let ways: Vec<&str> = missing.iter().filter_map(|tool| tool.install()).collect();
+        lines.push(format!("{} {are} not installed: {}", tools.join(" and "), ways.join(", or ")));
     }
     if !debuginfo {
         lines.push(format!(

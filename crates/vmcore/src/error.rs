@@ -91,6 +91,8 @@ pub struct Limits {
     pub list: u32,
     /// Frames of one stack.
     pub frames: u32,
+    /// Words of stacks that are tried as return addresses, in all, where nothing says what the caller is.
+    pub scans: u32,
     /// Pages the page cache may hold (4 KiB each).
     pub cached_pages: u32,
     /// Bytes of symbol tables of modules kept at once.
@@ -111,6 +113,7 @@ impl Default for Limits {
             cpus: 8192,
             list: 10_000,
             frames: 128,
+            scans: 1 << 18,
             cached_pages: 2048,
             module_bytes: 32 << 20,
             pages_read: 4 << 20,

@@ -137,11 +137,13 @@ impl<'a> Dump<'a> {
         }
     }
 
-    /// Opens the parts of a dump that `makedumpfile --split` wrote, in any order.
+    /// Opens the parts of a dump that `makedumpfile --split` wrote, in any order. [`Dump::elsewhere`] tells of those that are not
+    /// among them.
     ///
     /// # Errors
     /// As [`Dump::open`], or when the parts are not parts of one dump.
     pub fn open_split(parts: &[&'a dyn ReadAt], limits: &Limits) -> Result<Self, Error> {
+        const NOT_OF_ONE: Error = Error::Corrupt("the files are not parts of one split KDUMP dump");
         let mut all: Option<Self> = None;
         for part in parts {
             let mut next = Self::open(*part, limits)?;
@@ -151,7 +153,11 @@ impl<'a> Dump<'a> {
             };
             match (&mut first.body, &mut next.body) {
                 (Body::Kdump(have), Body::Kdump(more)) if have[0].belongs_with(&more[0]) => have.append(more),
-                _ => return Err(Error::Corrupt("the files are not parts of one split KDUMP dump")),
+                _ => return Err(NOT_OF_ONE),
+            }
+            // Two crashes of one kernel differ in their time at least.
+            if matches!((first.vmcoreinfo(), next.vmcoreinfo()), (Some(one), Some(other)) if one != other) {
+                return Err(NOT_OF_ONE);
             }
             // Only one part carries the notes.
             if first.notes.is_empty() {
@@ -159,6 +165,19 @@ impl<'a> Dump<'a> {
             }
         }
         all.ok_or(Error::NotADump)
+    }
+
+    /// Pages that belong to parts of a split dump that were not given.
+    pub fn elsewhere(&self) -> u64 {
+        let Body::Kdump(parts) = &self.body else { return 0 };
+        let mut ranges: Vec<_> = parts.iter().map(kdump::Kdump::range).collect();
+        ranges.sort_by_key(|range| range.start);
+        let (mut covered, mut gaps) = (0, 0);
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            gaps += range.start.saturating_sub(covered);
+            covered = covered.max(range.end);
+        }
+        gaps + parts.iter().map(kdump::Kdump::max_pfn).max().unwrap_or(0).saturating_sub(covered)
     }
 
     /// The container.

@@ -5,6 +5,7 @@
 use crate::btf::{Btf, TypeId};
 use crate::error::{Error, Fault, Limits};
 use crate::format::Dump;
+use crate::hooks::Hooks;
 use crate::kallsyms::Kallsyms;
 use crate::memory::Memory;
 use crate::modules::{self, Module};
@@ -32,7 +33,8 @@ pub struct Kernel<'a> {
     known: RefCell<HashMap<u64, Option<orc::Entry>>>,
     module_bytes: Cell<u64>,
     trampolines: OnceCell<Vec<Trampoline>>,
-    rethook: OnceCell<Option<u64>>,
+    hooks: OnceCell<Hooks>,
+    scans: Cell<u32>,
     warnings: RefCell<Vec<String>>,
 }
 
@@ -61,7 +63,8 @@ impl<'a> Kernel<'a> {
             known: RefCell::default(),
             module_bytes: Cell::new(limits.module_bytes),
             trampolines: OnceCell::new(),
-            rethook: OnceCell::new(),
+            hooks: OnceCell::new(),
+            scans: Cell::new(limits.scans),
             warnings: RefCell::default(),
             memory,
         };
@@ -196,6 +199,18 @@ impl<'a> Kernel<'a> {
         Some(out)
     }
 
+    /// Where tracers let functions return to.
+    pub(crate) fn hooks(&self) -> &Hooks {
+        self.hooks.get_or_init(|| Hooks::of(self))
+    }
+
+    /// Takes one word of a stack from what may be searched; `false` when all is used up.
+    pub(crate) fn may_scan(&self) -> bool {
+        let left = self.scans.get();
+        self.scans.set(left.saturating_sub(1));
+        left > 0
+    }
+
     /// True when an address can hold code: the kernel image, a module, or an ftrace trampoline.
     pub(crate) fn is_text(&self, va: u64) -> bool {
         self.text.contains(&va)
@@ -257,29 +272,6 @@ impl<'a> Kernel<'a> {
             at = ops.number("next").ok()?;
         }
         Some(found)
-    }
-
-    /// Where functions return to while a return probe watches them.
-    pub(crate) fn rethook_trampoline(&self) -> Option<u64> {
-        *self.rethook.get_or_init(|| self.symbol("arch_rethook_trampoline"))
-    }
-
-    /// The return address that a probe replaced in the stack slot `slot` of a thread.
-    pub(crate) fn rethook_of(&self, task: u64, slot: u64) -> Option<u64> {
-        let ty = self.btf.as_ref()?.composite("rethook_node")?;
-        let inside = self.btf.as_ref()?.path(ty, "llist")?.bit_offset / 8;
-        let mut node = self.object("task_struct", task)?.number("rethooks.first").ok()?;
-        for _ in 0..self.limits.frames {
-            if node == 0 {
-                break;
-            }
-            let hook = Object::new(&self.memory, self.btf.clone()?, ty, node.wrapping_sub(inside));
-            if hook.number("frame").ok()? == slot {
-                return hook.number("ret_addr").ok();
-            }
-            node = self.memory.u64(node).ok()?;
-        }
-        None
     }
 
     /// Name, start and module of the symbol an address lies in.

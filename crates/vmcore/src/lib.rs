@@ -22,6 +22,7 @@ mod capsule;
 mod dmesg;
 mod error;
 mod format;
+mod hooks;
 mod kallsyms;
 mod kernel;
 #[cfg(feature = "dwarf")]

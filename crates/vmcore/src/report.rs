@@ -52,9 +52,15 @@ pub fn capsule_of_parts(parts: &[&dyn ReadAt], options: &Options) -> Result<Caps
 }
 
 fn of_dump(dump: Dump, cut: Option<String>, options: &Options) -> Result<Capsule, Error> {
+    let elsewhere = dump.elsewhere();
     let kernel = Kernel::open(dump, &options.limits, options.cache)?;
     if let Some(cut) = cut {
         kernel.warn(cut);
+    }
+    if elsewhere > 0 {
+        kernel.warn(format!(
+            "{elsewhere} pages are in other parts of this split dump, which must be read together with it"
+        ));
     }
     Ok(of_kernel(&kernel))
 }

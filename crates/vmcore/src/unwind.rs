@@ -6,9 +6,11 @@
 //!
 //! One hole matters to everybody: `__crash_kexec`, where the registers of the panicking CPU are saved, is marked as having a
 //! non-standard stack and has no ORC. There the stack is searched upwards for a word that follows a call instruction and from
-//! which ORC reaches the end of a stack; the first such word is the caller.
+//! which ORC reaches the end of a stack; the first such word is the caller. The same is done above a tracer's trampoline whose
+//! original return address is not in the dump.
 
 use crate::error::Fault;
+use crate::hooks::{self, Return};
 use crate::kernel::Kernel;
 use crate::orc::{Entry, FrameKind, Reg};
 use serde::{Deserialize, Serialize};
@@ -100,28 +102,52 @@ pub(crate) fn is_user(cs: u64) -> bool {
 
 /// Unwinds from the registers of a CPU, with the search for a caller where ORC has a hole.
 pub(crate) fn from_cpu(kernel: &Kernel, start: &Start) -> RawStack {
-    let first = unwind(kernel, start);
-    if first.frames.len() > 1 || first.end != StackEnd::NoOrc {
-        return first;
+    let (stack, mut lost) = walk(kernel, start);
+    if stack.frames.len() == 1 && stack.end == StackEnd::NoOrc {
+        lost = Some(start.sp);
     }
+    search_on(kernel, start, stack, lost)
+}
+
+/// Unwinds by ORC, with the search for a caller where a tracer's trampoline hides it.
+pub(crate) fn unwind(kernel: &Kernel, start: &Start) -> RawStack {
+    let (stack, lost) = walk(kernel, start);
+    search_on(kernel, start, stack, lost)
+}
+
+/// Goes on where the caller was lost, above `lost` in the stack, as often as that happens.
+fn search_on(kernel: &Kernel, start: &Start, mut stack: RawStack, mut lost: Option<u64>) -> RawStack {
+    while let Some(sp) = lost {
+        let Some((rest, next)) = search(kernel, start, sp) else { break };
+        let found = stack.frames.len();
+        stack.frames.extend(rest.frames);
+        stack.frames[found].guess = true;
+        (stack.end, lost) = (rest.end, next);
+        let most = kernel.limits().frames as usize;
+        if stack.frames.len() > most {
+            stack.frames.truncate(most);
+            stack.end = StackEnd::Limit;
+            break;
+        }
+    }
+    stack
+}
+
+/// The first word above `sp` that can be a return address and from which ORC reaches the end of a stack, or the next trampoline.
+fn search(kernel: &Kernel, start: &Start, sp: u64) -> Option<(RawStack, Option<u64>)> {
     for word in 0..SCAN_WORDS {
-        let at = start.sp.wrapping_add(word * 8);
-        let Ok(candidate) = kernel.memory().u64(at) else { break };
+        let at = sp.wrapping_add(word * 8);
+        let candidate = kernel.memory().u64(at).ok().filter(|_| kernel.may_scan())?;
         if !kernel.is_text(candidate) || !follows_call(kernel, candidate) {
             continue;
         }
-        let rest =
-            unwind(kernel, &Start { ip: candidate, sp: at.wrapping_add(8), regs: None, signal: false, ..*start });
-        if matches!(rest.end, StackEnd::User | StackEnd::Bottom) {
-            let mut frames = first.frames;
-            frames.extend(rest.frames);
-            if let Some(found) = frames.get_mut(1) {
-                found.guess = true;
-            }
-            return RawStack { frames, end: rest.end };
+        let from = Start { ip: candidate, sp: at.wrapping_add(8), regs: None, signal: false, ..*start };
+        let (rest, lost) = walk(kernel, &from);
+        if lost.is_some() || matches!(rest.end, StackEnd::User | StackEnd::Bottom) {
+            return Some((rest, lost));
         }
     }
-    first
+    None
 }
 
 /// A return address comes right after `call rel32`, or after an indirect call of 2 to 7 bytes.
@@ -142,11 +168,12 @@ struct State<'k, 'a> {
     guess: bool,
     regs: Option<PtRegs>,
     task: Option<u64>,
-    probes: u32,
+    /// `ip` is a tracer's trampoline and not the caller.
+    lost: bool,
 }
 
-/// Unwinds by ORC alone.
-pub(crate) fn unwind(kernel: &Kernel, start: &Start) -> RawStack {
+/// Unwinds by ORC alone; where a trampoline hides the caller, also returns the stack pointer of that caller.
+fn walk(kernel: &Kernel, start: &Start) -> (RawStack, Option<u64>) {
     let interrupted = start.regs.is_some();
     let mut state = State {
         kernel,
@@ -157,7 +184,7 @@ pub(crate) fn unwind(kernel: &Kernel, start: &Start) -> RawStack {
         guess: false,
         regs: start.regs,
         task: start.task,
-        probes: 0,
+        lost: false,
     };
     let mut frames = vec![RawFrame { pc: start.ip, interrupted, guess: false }];
     let end = loop {
@@ -177,9 +204,12 @@ pub(crate) fn unwind(kernel: &Kernel, start: &Start) -> RawStack {
         if !kernel.is_text(state.ip) && (state.guess || !state.signal) {
             break StackEnd::Corrupt;
         }
-        frames.push(RawFrame { pc: state.ip, interrupted: state.signal, guess: state.guess });
+        frames.push(RawFrame { pc: state.ip, interrupted: state.signal, guess: state.guess || state.lost });
+        if state.lost {
+            break StackEnd::NoOrc;
+        }
     };
-    RawStack { frames, end }
+    (RawStack { frames, end }, state.lost.then_some(state.sp))
 }
 
 impl State<'_, '_> {
@@ -208,10 +238,17 @@ impl State<'_, '_> {
     fn step(&mut self) -> Result<Option<StackEnd>, Fault> {
         let memory = self.kernel.memory();
         let entry = self.entry()?;
-        match entry.kind {
-            FrameKind::End => return Ok(Some(StackEnd::Bottom)),
-            FrameKind::Undefined => return Ok(Some(StackEnd::NoOrc)),
-            _ => {}
+        let end = match entry.kind {
+            FrameKind::End => Some(StackEnd::Bottom),
+            FrameKind::Undefined => Some(StackEnd::NoOrc),
+            _ => None,
+        };
+        if end.is_some() {
+            let returning = self.task.and_then(|task| hooks::returning(self.kernel, task, self.ip, self.sp));
+            let Some((ip, slot)) = returning else { return Ok(end) };
+            self.return_to(ip, slot);
+            self.regs = None;
+            return Ok(None);
         }
         let plus = |base: u64| base.wrapping_add_signed(entry.sp_offset);
         let cfa = match entry.sp {
@@ -251,9 +288,7 @@ impl State<'_, '_> {
             }
             _ => {
                 let slot = cfa.wrapping_sub(8);
-                self.ip = self.original_return(memory.u64(slot)?, slot);
-                self.sp = cfa;
-                self.signal = false;
+                self.return_to(memory.u64(slot)?, slot);
             }
         }
         match entry.bp {
@@ -267,11 +302,13 @@ impl State<'_, '_> {
         Ok(None)
     }
 
-    /// Return addresses that a kretprobe or fprobe replaced by its trampoline are kept in the thread's list of hooks.
-    fn original_return(&mut self, ip: u64, slot: u64) -> u64 {
-        let Some(trampoline) = self.kernel.rethook_trampoline().filter(|&t| t == ip) else { return ip };
-        self.probes += 1;
-        let found = self.task.filter(|_| self.probes < 64).and_then(|task| self.kernel.rethook_of(task, slot));
-        found.unwrap_or(trampoline)
+    /// Goes to the frame that the return address at `slot` leads to.
+    fn return_to(&mut self, ip: u64, slot: u64) {
+        (self.ip, self.lost) = match hooks::original(self.kernel, self.task, ip, slot) {
+            Return::To(ip) => (ip, false),
+            Return::Lost(trampoline) => (trampoline, true),
+        };
+        self.sp = slot.wrapping_add(8);
+        self.signal = false;
     }
 }

@@ -7,14 +7,20 @@ mod synthetic;
 
 use crashyard_vmcore::{Limits, Options, capsule, dmesg_only, summarise};
 use proptest::prelude::*;
+use std::io::Read as _;
 use std::sync::LazyLock;
 use synthetic::dump::{self, PACKINGS};
 use synthetic::{PLAIN, Shape, Symbols, world};
 
 static DUMPS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let plain = world(PLAIN).contents;
-    let modern =
-        world(Shape { symbols: Symbols::PlaceRelative, five_levels: true, renumbered: true, ..PLAIN }).contents;
+    let contents = |shape| {
+        let mut world = world(shape);
+        synthetic::watched(&mut world);
+        world.contents
+    };
+    let plain = contents(PLAIN);
+    let modern = Shape { symbols: Symbols::PlaceRelative, five_levels: true, renumbered: true, ..PLAIN };
+    let modern = contents(Shape { graph_words: true, ..modern });
     let mut dumps = vec![dump::elf(&plain, false), dump::elf(&modern, true), dump::flatten(&dump::elf(&plain, false))];
     dumps.extend(PACKINGS.map(|packing| dump::kdump(&modern, packing, None)));
     dumps
@@ -92,11 +98,41 @@ fn every_single_byte_of_the_headers_may_be_wrong() {
     }
 }
 
+/// What the fuzzer found to reach new code, one after another: a tar archive, packed because all of it is a few dumps changed.
+fn corpus() -> Vec<Vec<u8>> {
+    const BLOCK: usize = 512;
+    let packed = std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus.tar.zst")).unwrap();
+    let mut unpack = zstd::Decoder::new(packed).unwrap();
+    unpack.window_log_max(27).unwrap();
+    let mut tar = Vec::new();
+    unpack.read_to_end(&mut tar).unwrap();
+    let mut found = Vec::new();
+    let mut rest = &tar[..];
+    while rest.first().is_some_and(|name| *name != 0) {
+        let size = std::str::from_utf8(&rest[124..135]).unwrap();
+        let size = usize::from_str_radix(size, 8).unwrap();
+        let is_file = rest[156] == b'0';
+        found.extend(is_file.then(|| rest[BLOCK..BLOCK + size].to_vec()));
+        rest = &rest[BLOCK + size.next_multiple_of(BLOCK)..];
+    }
+    found
+}
+
+#[test]
+fn what_the_fuzzer_found_is_read_without_a_panic() {
+    let found = corpus();
+    assert!(found.len() > 500, "{} inputs", found.len());
+    found.iter().for_each(|bytes| read_all(bytes));
+}
+
 #[test]
 fn seeds_for_the_fuzzer_are_readable_dumps() {
     for (i, bytes) in DUMPS.iter().enumerate() {
         let got = capsule(bytes, &Options::default()).unwrap();
         assert_eq!(got.tasks.len(), 3);
+        let asleep =
+            got.tasks.iter().find(|task| task.comm == "sleeper").and_then(|task| got.stack(task.stack)).unwrap();
+        assert!(asleep.frames.len() == 4 && asleep.frames.iter().all(|frame| !frame.guess), "{asleep:?}");
         if let Some(dir) = std::env::var_os("CRASHYARD_SEEDS") {
             std::fs::write(std::path::Path::new(&dir).join(format!("{i}.dump")), bytes).unwrap();
         }

@@ -129,6 +129,91 @@ fn a_mutex_is_found_by_its_waiter_though_the_next_word_behind_it_names_a_thread(
     assert_eq!(lock.owner.as_ref().unwrap().comm, "init");
 }
 
+const DEEPER: [&str; 4] = ["schedule+0x10", "work+0x20", "kthread+0x20", "ret_from_fork_asm+0x8"];
+
+/// The sleeper's stack: names, and which of them are guesses.
+fn asleep(world: &World) -> (Vec<String>, Vec<bool>) {
+    let got = read(world);
+    let sleeper = got.tasks.iter().find(|t| t.comm == "sleeper").unwrap();
+    let stack = got.stack(sleeper.stack).unwrap();
+    (symbols(Some(stack)).into_iter().map(str::to_owned).collect(), stack.frames.iter().map(|f| f.guess).collect())
+}
+
+#[test]
+fn return_addresses_that_the_graph_tracer_took_are_found_on_either_of_its_stacks() {
+    for graph_words in [false, true] {
+        let mut world = world(Shape { graph_words, ..PLAIN });
+        synthetic::deeper(&mut world);
+        let ([first, second], handler) = (synthetic::slots(&world), world.at(synthetic::RETURN_TO_HANDLER));
+        // Both calls are watched, and the inner one went on to another function by a jump: two for one place.
+        let kept = [
+            (second, world.at(synthetic::KTHREAD) + 0x20),
+            (first, world.at(synthetic::WORK) + 0x20),
+            (first, handler),
+        ];
+        let sleeper = world.named["sleeper"];
+        synthetic::graph(&mut world, sleeper, &kept);
+        world.put(first, handler);
+        world.put(second, handler);
+        assert_eq!(asleep(&world), (DEEPER.map(str::to_owned).to_vec(), vec![false; 4]), "words: {graph_words}");
+    }
+}
+
+#[test]
+fn return_addresses_that_probes_took_are_found_with_several_probes_and_with_the_graph_tracer() {
+    let mut world = world(PLAIN);
+    // The outer call: the graph tracer came last, and before it two probes.
+    synthetic::watched(&mut world);
+    assert_eq!(asleep(&world), (DEEPER.map(str::to_owned).to_vec(), vec![false; 4]));
+}
+
+#[test]
+fn a_trampoline_whose_original_is_gone_is_a_guess_and_so_is_the_caller_found_behind_it() {
+    for (trampoline, name) in
+        [(synthetic::RETURN_TO_HANDLER, "return_to_handler"), (synthetic::RETHOOK, "arch_rethook_trampoline")]
+    {
+        let mut world = world(PLAIN);
+        synthetic::deeper(&mut world);
+        world.put(synthetic::slots(&world)[0], world.at(trampoline));
+        let (names, guesses) = asleep(&world);
+        assert_eq!(names, ["schedule+0x10", &format!("{name}+0x0"), "kthread+0x20", "ret_from_fork_asm+0x8"]);
+        assert_eq!(guesses, [false, true, true, false]);
+    }
+}
+
+#[test]
+fn a_stack_of_the_graph_tracer_that_leads_nowhere_ends_in_a_guess() {
+    for (graph_words, top) in [(false, u32::MAX >> 1), (true, u32::MAX >> 1), (true, 2), (true, u32::MAX)] {
+        let mut world = world(Shape { graph_words, ..PLAIN });
+        synthetic::deeper(&mut world);
+        let (slot, sleeper) = (synthetic::slots(&world)[0], world.named["sleeper"]);
+        synthetic::graph(&mut world, sleeper, &[]);
+        synthetic::graph_top(&mut world, sleeper, top);
+        world.put(slot, world.at(synthetic::RETURN_TO_HANDLER));
+        assert_eq!(asleep(&world).1, [false, true, true, false], "words: {graph_words}, top {top}");
+    }
+}
+
+#[test]
+fn a_cpu_on_its_way_back_through_the_graph_tracer_is_followed_to_where_it_returns() {
+    for graph_words in [false, true] {
+        let mut world = world(Shape { graph_words, ..PLAIN });
+        // The worker was interrupted in return_to_handler, with some words of it on the stack.
+        let (sp, worker) = (world.named["worker.stack"], world.named["worker"]);
+        world.put(world.named["worker.regs"] + 16 * 8, world.at(synthetic::RETURN_TO_HANDLER) + 0x20);
+        let slot = sp + 24;
+        let outer = (sp + 32, world.at(synthetic::RET_FROM_FORK) + 8);
+        let inner = (slot, world.at(synthetic::KTHREAD) + 0x20);
+        synthetic::graph(&mut world, worker, &[outer, inner]);
+        world.put(slot, 0);
+        let got = read(&world);
+        let stack = got.stack(got.cpus[1].stack);
+        let want = ["asm_irq+0x10", "return_to_handler+0x20", "kthread+0x20", "ret_from_fork_asm+0x8"];
+        assert_eq!(symbols(stack), want, "words: {graph_words}");
+        assert!(stack.unwrap().frames.iter().all(|frame| !frame.guess));
+    }
+}
+
 #[test]
 fn registers_follow_the_order_of_notes_only_when_the_kernel_kept_none() {
     let mut world = world(PLAIN);

@@ -1,7 +1,7 @@
 //! One machine that crashes once: QEMU, its console in a pipe, its monitor (QMP) on a socket.
 
 use super::guest::Guest;
-use super::{Crash, Format, How, Panic};
+use super::{Crash, Format, How, Load, Panic};
 use anyhow::{Context as _, bail};
 use crashyard_agent::controller::{ACCEL, Qmp};
 use std::fs::File;
@@ -172,11 +172,12 @@ fn start(guest: &Guest, crash: Crash, work: &Work) -> anyhow::Result<Machine> {
     let how = if crash.format.how() == How::Kdump { "kdump crashkernel=256M" } else { "qemu" };
     let cmdline = format!(
         "console=ttyS0,115200 panic=0 no_timer_check crashyard.how={how} crashyard.writer={writer} \
-         crashyard.level={} crashyard.panic={} crashyard.busy={}",
+         crashyard.level={} crashyard.panic={} crashyard.busy={} crashyard.watched={}",
         // What makedumpfile may leave out of a kernel that it does not know is more than it says (docs/VMCORE.md).
         if guest.release.starts_with("6.1.") { 31 } else { 23 },
         crash.panic.word(),
-        if crash.busy { (crash.cpus / 2).max(1) } else { 0 }
+        if crash.load == Load::Busy { (crash.cpus / 2).max(1) } else { 0 },
+        u8::from(crash.load == Load::Watched)
     );
     let five_levels = if guest.release.starts_with("6.") { "max,la57=off" } else { "max" };
     let mut command = Command::new("qemu-system-x86_64");

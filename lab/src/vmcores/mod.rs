@@ -53,7 +53,7 @@ pub struct Options {
     #[arg(long, value_enum, default_values_t = [How::Kdump, How::Qemu])]
     how: Vec<How>,
     /// Only machines under this load
-    #[arg(long, value_enum, default_values_t = [Load::Idle, Load::Busy])]
+    #[arg(long, value_enum, default_values_t = [Load::Idle, Load::Busy, Load::Watched])]
     load: Vec<Load>,
     /// How many machines at a time [default: one for each CPU of this one]
     #[arg(long)]
@@ -76,6 +76,8 @@ pub enum Load {
     Idle,
     /// Half of them, at least one, run programs that never rest
     Busy,
+    /// Nothing, but tracers replace the return addresses of functions that tasks sleep in
+    Watched,
 }
 
 /// How the kernel dies.
@@ -129,6 +131,16 @@ impl Panic {
     }
 }
 
+impl Load {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Watched => "watched",
+        }
+    }
+}
+
 impl How {
     /// Every format that is written this way.
     fn formats(self) -> &'static [Format] {
@@ -170,14 +182,14 @@ pub struct Crash {
     pub format: Format,
     /// CPUs of the machine.
     pub cpus: u32,
-    /// See [`Load::Busy`].
-    pub busy: bool,
+    /// What it does until then.
+    pub load: Load,
 }
 
 impl fmt::Display for Crash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { panic, format, cpus, busy } = self;
-        write!(f, "{cpus}cpu-{}-{format}-{}", if *busy { "busy" } else { "idle" }, panic.word())
+        let Self { panic, format, cpus, load } = self;
+        write!(f, "{cpus}cpu-{}-{format}-{}", load.word(), panic.word())
     }
 }
 
@@ -187,7 +199,7 @@ pub fn run(options: &Options, source: &Path) -> anyhow::Result<ExitCode> {
     let choices = Choices {
         kernels: options.kernels.iter().map(|kernel| kernel != guest::LAB).collect(),
         cpus: options.cpus.clone(),
-        busy: options.load.iter().map(|load| *load == Load::Busy).collect(),
+        loads: options.load.clone(),
         panics: options.panic.clone(),
         how: options.how.clone(),
     };

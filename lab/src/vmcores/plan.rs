@@ -5,7 +5,7 @@
 //! CPUs), hardly on three at once. So the set is built one by one, each time the crash that shows most that was not yet shown,
 //! until every pair was. Every kernel also meets every format.
 
-use super::{Crash, Format, How, Panic};
+use super::{Crash, Format, How, Load, Panic};
 use std::collections::HashSet;
 
 /// What there is to choose from.
@@ -14,7 +14,7 @@ pub struct Choices {
     /// Kernels, by number, and whether they tell QEMU where they are (the lab's own does not).
     pub kernels: Vec<bool>,
     pub cpus: Vec<u32>,
-    pub busy: Vec<bool>,
+    pub loads: Vec<Load>,
     pub panics: Vec<Panic>,
     pub how: Vec<How>,
 }
@@ -51,8 +51,8 @@ fn everything(choices: &Choices) -> Vec<Planned> {
             for &format in how.formats() {
                 for &cpus in &choices.cpus {
                     for &panic in &choices.panics {
-                        for &busy in &choices.busy {
-                            all.push((kernel, Crash { panic, format, cpus, busy }));
+                        for &load in &choices.loads {
+                            all.push((kernel, Crash { panic, format, cpus, load }));
                         }
                     }
                 }
@@ -64,8 +64,8 @@ fn everything(choices: &Choices) -> Vec<Planned> {
 
 /// What a crash shows.
 fn pairs((kernel, crash): &Planned) -> Vec<Pair> {
-    let Crash { panic, format, cpus, busy } = *crash;
-    let axes = [*kernel, format.how() as usize, cpus as usize, panic as usize, usize::from(busy)];
+    let Crash { panic, format, cpus, load } = *crash;
+    let axes = [*kernel, format.how() as usize, cpus as usize, panic as usize, load as usize];
     let axes: Vec<(usize, usize)> = axes.into_iter().enumerate().collect();
     let mut pairs = Vec::new();
     for (i, one) in axes.iter().enumerate() {
@@ -86,7 +86,7 @@ mod tests {
         Choices {
             kernels: vec![true; 3],
             cpus: vec![1, 2, 4, 8],
-            busy: vec![false, true],
+            loads: vec![Load::Idle, Load::Busy, Load::Watched],
             panics: vec![Panic::Sysrq, Panic::Oops, Panic::Nmi, Panic::Lockup],
             how: vec![How::Kdump, How::Qemu],
         }
@@ -112,7 +112,7 @@ mod tests {
         let one = Choices {
             kernels: vec![true],
             cpus: vec![2],
-            busy: vec![true],
+            loads: vec![Load::Busy],
             panics: vec![Panic::Nmi],
             how: vec![How::Kdump],
         };

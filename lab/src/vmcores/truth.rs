@@ -7,7 +7,7 @@
 
 use super::guest::Guest;
 use super::trigger::DONOR;
-use super::{Crash, How, Panic};
+use super::{Crash, How, Load, Panic};
 use crashyard_vmcore::{Capsule, Cpu, Frame, LockKind, Stack};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
@@ -16,6 +16,10 @@ use std::collections::{BTreeMap, HashSet};
 const SAID: &str = "crashyard-vmcores: ";
 /// Tasks that have surely not run since the truth was told: kernel threads alone are more.
 const FEWEST: usize = 15;
+/// Functions of which at least so many are watched where any are.
+const WATCHED: u32 = 6;
+/// What tracers put in place of a return address.
+const TRAMPOLINES: [&str; 2] = ["return_to_handler+0x0", "arch_rethook_trampoline+0x0"];
 /// Seconds between the kernel's two clocks, and between a task's line and its stack.
 const SLACK: f64 = 0.5;
 /// Differences that are printed.
@@ -31,6 +35,8 @@ pub struct Truth {
     stacks: BTreeMap<u32, Vec<String>>,
     /// Addresses by name.
     modules: BTreeMap<String, u64>,
+    /// The tracer that runs, and how many functions it and probes watch.
+    watched: Option<(String, u32)>,
     /// Two threads of which one holds a mutex and the other waits for it.
     readers: Vec<u32>,
     /// Lines of the kernel log that came on the console after the truth was told.
@@ -74,6 +80,11 @@ impl Truth {
                             let address = u64::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
                             truth.modules.insert(name.to_owned(), address);
                         }
+                    }
+                    "watched" => {
+                        let counted =
+                            rest.split_once(' ').and_then(|(by, count)| Some((by.to_owned(), count.parse().ok()?)));
+                        truth.watched = counted;
                     }
                     "readers" => truth.readers = rest.split(' ').filter_map(|pid| pid.parse().ok()).collect(),
                     _ => told |= said == "truth told",
@@ -135,6 +146,7 @@ pub fn compare(truth: &Truth, capsule: &Capsule, guest: &Guest, crash: Crash) ->
     if truth.log.is_empty() && !(death.in_nmi && crash.format.how() == How::Kdump) {
         differ("no line of the crash came on the console".into());
     }
+    watched(truth, capsule, crash).into_iter().for_each(&mut differ);
     mutex(truth, capsule).into_iter().for_each(&mut differ);
     let since = capsule.uptime_ns.unwrap_or(0) as f64 / 1e9 - truth.up + SLACK;
     let mut tasks = 0;
@@ -170,6 +182,22 @@ fn agree(found: &[String], told: &[String]) -> bool {
 fn is_entry(found: &str, told: &str) -> bool {
     let (found, told) = (found.split('+').next(), told.split('+').next());
     matches!((found, told), (Some(found), Some(told)) if found.starts_with("entry_") && told.starts_with(found))
+}
+
+/// A machine that was to be watched must have been, and no function of any machine returns to a tracer's trampoline.
+fn watched(truth: &Truth, capsule: &Capsule, crash: Crash) -> Vec<String> {
+    let mut differences = Vec::new();
+    let by_graph = truth.watched.as_ref().is_some_and(|(by, count)| by == "function_graph" && *count >= WATCHED);
+    if by_graph != (crash.load == Load::Watched) {
+        differences.push(format!("watched by {:?}", truth.watched));
+    }
+    for stack in &capsule.stacks {
+        let names = named(stack);
+        if names.iter().any(|name| TRAMPOLINES.iter().any(|trampoline| name == trampoline)) {
+            differences.push(format!("returns to a trampoline: {}", names.join(" ")));
+        }
+    }
+    differences
 }
 
 /// Of the two readers one must wait for a mutex that the other holds; it is no matter which.
@@ -313,6 +341,7 @@ mod tests {
             crashyard-vmcores: up 12.50\r\ncrashyard-vmcores: task 7 S\r\n\
             crashyard-vmcores: stack [<0>] do_wait+0x1f/0x30 [<0>] f+0x2/0x9 [btrfs] \r\n\
             crashyard-vmcores: module btrfs 0xffffffffc0000000 \r\ncrashyard-vmcores: readers 8 9\r\n\
+            crashyard-vmcores: watched function_graph 12\r\n\
             crashyard-vmcores: truth told\r\n\
             [   20.000001] sysrq: Trigger a crash\r\nnoise\r\n[   21.0] Linux version 6.1\r\n[ 1.0] after\r\n";
         let truth = Truth::read(console);
@@ -320,6 +349,7 @@ mod tests {
         assert_eq!(truth.stacks[&7], ["do_wait+0x1f", "f+0x2"]);
         assert_eq!(truth.modules["btrfs"], 0xffff_ffff_c000_0000);
         assert_eq!(truth.readers, [8, 9]);
+        assert_eq!(truth.watched, Some(("function_graph".to_owned(), 12)));
         assert_eq!(truth.log, ["[   20.000001] sysrq: Trigger a crash"]);
     }
 

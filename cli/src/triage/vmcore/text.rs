@@ -79,11 +79,12 @@ fn head(out: &mut impl Write, capsule: &Capsule) -> io::Result<()> {
     let by = capsule.panic_task.as_ref().map(|t| format!("{} (pid {})", t.comm, t.pid));
     let on = capsule.panic_cpu.map(|n| format!("CPU {n}"));
     row("Panicked", &[by, on].into_iter().flatten().collect::<Vec<_>>().join(" on "))?;
-    let up = capsule.uptime_ns.map(|ns| format!("up {}", duration(ns))).unwrap_or_default();
-    row("Crashed", &capsule.crash_time.map_or(up.clone(), |t| format!("{} UTC, {up}", date(t))))?;
+    let up = capsule.uptime_ns.map(|ns| format!("up {}", duration(ns)));
+    let at = capsule.crash_time.map(|t| format!("{} UTC", date(t)));
+    row("Crashed", &[at, up].into_iter().flatten().collect::<Vec<_>>().join(", "))?;
     row("Taint", capsule.taint.as_ref().map_or("", |t| if t.bits == 0 { "none" } else { &t.letters }))?;
     row("Command line", capsule.command_line.as_deref().unwrap_or_default())?;
-    if let Some(m) = &capsule.memory {
+    if let Some(m) = capsule.memory.as_ref().filter(|m| m.total_kib.is_some()) {
         let mib = |kib: Option<u64>| kib.map_or("?".into(), |k| (k / 1024).to_string());
         let (total, free, anon, file) = (mib(m.total_kib), mib(m.free_kib), mib(m.anonymous_kib), mib(m.file_kib));
         row("Memory", &format!("{total} MiB, free {free}, anonymous {anon}, files {file}"))?;

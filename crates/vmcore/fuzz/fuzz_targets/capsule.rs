@@ -1,6 +1,10 @@
 //! Any bytes at all, read as a dump: `cargo +nightly fuzz run capsule`.
 //!
-//! Good seeds are small dumps; `CRASHYARD_SEEDS=DIR cargo test -p crashyard-vmcore --test hostile` writes one of each container.
+//! `corpus.tar.zst` holds what was found so far (`tar --zstd -xf corpus.tar.zst -C corpus`; the tests read all of it). Good seeds
+//! are small dumps; `CRASHYARD_SEEDS=DIR cargo test -p crashyard-vmcore --test hostile` writes one of each container. To keep what
+//! a run found, minimise it and pack it again, because all of it is a few dumps changed:
+//! `cargo +nightly fuzz run capsule min corpus -- -set_cover_merge=1`, and
+//! `tar --sort=name --owner=0 --group=0 --mtime=@0 -C min -c . | zstd -19 --long=27 >corpus.tar.zst`.
 
 #![no_main]
 

@@ -168,6 +168,16 @@ impl<'a> Kdump<'a> {
         self.utsname == other.utsname && self.max_pfn == other.max_pfn
     }
 
+    /// One more than the highest page number of the whole dump.
+    pub(super) fn max_pfn(&self) -> u64 {
+        self.max_pfn
+    }
+
+    /// Page numbers that this file is about.
+    pub(super) fn range(&self) -> &std::ops::Range<u64> {
+        &self.range
+    }
+
     pub(super) fn covers(&self, pfn: u64) -> bool {
         self.range.contains(&pfn)
     }

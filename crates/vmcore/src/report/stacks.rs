@@ -51,8 +51,9 @@ impl Stacks {
 }
 
 fn named(kernel: &Kernel, raw: &RawFrame) -> (Option<String>, Option<String>) {
-    // A return address after a call that never returns may lie in the next function: look up the call.
-    let at = if raw.interrupted { raw.pc } else { raw.pc.wrapping_sub(1) };
+    // A return address after a call that never returns may lie in the next function: look up the call. To a trampoline
+    // there was none.
+    let at = if raw.interrupted || kernel.hooks().is_one(raw.pc) { raw.pc } else { raw.pc.wrapping_sub(1) };
     match kernel.symbolise(at) {
         Some((name, start, module)) => {
             let mut text = demangled(&name);

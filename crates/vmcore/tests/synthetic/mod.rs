@@ -24,6 +24,9 @@ pub const ENTRY: u64 = TEXT + 0x6000;
 pub const IRQ: u64 = TEXT + 0x7000;
 pub const WORK: u64 = TEXT + 0x8000;
 pub const MUTEX_LOCK: u64 = TEXT + 0xa000;
+/// Two trampolines without unwind information.
+pub const RETURN_TO_HANDLER: u64 = TEXT + 0xb000;
+pub const RETHOOK: u64 = TEXT + 0xb800;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Symbols {
@@ -38,6 +41,8 @@ pub struct Shape {
     pub five_levels: bool,
     pub renumbered: bool,
     pub old_orc: bool,
+    /// The function graph tracer keeps words and not an array of frames.
+    pub graph_words: bool,
     /// Put before every C symbol: gives kernels with one build id and different tables.
     pub prefix: &'static str,
     pub kaslr: u64,
@@ -48,6 +53,7 @@ pub const PLAIN: Shape = Shape {
     five_levels: false,
     renumbered: false,
     old_orc: false,
+    graph_words: false,
     prefix: "",
     kaslr: 0,
 };
@@ -142,7 +148,13 @@ mod task {
     pub const PARENT: u64 = 88;
     pub const SP: u64 = 104;
     pub const STACK: u64 = 120;
+    pub const CURR_RET_STACK: u64 = 128;
+    pub const RET_STACK: u64 = 136;
+    pub const RETHOOKS: u64 = 144;
 }
+
+/// Size of the made-up `struct ftrace_ret_stack`, in words.
+const GRAPH_FRAME: u64 = 3;
 
 /// Offsets of the made-up `struct mutex`.
 mod mutex {
@@ -180,6 +192,8 @@ pub fn world(shape: Shape) -> World {
         ("asm_irq", IRQ),
         ("work", WORK),
         ("__mutex_lock", MUTEX_LOCK),
+        ("return_to_handler", RETURN_TO_HANDLER),
+        ("arch_rethook_trampoline", RETHOOK),
         ("_end", IMAGE_END),
     ] {
         let text =
@@ -278,6 +292,14 @@ fn types(w: &mut World) {
     let (to_signal, comm) = (b.pointer(signal), b.array(u8t, 16));
     let thread = b.structure("thread_struct", 16, &[("sp", u64t, 0)]);
     let thread_info = b.structure("thread_info", 8, &[("cpu", u32t, 4)]);
+    let frame = b.structure(
+        "ftrace_ret_stack",
+        8 * GRAPH_FRAME as u32,
+        &[("ret", u64t, 0), ("func", u64t, 8), ("retp", u64t, 16)],
+    );
+    let ret_stack = b.pointer(if w.shape.graph_words { u64t } else { frame });
+    let first = b.structure("llist_head", 8, &[("first", u64t, 0)]);
+    b.structure("rethook_node", 32, &[("llist", first, 8), ("ret_addr", u64t, 16), ("frame", u64t, 24)]);
     // Types may refer to later ones: the pointer to task_struct comes before it.
     let to_task = b.count() + 1;
     let task_id = to_task + 1;
@@ -295,6 +317,9 @@ fn types(w: &mut World) {
         ("real_parent", to_task, task::PARENT as u32),
         ("thread", thread, task::SP as u32),
         ("stack", u64t, task::STACK as u32),
+        ("curr_ret_stack", i32t, task::CURR_RET_STACK as u32),
+        ("ret_stack", ret_stack, task::RET_STACK as u32),
+        ("rethooks", first, task::RETHOOKS as u32),
     ];
     assert_eq!(b.structure("task_struct", task::SIZE as u32, &members), task_id);
     b.structure("rq", 64, &[("nr_running", u32t, 0), ("clock", u64t, 8), ("curr", to_task, 16), ("idle", to_task, 24)]);
@@ -394,11 +419,14 @@ fn machines(w: &mut World) {
         w.write(at + task::COMM, ["swapper", "init", "worker", "sleeper"][i].as_bytes());
         w.put(at + task::PARENT, tasks[0]);
         w.put32(at + 4, u32::from(i == 2));
+        w.put32(at + task::CURR_RET_STACK, if w.shape.graph_words { 0 } else { u32::MAX });
     }
     w.put32(tasks[3] + task::STATE, 2);
     w.put32(tasks[3] + task::FLAGS, 0x0020_0000);
     w.named.insert("sleeper.tasks", tasks[3] + task::TASKS);
     w.named.extend([("init", tasks[1]), ("worker", tasks[2]), ("sleeper", tasks[3])]);
+    let (ret_stack, rethooks) = (w.room_direct(256), w.room_direct(256));
+    w.named.extend([("ret_stack", ret_stack), ("rethooks", rethooks)]);
     let locks = w.room_direct(2 * mutex::SIZE);
     w.named.insert("locks", locks);
 
@@ -422,6 +450,7 @@ fn machines(w: &mut World) {
     // CPU 1: an interrupt hit the worker: asm_irq has registers on its stack; work ← kthread ← ret_from_fork.
     let stack = w.stack();
     let (irq_sp, work_sp) = (stack + 512, stack + 2048);
+    w.named.extend([("worker.regs", irq_sp), ("worker.stack", work_sp)]);
     w.write(irq_sp, &pt_regs(w.at(WORK), work_sp, false));
     w.put(work_sp + 24, w.at(KTHREAD) + 0x20);
     w.put(work_sp + 32, w.at(RET_FROM_FORK) + 0x8);
@@ -480,6 +509,71 @@ pub fn blocked_on_mutex(w: &mut World) -> u64 {
     }
     w.put(waiter + 16, sleeper);
     lock
+}
+
+/// Where the sleeper finds return addresses once [`deeper`] has changed its stack, innermost first.
+pub fn slots(w: &World) -> [u64; 2] {
+    let sp = w.named["sleeper.stack"];
+    [sp + 32, sp + 64]
+}
+
+/// Thread 3 sleeps deeper: schedule ← work ← kthread ← ret_from_fork.
+pub fn deeper(w: &mut World) {
+    let [first, second] = slots(w);
+    w.put(first, w.at(WORK) + 0x20);
+    w.put(second, w.at(KTHREAD) + 0x20);
+    w.put(second + 8, w.at(RET_FROM_FORK) + 8);
+    // The call that the last of these comes after.
+    w.write(w.at(KTHREAD) + 0x1b, &[0xe8, 0, 0, 0, 0]);
+}
+
+/// What the graph tracer keeps of a thread: places and originals, oldest first. Between frames of words lie other data.
+pub fn graph(w: &mut World, thread: u64, kept: &[(u64, u64)]) {
+    let at = w.named["ret_stack"];
+    w.put(thread + task::RET_STACK, at);
+    let mut next = 0;
+    for (slot, original) in kept {
+        w.put(at + 8 * next, *original);
+        w.put(at + 8 * next + 16, *slot);
+        next += GRAPH_FRAME;
+        if w.shape.graph_words {
+            let kind = 1 << 10 | 1 << 12;
+            w.put(at + 8 * next, GRAPH_FRAME | kind);
+            w.put(at + 8 * (next + 1), 0x1234_5678);
+            w.put(at + 8 * (next + 2), (GRAPH_FRAME + 2) | 2 << 10);
+            next += 3;
+        }
+    }
+    graph_top(w, thread, if w.shape.graph_words { next } else { (kept.len() as u64).wrapping_sub(1) } as u32);
+}
+
+/// Where the graph tracer's stack of a thread ends.
+pub fn graph_top(w: &mut World, thread: u64, top: u32) {
+    w.put32(thread + task::CURR_RET_STACK, top);
+}
+
+/// What return probes keep of a thread: places and originals, newest first.
+pub fn probes(w: &mut World, thread: u64, kept: &[(u64, u64)]) {
+    let at = w.named["rethooks"];
+    w.put(thread + task::RETHOOKS, at + 8);
+    for (i, (slot, original)) in kept.iter().enumerate() {
+        let node = at + 32 * i as u64;
+        w.put(node + 8, if i + 1 < kept.len() { node + 32 + 8 } else { 0 });
+        w.put(node + 16, *original);
+        w.put(node + 24, *slot);
+    }
+}
+
+/// Thread 3 sleeps deeper, and both a tracer and a probe watch where it returns.
+pub fn watched(w: &mut World) {
+    deeper(w);
+    let ([first, second], sleeper) = (slots(w), w.named["sleeper"]);
+    let (handler, trampoline) = (w.at(RETURN_TO_HANDLER), w.at(RETHOOK));
+    let originals = (w.at(WORK) + 0x20, w.at(KTHREAD) + 0x20);
+    graph(w, sleeper, &[(second, trampoline), (first, originals.0), (first, handler)]);
+    probes(w, sleeper, &[(second, trampoline), (second, originals.1)]);
+    w.put(first, handler);
+    w.put(second, handler);
 }
 
 /// Maps the direct map page by page, and returns the root's address in the image.

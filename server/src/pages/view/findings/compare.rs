@@ -29,6 +29,16 @@ impl Compared {
         self.on_console == self.in_dump
     }
 
+    /// What only the console has, beside the crash it is about.
+    pub fn more_on_console(&self) -> impl Iterator<Item = &String> {
+        self.console_only.iter().filter(|title| Some(*title) != self.on_console.as_ref())
+    }
+
+    /// What only the dump has, beside the crash it is about.
+    pub fn more_in_dump(&self) -> impl Iterator<Item = &String> {
+        self.dump_only.iter().filter(|title| Some(*title) != self.in_dump.as_ref())
+    }
+
     /// Nothing is told by one alone.
     pub fn equal(&self) -> bool {
         self.same() && self.console_only.is_empty() && self.dump_only.is_empty()

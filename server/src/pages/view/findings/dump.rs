@@ -1,7 +1,7 @@
 //! The machine in the dump: panic stack first, then the other CPUs, tasks by where they stand, modules, the kernel log
 //! with its crash reports marked.
 
-use super::{FRAMES, FrameRow, Search, StoredReport, with_module};
+use super::{FRAMES, FrameRow, REPORTS, Search, StoredReport, with_module};
 use crate::pages::format::{When, count, span};
 use crate::pages::text::visible;
 use crashyard_protocol::clock::Timestamp;
@@ -110,6 +110,16 @@ impl DumpView {
     pub fn hits(&self) -> usize {
         let machine = usize::from(self.panic.is_some()) + self.cpus.len() + self.virtualization.len();
         machine + self.groups.len() + self.modules.len() + self.log.len()
+    }
+
+    /// Tasks of the groups that are shown.
+    pub fn tasks(&self) -> usize {
+        self.groups.iter().map(|group| group.count).sum()
+    }
+
+    /// Numbers of the shown lines at which crash reports begin, and their titles.
+    pub fn reported(&self) -> Vec<(usize, &String)> {
+        self.log.iter().filter_map(|line| Some((line.number, line.title.as_ref()?))).take(REPORTS).collect()
     }
 
     /// Lines of the log that are shown.
