@@ -727,6 +727,9 @@ wire! {
         pub state: MachineState,
         /// Whether its controller still names it.
         pub announced: bool,
+        /// Since when nothing was heard of its controller, where that is so long that nobody knows where it is now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub silent_since: Option<Timestamp>,
         /// Why it is there.
         pub reason: Option<String>,
         /// Since when.

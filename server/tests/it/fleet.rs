@@ -8,8 +8,8 @@ use crashyard_protocol::agent::{
     Report, ReportsReply, Role,
 };
 use crashyard_protocol::api::{
-    Attempt, Compared, Extension, Inventory, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation, NewRun,
-    Owed, OwedKind, Page, Policy, Repro, Run, Waiting,
+    Attempt, Compared, Extension, Inventory, Job, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation,
+    NewRun, Owed, OwedKind, Page, Policy, Repro, Run, Waiting,
 };
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState, Priority, Purpose, Status};
@@ -139,6 +139,23 @@ async fn a_busy_machine_is_theirs_when_its_attempt_is_over_and_only_they_hand_it
     server.call(hand_back("m1").token(&server.submit)).await.problem(409, kind::CONFLICT);
     server.call(hand_back("m1").token(&server.admin)).await.ok::<Machine>();
     assert_eq!(machine(&server, "m1").await.state, MachineState::Enrolled);
+}
+
+#[tokio::test]
+async fn who_gets_a_machine_shortly_before_the_end_is_warned_at_once() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    server.call(reserve("m1", 10).token(&server.submit)).await.ok::<Machine>();
+    machines::tick(&server.state).await.unwrap();
+    assert!(!machine(&server, "m1").await.reservation.unwrap().warned, "there is nothing to lose yet");
+    server.advance(4 * 60);
+    release(&server, &claimed).await.no_content();
+    machines::tick(&server.state).await.unwrap();
+    assert!(machine(&server, "m1").await.reservation.unwrap().warned);
+    let told = history(&server, "m1").await;
+    assert_eq!(told[0].reason.as_deref(), Some("token:submit loses it in 6 minutes unless it is extended"));
+    let next = machines::tick(&server.state).await.unwrap();
+    assert_eq!(next, Next::At(machine(&server, "m1").await.reservation.unwrap().until), "once is enough");
 }
 
 #[tokio::test]
@@ -366,8 +383,28 @@ async fn a_machine_whose_controller_is_silent_is_not_reachable() {
     let job = &server.jobs(&run).await[0];
     let why: Waiting = server.get(format!("/api/v1/jobs/{}/waiting", job.id)).await.ok();
     assert!(why.summary.contains("unknown, because nothing was heard of its controller"), "{}", why.summary);
+    server.call(reserve("m1", 60).token(&server.submit)).await.ok::<Machine>();
+    a_reservation_shows_beside_the_silence(&server, job).await;
+    server.call(hand_back("m1").token(&server.submit)).await.ok::<Machine>();
     assert!(claim(&server, &lab).await.is_some());
     assert!(machine(&server, "m1").await.reachable);
+}
+
+async fn a_reservation_shows_beside_the_silence(server: &Server, job: &Job) {
+    let why: Waiting = server.get(format!("/api/v1/jobs/{}/waiting", job.id)).await.ok();
+    for wanted in ["1 unknown, because nothing was heard of its controller since", "and before that reserved since"] {
+        assert!(why.summary.contains(wanted), "{}", why.summary);
+    }
+    assert!(why.summary.contains("(token:submit: debugs the VMXON fault)"), "{}", why.summary);
+    let shown = &why.machines[0];
+    assert!(shown.silent_since.is_some() && shown.until.is_some(), "{shown:?}");
+    assert_eq!(shown.state, MachineState::Reserved);
+    for (page, state) in [(format!("/jobs/{}/waiting", job.id), "reserved"), ("/machines".into(), "was reserved")] {
+        let page = String::from_utf8(server.get(page).await.body.to_vec()).unwrap();
+        for wanted in ["unknown", state, "nothing was heard of its controller", "debugs the VMXON fault"] {
+            assert!(page.contains(wanted), "{wanted} in {page}");
+        }
+    }
 }
 
 #[tokio::test]
