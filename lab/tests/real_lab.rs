@@ -268,7 +268,9 @@ async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_and_is_judge
     let client = Client::new(&demo.url, None);
     let runs: Page<Run> = client.get("/api/v1/runs").await.unwrap();
     let jobs: Vec<Job> = client.run_jobs(&runs.items[0].id).await.unwrap();
-    for (scenario, panicked) in [("sysrq-c", "The intended panic is on console line"), ("nmi", "in the log of the dump")] {
+    for (scenario, panicked) in
+        [("sysrq-c", "The intended panic is on console line"), ("nmi", "in the log of the dump")]
+    {
         let job = jobs.iter().find(|job| job.scenario.name == scenario).expect("a job of each");
         assert_eq!(job.status, Status::Pass, "{:?}", job.reason);
         let attempt: Attempt = client.attempt(&job.attempts[0]).await.unwrap();
@@ -290,6 +292,8 @@ async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_and_is_judge
         assert!(found.facts.contains_key(fact), "{fact} in {found:?}");
     }
     assert_eq!(found.facts["network.cards"], "8086:10d3");
+    let interfaces = found.interfaces();
+    assert!(interfaces.iter().any(|one| one.starts_with("eth0: e1000e, 1000 Mbit/s, at 0000:")), "{interfaces:?}");
     assert!(lab.lost.load(Ordering::SeqCst) > 0, "the wire was as bad as it should be");
 
     // A check beside a running controller is refused: it would take the console from it.

@@ -509,13 +509,20 @@ async fn what_a_machine_is_made_of_becomes_labels_and_what_changes_is_told() {
     server.run(2).await;
     let first = claim(&server, &lab).await.unwrap();
     let cpu = [("cpu.vendor", "GenuineIntel"), ("cpu.vmx", "yes"), ("msr.0x48b", "0x0000008200000000")];
-    let found = inventory(&[cpu.as_slice(), &[("cpu.microcode", "0x1"), ("memory.mib", "65536")]].concat());
+    let card = [
+        ("network.0000:02:00.0.name", "eth0"),
+        ("network.0000:02:00.0.driver", "igb"),
+        ("network.0000:02:00.0.mbit", "1000"),
+    ];
+    let found = inventory(&[&cpu[..], &card, &[("cpu.microcode", "0x1"), ("memory.mib", "65536")]].concat());
     for _ in 0..2 {
         server.report(&first, Role::Target, 0, found.clone()).await.ok::<ReportsReply>();
     }
     let known: Inventory = server.get("/api/v1/machines/m1/inventory").await.ok();
     assert_eq!((known.facts["memory.mib"].as_str(), known.attempt), ("65536", Some(first.attempt.clone())));
     assert_eq!(machine(&server, "m1").await.labels["vmx.unrestricted"], "true");
+    let page = String::from_utf8(server.get("/machines/m1").await.body.to_vec()).unwrap();
+    assert!(page.contains(">eth0: igb, 1000 Mbit/s, at 0000:02:00.0<"), "{page}");
     assert!(history(&server, "m1").await.iter().all(|event| !event.reason.as_deref().unwrap_or("").contains("Not as")));
     release(&server, &first).await.no_content();
 
@@ -546,7 +553,7 @@ async fn what_a_machine_is_made_of_becomes_labels_and_what_changes_is_told() {
     assert_eq!(told, Some("Not as it was: cpu.microcode is 0x2, was 0x1; memory.mib is 32768, was 65536"));
     // What comes late from an attempt that has the machine no more is not believed.
     let known: Inventory = server.get("/api/v1/machines/m1/inventory").await.ok();
-    assert_eq!((known.facts["memory.mib"].as_str(), known.facts.len()), ("32768", 5));
+    assert_eq!((known.facts["memory.mib"].as_str(), known.facts.len()), ("32768", 8));
 }
 
 /// A farm whose machines are checked by the plan `health`.
