@@ -3,7 +3,9 @@
 #[expect(dead_code, reason = "each test binary uses a part of the shared fixture")]
 mod synthetic;
 
-use crashyard_vmcore::{Capsule, Limits, LockKind, Options, RegisterSource, Stack, StackEnd, TableCache, capsule, of_kernel};
+use crashyard_vmcore::{
+    Capsule, Limits, LockKind, Options, RegisterSource, Stack, StackEnd, TableCache, capsule, of_kernel,
+};
 use synthetic::dump::{self, Packing};
 use synthetic::{PLAIN, Shape, Symbols, World, world};
 

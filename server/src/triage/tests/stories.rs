@@ -182,7 +182,9 @@ fn a_panic_that_the_console_has_not_is_read_in_the_dump() {
     let reason = panicked.reason.as_deref().unwrap_or_default();
     assert!(reason.contains("read in the log of the dump, and not on the console"), "{reason}");
     assert!(matches!(&panicked.proofs[0], Proof::Console { text, .. } if text.contains("elfcorehdr=")));
-    assert!(matches!(&panicked.proofs[2], Proof::Server { text } if text.contains("the panic \"sysrq triggered crash\"")));
+    assert!(
+        matches!(&panicked.proofs[2], Proof::Server { text } if text.contains("the panic \"sysrq triggered crash\""))
+    );
     // Once the dump is here, neither machine nor controller is needed any more.
     story.clone().with(31, What::LeaseLost).ends_as("pppppppM", Status::Pass, 32, "");
     story.ends(31, "soft-off").ends_as("pppppppM", Status::Pass, 32, "");
