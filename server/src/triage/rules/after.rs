@@ -70,12 +70,17 @@ fn intended<'a>(scene: &Scene<'a>) -> Option<Line<'a>> {
 /// that is for what would fail the stages up to it.
 fn panicked_in_dump(scene: &Scene<'_>, started: Timestamp, kernel: Line<'_>) -> Assessment {
     let expected = &scene.scenario.expect.panic;
+    // Nothing of it counts before the capture kernel was heard of: until then nobody would have looked there.
+    let since = kernel.mark.at;
+    let not_before = |failure: Failure| Failure { at: failure.at.max(since), ..failure };
     let read = dump_shows(scene, |oracle| OF_THE_LOG.contains(&oracle.name.as_str()));
-    let (mut failures, mut overdue) = (read.failures, read.overdue);
+    let mut failures: Vec<Failure> = read.failures.into_iter().map(not_before).collect();
+    let mut overdue = read.overdue;
     for step in [StageName::Dumped, StageName::Captured] {
         let found = assess(step, scene, started);
         let done = found.proven.map(|proven| proven.at);
-        failures.extend(found.failures.into_iter().filter(|failure| done.is_none_or(|done| failure.at < done)));
+        let against = found.failures.into_iter().map(not_before);
+        failures.extend(against.filter(|failure| done.is_none_or(|done| failure.at < done)));
         if done.is_none() {
             overdue = found.overdue;
         }
@@ -93,13 +98,13 @@ fn panicked_in_dump(scene: &Scene<'_>, started: Timestamp, kernel: Line<'_>) -> 
     };
     Assessment {
         proven: read.proven.map(|proven| Proven {
+            at: proven.at.max(since),
             text: format!(
                 "The intended panic was read in the log of the dump, and not on the console, where the capture kernel \
                  follows the trigger ({}). A kernel that panics in an NMI jumps before it prints.",
                 place(kernel)
             ),
             proofs: with_kernel(proven.proofs),
-            ..proven
         }),
         failures: failures.into_iter().map(neither).collect(),
         overdue: neither(overdue),

@@ -235,6 +235,12 @@ fn a_panic_is_waited_for_as_long_as_a_dump_may_show_it() {
     let panic = "[    1.700000] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n";
     let end = quiet.console(14, panic).ends_as("pppF---M", Status::Fail, 14, "The capture kernel died");
     assert_eq!(end.signature.as_deref(), Some("Kernel panic: VFS: Unable to mount root fs"));
+    // What the dump says counts from when the capture kernel is heard of: a controller may have to catch up.
+    let late = Story::triggered().capture(20, started(1)).with(25, What::DumpComplete(9_000_000)).read(27, good_dump());
+    late.clone().console(30, CAPTURE_BOOT).ends_as("pppppppM", Status::Pass, 30, "");
+    late.console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
+    let gave_up = Story::triggered().capture(20, started(1)).capture(25, failed(DumpFailure::Network, "no route"));
+    gave_up.console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
     // A capture kernel that comes too late has nothing to add.
     Story::triggered().console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
 }
