@@ -36,7 +36,9 @@ pub(super) fn panicked(scene: &Scene<'_>, started: Timestamp) -> Assessment {
     found.failures.retain(|failure| failure.at < kernel.mark.at);
     let in_dump = panicked_in_dump(scene, started, kernel);
     found.failures.extend(in_dump.failures);
-    Assessment { failures: found.failures, ..in_dump }
+    // Another console may still bring it.
+    let proven = found.proven.into_iter().chain(in_dump.proven).min_by_key(|proven| proven.at);
+    Assessment { proven, failures: found.failures, overdue: in_dump.overdue }
 }
 
 /// The stages that `panicked` waits for where only a dump can prove it, and since when, as far as they have begun.
@@ -51,9 +53,10 @@ pub(super) fn steps_to_the_dump(scene: &Scene<'_>, started: Timestamp) -> Vec<(S
     steps
 }
 
-/// A capture kernel that follows the trigger, with the intended panic on no console.
+/// A capture kernel that follows the trigger, with the intended panic on no console by then.
 fn unannounced<'a>(scene: &Scene<'a>) -> Option<Line<'a>> {
-    starts(scene, Phase::Triggered).filter(|_| intended(scene).is_none())
+    let announced = |kernel: Line<'_>| intended(scene).is_some_and(|panic| panic.mark.at <= kernel.mark.at);
+    starts(scene, Phase::Triggered).filter(|kernel| !announced(*kernel))
 }
 
 /// A capture kernel that starts in a phase.

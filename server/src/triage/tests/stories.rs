@@ -245,6 +245,17 @@ fn a_panic_is_waited_for_as_long_as_a_dump_may_show_it() {
     Story::triggered().console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
 }
 
+#[test]
+fn a_second_console_that_has_the_panic_proves_it_whenever_it_comes() {
+    let with = |story: Story, second| story.with(second, What::Beside(format!("{MARKER}{PANIC}")));
+    let first = with(unannounced(), 11).read(32, good_dump()).ends_as("pppppppM", Status::Pass, 32, "");
+    assert!(first.stages[3].reason.as_deref().is_some_and(|why| why.contains("is on console line")), "{first:?}");
+    // Before the dump was read, and after it; what was settled meanwhile is settled from scratch as well.
+    with(unannounced(), 25).read(50, good_dump()).ends_as("pppppppM", Status::Pass, 50, "");
+    let late = with(unannounced().read(32, good_dump()), 70).ends_as("pppppppM", Status::Pass, 32, "");
+    assert!(late.stages[3].reason.as_deref().is_some_and(|why| why.contains("in the log of the dump")), "{late:?}");
+}
+
 /// A crash of which the console shows nothing but the capture kernel, with its dump.
 fn unannounced() -> Story {
     let quiet = Story::triggered().console(12, CAPTURE_BOOT).capture(20, started(1));
