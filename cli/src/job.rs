@@ -89,7 +89,12 @@ fn human(waiting: &Waiting) -> String {
         let until = machine.until.map(|at| format!(" until {}", when(at))).unwrap_or_default();
         let next = machine.next.as_ref().map(|next| format!(", then it is {next}'s")).unwrap_or_default();
         let gone = if machine.announced { "" } else { ", not announced by its controller" };
-        line(format!("  {:<24} {} since {}{until}{next}{gone}{why}", machine.name, machine.state, when(machine.since)));
+        let silent = match machine.silent_since {
+            Some(at) => format!("unknown, nothing was heard of its controller since {}; before that ", when(at)),
+            None => String::new(),
+        };
+        let state = format!("{silent}{} since {}", machine.state, when(machine.since));
+        line(format!("  {:<24} {state}{until}{next}{gone}{why}", machine.name));
     }
     if !waiting.ahead.is_empty() {
         line(String::new());
@@ -112,6 +117,25 @@ mod tests {
     #[test]
     fn a_terminal_shows_the_sentence_the_constraints_and_where_the_machines_are() {
         let id = "01JDB4Q1W5Z8N6K3X0V7T2R9MF";
+        let fan = WaitingMachine {
+            until: Some(Timestamp(7_200_000)),
+            next: None,
+            id: id.parse().unwrap(),
+            name: "m1".into(),
+            state: MachineState::Quarantined,
+            announced: true,
+            silent_since: None,
+            reason: Some("fan".into()),
+            since: Timestamp(61_000),
+            attempt: None,
+        };
+        let silent = WaitingMachine {
+            name: "m2".into(),
+            state: MachineState::Reserved,
+            silent_since: Some(Timestamp(120_000)),
+            reason: Some("token:kris: looks".into()),
+            ..fan.clone()
+        };
         let waiting = Waiting {
             job: id.parse().unwrap(),
             state: JobState::Queued,
@@ -127,17 +151,7 @@ mod tests {
                 fails: Vec::new(),
             }],
             fitting: 1,
-            machines: vec![WaitingMachine {
-                until: Some(Timestamp(7_200_000)),
-                next: None,
-                id: id.parse().unwrap(),
-                name: "m1".into(),
-                state: MachineState::Quarantined,
-                announced: true,
-                reason: Some("fan".into()),
-                since: Timestamp(61_000),
-                attempt: None,
-            }],
+            machines: vec![fan, silent],
             before: 14,
             ahead: Vec::new(),
             limit: None,
@@ -150,6 +164,8 @@ mod tests {
             "2 do not",
             "quarantined since 1970-01-01 00:01:01 UTC until 1970-01-01 02:00:00 UTC: fan",
             "01:00:00 UTC",
+            "unknown, nothing was heard of its controller since 1970-01-01 00:02:00 UTC; before that reserved since",
+            "until 1970-01-01 02:00:00 UTC: token:kris: looks",
         ] {
             assert!(text.contains(wanted), "{wanted} in {text}");
         }

@@ -282,6 +282,9 @@ fn details(shown: &Shown) -> String {
     for (key, value) in &machine.labels {
         add(format!("label       {key} = {value}"));
     }
+    for one in inventory.interfaces() {
+        add(format!("network     {one}"));
+    }
     for one in &inventory.contradictions {
         add(format!("wrong       {one}"));
     }
@@ -332,6 +335,21 @@ mod tests {
         assert!(text.contains("2 h") && !text.contains('\u{1b}'), "{text}");
         let silent = line(&Machine { reachable: false, ..machine() }, Timestamp(0));
         assert!(silent.contains("unknown") && silent.contains("was quarantined"), "{silent}");
+    }
+
+    #[test]
+    fn a_machine_shows_its_network_interfaces() {
+        let facts =
+            [("name", "eth0"), ("driver", "igb")].map(|(what, is)| (format!("network.a.{what}"), is.to_owned()));
+        let inventory = Inventory {
+            attempt: None,
+            seen_at: None,
+            facts: facts.into(),
+            labels: [].into(),
+            contradictions: Vec::new(),
+        };
+        let text = details(&Shown { machine: machine(), inventory, history: Vec::new() });
+        assert!(text.contains("network     eth0: igb, no link seen, at a\n"), "{text}");
     }
 
     #[test]

@@ -127,13 +127,18 @@ fn vmx(facts: &Facts, add: &mut impl FnMut(&str, Option<&str>)) {
     }
 }
 
+/// Whether a fact is the kernel's, or depends on what that knows.
+fn of_the_kernel(name: &str) -> bool {
+    let of_a_card = |what| name.starts_with("network.") && name.ends_with(what);
+    name == "vmx.flags" || name.starts_with("kernel.") || of_a_card(".name") || of_a_card(".driver")
+}
+
 /// What is not as it was, in words: `cpu.microcode is 0x2, was 0x1`.
 #[must_use]
 pub fn drift(driver: &str, before: &Facts, now: &Facts) -> Vec<String> {
     now.iter()
         .filter(|(name, _)| !of_the_scenario(driver, name))
-        // What is the kernel's, or depends on what it knows.
-        .filter(|(name, _)| *name != "vmx.flags" && !name.starts_with("kernel."))
+        .filter(|(name, _)| !of_the_kernel(name))
         .filter_map(|(name, value)| {
             let old = before.get(name).filter(|old| *old != value)?;
             Some(format!("{name} is {value}, was {old}"))
@@ -233,6 +238,12 @@ mod tests {
             ["cpu.microcode is 0xd0003b9, was 0xd0003a5", "memory.mib is 229376, was 262144"]
         );
         assert_eq!(drift("qemu", &icelake(), &now).len(), 1, "an emulator's memory is the scenario's");
+        let card = |name: &str, mbit: &str| facts(&[("network.a.name", name), ("network.a.mbit", mbit)]);
+        assert_eq!(
+            drift("metal", &card("eth0", "10000"), &card("eth1", "1000")),
+            ["network.a.mbit is 1000, was 10000"],
+            "names are the kernel's, a link that is slow is not"
+        );
     }
 
     #[test]

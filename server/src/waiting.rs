@@ -66,7 +66,7 @@ pub async fn of_job(state: &AppState, id: &JobId) -> AppResult<Waiting> {
         priority: flow.flow.priority,
         constraints,
         fitting: count(fitting.len()),
-        machines: fitting.iter().take(NAMED).map(|machine| shown(machine, &reserved)).collect(),
+        machines: fitting.iter().take(NAMED).map(|machine| shown(machine, &reserved, state.now())).collect(),
         before: unsigned(before),
         ahead: others
             .iter()
@@ -118,7 +118,12 @@ fn next_owner<'a>(machine: &NamedMachine, reserved: &'a Reserved) -> Option<&'a 
     reserved.get(&machine.machine.id).filter(|one| one.began_at.is_none())
 }
 
-fn shown(machine: &NamedMachine, reserved: &Reserved) -> WaitingMachine {
+/// Since when nothing was heard of a machine's controller, where that is too long ago.
+fn silent_since(machine: &NamedMachine, now: Timestamp) -> Option<Timestamp> {
+    (machine.machine.announced && !machine.is_reachable(now)).then(|| machine.heard_of_at())
+}
+
+fn shown(machine: &NamedMachine, reserved: &Reserved, now: Timestamp) -> WaitingMachine {
     let row = &machine.machine;
     WaitingMachine {
         until: until(machine, reserved),
@@ -127,6 +132,7 @@ fn shown(machine: &NamedMachine, reserved: &Reserved) -> WaitingMachine {
         name: row.name.clone(),
         state: row.state,
         announced: row.announced,
+        silent_since: silent_since(machine, now),
         reason: row.reason.clone(),
         since: row.state_since,
         attempt: row.attempt_id.clone(),
@@ -239,22 +245,23 @@ fn states(fitting: &[&NamedMachine], reserved: &Reserved, now: Timestamp) -> Str
     let mut groups: BTreeMap<String, usize> = BTreeMap::new();
     for machine in fitting {
         let row = &machine.machine;
-        let since = crate::pages::format::When(row.state_since).minute();
-        let words = match (row.announced, &row.reason) {
-            (false, _) => "not announced by its controller".to_owned(),
-            (true, _) if !machine.is_reachable(now) => {
-                let since = crate::pages::format::When(machine.heard_of_at()).minute();
-                format!("unknown, because nothing was heard of its controller since {since}")
+        let minute = |at| crate::pages::format::When(at).minute();
+        let known = match (&row.reason, next_owner(machine, reserved)) {
+            (Some(reason), _) => {
+                let until = until(machine, reserved).map(|at| format!(" until {}", minute(at))).unwrap_or_default();
+                format!("{} since {}{until} ({reason})", row.state, minute(row.state_since))
             }
-            (true, Some(reason)) => {
-                let until =
-                    until(machine, reserved).map(|at| format!(" until {}", crate::pages::format::When(at).minute()));
-                format!("{} since {since}{} ({reason})", row.state, until.unwrap_or_default())
+            (None, Some(next)) => format!("{}, and then {}'s ({})", row.state, next.owner, next.reason),
+            (None, None) => row.state.to_string(),
+        };
+        let words = match silent_since(machine, now) {
+            _ if !row.announced => "not announced by its controller".to_owned(),
+            // Who has it keeps it, whatever becomes of its controller.
+            Some(at) => {
+                let at = minute(at);
+                format!("unknown, because nothing was heard of its controller since {at}, and before that {known}")
             }
-            (true, None) => match next_owner(machine, reserved) {
-                Some(next) => format!("{}, and then {}'s ({})", row.state, next.owner, next.reason),
-                None => row.state.to_string(),
-            },
+            None => known,
         };
         *groups.entry(words).or_default() += 1;
     }

@@ -4,8 +4,13 @@
 //! an attempt wants the machine to boot its kernel, that script does so; at any other time it hands back to the
 //! firmware, which goes on with the disk. What is offered lies in the attempt's directory, so it outlives this process.
 //!
+//! An offer is for one boot: with the last byte of the initramfs, which is fetched last, it is taken. A machine that always
+//! tries the network first and resets in the middle of a crash boots its disk as well, and does not run the kernel under
+//! test again as if nothing had been.
+//!
 //! The initramfs carries the attempt's token, so files lie under a path that only the script names, and are offered from
-//! power-on to power-off. Whoever may listen to or ask on this network could read them: it is the lab's, not a public one.
+//! power-on until they are taken, or to power-off. Whoever may listen to or ask on this network could read them: it is the
+//! lab's, not a public one.
 
 use super::machine::BootPlan;
 use anyhow::Context as _;
@@ -18,13 +23,16 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use tokio_util::io::ReaderStream;
+use tokio_util::io::{InspectReader, ReaderStream};
 
 /// The card that the machine booted from, and its address, netmask and gateway, as iPXE has them from DHCP.
 const NETWORK: &str = "crashyard.mac=${netX/mac} crashyard.net=${netX/ip}/${netX/netmask}/${netX/gateway}";
 
 /// What a script says when there is nothing to boot.
 const NOTHING: &str = "#!ipxe\nexit\n";
+
+/// What a machine fetches last.
+const LAST: &str = "initrd";
 
 /// Name of an offer in an attempt's directory.
 const OFFER: &str = "netboot.json";
@@ -93,7 +101,7 @@ impl Offer {
     }
 }
 
-/// Ends an offer; that there was one is remembered.
+/// Ends an offer, because it was taken or the machine goes off; that there was one is remembered.
 pub fn withdraw(directory: &Path) -> anyhow::Result<()> {
     match Offer::read(directory)? {
         Some(offer) if offer.open => Offer { open: false, ..offer }.write(directory),
@@ -121,18 +129,22 @@ fn router(attempts: PathBuf) -> Router {
         .with_state(attempts)
 }
 
-/// The open offer for a machine; there is at most one, as there is one lease.
-fn offer(attempts: &Path, machine: &str) -> Option<Offer> {
+/// The open offer for a machine, and where it lies; there is at most one, as there is one lease.
+fn offer(attempts: &Path, machine: &str) -> Option<(PathBuf, Offer)> {
     let directories = std::fs::read_dir(attempts).ok()?;
     directories
-        .filter_map(|entry| Offer::read(&entry.ok()?.path()).ok().flatten())
-        .find(|offer| offer.open && offer.machine == machine)
+        .filter_map(|entry| {
+            let directory = entry.ok()?.path();
+            let offer = Offer::read(&directory).ok().flatten()?;
+            Some((directory, offer))
+        })
+        .find(|(_, offer)| offer.open && offer.machine == machine)
 }
 
 async fn script(State(attempts): State<PathBuf>, Segments(machine): Segments<String>) -> Response {
     let offer = offer(&attempts, &machine);
     tracing::info!(machine, boots = offer.is_some(), "a machine asks what to boot");
-    ([(header::CONTENT_TYPE, "text/plain")], offer.map_or_else(|| NOTHING.to_owned(), |offer| offer.script()))
+    ([(header::CONTENT_TYPE, "text/plain")], offer.map_or_else(|| NOTHING.to_owned(), |(_, offer)| offer.script()))
         .into_response()
 }
 
@@ -140,12 +152,12 @@ async fn file(
     State(attempts): State<PathBuf>,
     Segments((machine, secret, name)): Segments<(String, String, String)>,
 ) -> Response {
-    let Some(offer) = offer(&attempts, &machine).filter(|offer| offer.secret == secret) else {
+    let Some((directory, offer)) = offer(&attempts, &machine).filter(|(_, offer)| offer.secret == secret) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let path = match name.as_str() {
         "kernel" => &offer.kernel,
-        "initrd" => &offer.initrd,
+        LAST => &offer.initrd,
         _ => return StatusCode::NOT_FOUND.into_response(),
     };
     let opened = async {
@@ -155,13 +167,30 @@ async fn file(
     };
     match opened.await {
         Ok((file, length)) => {
-            ([(header::CONTENT_LENGTH, length)], Body::from_stream(ReaderStream::with_capacity(file, 1 << 16)))
+            let mut left = length;
+            let read = InspectReader::new(file, move |bytes| {
+                left = left.saturating_sub(bytes.len() as u64);
+                // Before the last byte goes out, so that whoever has all of it finds nothing more. At the end of the file
+                // it comes here once more.
+                if left == 0 && !bytes.is_empty() && name == LAST {
+                    take(&machine, &directory);
+                }
+            });
+            ([(header::CONTENT_LENGTH, length)], Body::from_stream(ReaderStream::with_capacity(read, 1 << 16)))
                 .into_response()
         }
         Err(error) => {
             tracing::error!(%error, path = %path.display(), "cannot be served");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
+    }
+}
+
+/// Notes that the machine has all that it needs to boot.
+fn take(machine: &str, directory: &Path) {
+    match withdraw(directory) {
+        Ok(()) => tracing::info!(machine, "what was offered is taken"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), machine, "what is taken stays on offer"),
     }
 }
 
@@ -209,9 +238,16 @@ mod tests {
         assert_eq!(get(format!("{base}/m1/guessed/kernel")).await.0, 404);
         assert!(offer.secret.len() > 40 && Offer::new("m1", &plan).secret != offer.secret);
 
+        std::fs::write(attempt.join("gone"), vec![7; 200_000]).unwrap();
+        assert_eq!(get(at("initrd")).await.1.len(), 200_000);
+        assert_eq!(script().await.1, NOTHING, "it has taken what was offered, and boots its disk after a reset");
+        assert_eq!(get(at("initrd")).await.0, 404);
+        assert!(Offer::read(&attempt).unwrap().is_some(), "but it is remembered that it was powered on");
+
+        offer.write(&attempt).unwrap();
+        assert!(script().await.1.contains("boot"));
         withdraw(&attempt).unwrap();
         assert_eq!(script().await.1, NOTHING, "after power-off it is not offered any more");
         assert_eq!(get(at("kernel")).await.0, 404);
-        assert!(Offer::read(&attempt).unwrap().is_some(), "but it is remembered that it was");
     }
 }

@@ -8,7 +8,7 @@ use crashyard_protocol::agent::Report;
 use ipmi_rs::{File as InBand, Ipmi, app::GetDeviceId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long the BMC may take to say what it is.
@@ -19,6 +19,9 @@ const BMC: Duration = Duration::from_secs(2);
 const FEATURE_CONTROL: u64 = 0x3a;
 const VMX_FIRST: u64 = 0x480;
 const VMX_LAST: u64 = 0x491;
+
+/// Network interfaces that are told; what can have more has them by the hundred, and each is like the other.
+const INTERFACES: usize = 16;
 
 /// Longest value; longer ones are cut.
 const VALUE: usize = 2048;
@@ -85,6 +88,9 @@ fn collect(root: &Path) -> Facts {
     add("firmware.kind", Some(if efi { "efi" } else { "bios" }.to_owned()));
     add("memory.mib", memory(root).map(|bytes| (bytes >> 20).to_string()));
     add("network.cards", Some(network_cards(root).join(", ")));
+    for (name, value) in interfaces(root) {
+        add(&name, Some(value));
+    }
     facts
 }
 
@@ -142,6 +148,38 @@ fn network_cards(root: &Path) -> Vec<String> {
     cards
 }
 
+/// Network interfaces of hardware that has a driver, by where they sit: what the kernel calls them, the driver, and the
+/// speed of the link where there is one, in Mbit/s. Functions that a card pretends to have are not told.
+fn interfaces(root: &Path) -> Vec<(String, String)> {
+    let Ok(entries) = std::fs::read_dir(root.join("sys/class/net")) else { return Vec::new() };
+    let mut places: Vec<(String, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let device = entry.path().join("device");
+            (!device.join("physfn").exists()).then_some(())?;
+            Some((file_name(&std::fs::read_link(&device).ok()?)?, entry.path()))
+        })
+        .collect();
+    places.sort();
+    places.truncate(INTERFACES);
+    let mut facts = Vec::new();
+    for (place, path) in places {
+        let mut add = |what: &str, value: Option<String>| {
+            facts.extend(value.map(|value| (format!("network.{place}.{what}"), value)));
+        };
+        add("name", file_name(&path));
+        add("driver", std::fs::read_link(path.join("device/driver")).ok().and_then(|driver| file_name(&driver)));
+        // The kernel says -1, or nothing, where nobody knows.
+        let speed = std::fs::read_to_string(path.join("speed")).ok().and_then(|speed| speed.trim().parse::<i64>().ok());
+        add("mbit", speed.filter(|speed| *speed > 0).map(|speed| speed.to_string()));
+    }
+    facts
+}
+
+fn file_name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}
+
 /// What the BMC says of itself over the machine's own interface to it.
 fn bmc(device: &Path) -> Facts {
     let Ok(link) = InBand::new(device, BMC) else { return Facts::new() };
@@ -157,6 +195,7 @@ fn bmc(device: &Path) -> Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     fn write(root: &Path, files: &[(&str, &str)]) {
         for (path, text) in files {
@@ -164,6 +203,19 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
+    }
+
+    /// A network card with a driver and an interface, as the kernel lays them out.
+    fn card(root: &Path, place: &str, name: &str, driver: &str, speed: &str) {
+        let device = root.join("sys/devices").join(place);
+        let interface = device.join("net").join(name);
+        for directory in [&interface, &root.join("sys/class/net"), &root.join("sys/drivers").join(driver)] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(interface.join("speed"), speed).unwrap();
+        symlink(root.join("sys/drivers").join(driver), device.join("driver")).unwrap();
+        symlink(&device, interface.join("device")).unwrap();
+        symlink(&interface, root.join("sys/class/net").join(name)).unwrap();
     }
 
     #[test]
@@ -194,6 +246,13 @@ mod tests {
                 ("sys/bus/pci/devices/b/device", "0x1111\n"),
             ],
         );
+        card(dir.path(), "0000:02:00.0", "eth0", "igb", "1000\n");
+        card(dir.path(), "0000:02:00.1", "eth1", "igb", "-1\n");
+        card(dir.path(), "0000:03:10.0", "eth2", "igbvf", "1000\n");
+        write(
+            dir.path(),
+            &[("sys/devices/0000:03:10.0/physfn/vendor", "0x8086\n"), ("sys/class/net/lo/mtu", "65536\n")],
+        );
         std::fs::create_dir_all(dir.path().join("dev/cpu/0")).unwrap();
         let mut registers = vec![0; 0x488];
         registers[0x3a..0x42].copy_from_slice(&5u64.to_le_bytes());
@@ -214,10 +273,21 @@ mod tests {
             ("firmware.kind", "bios"),
             ("memory.mib", "1024"),
             ("network.cards", "8086:1521"),
+            ("network.0000:02:00.0.name", "eth0"),
+            ("network.0000:02:00.0.driver", "igb"),
+            ("network.0000:02:00.0.mbit", "1000"),
+            ("network.0000:02:00.1.name", "eth1"),
         ] {
             assert_eq!(facts.get(name).map(String::as_str), Some(wanted), "{name} of {facts:?}");
         }
-        assert!(!facts.contains_key("msr.0x491"), "what the CPU does not have is left out");
+        for (name, why) in [
+            ("msr.0x491", "what the CPU does not have is left out"),
+            ("network.0000:02:00.1.mbit", "a link that is down has no speed"),
+            ("network.0000:03:10.0.name", "a virtual function is no card"),
+        ] {
+            assert!(!facts.contains_key(name), "{why}: {facts:?}");
+        }
+        assert_eq!(facts.keys().filter(|name| name.ends_with(".name") && name.starts_with("network.")).count(), 2);
     }
 
     #[test]

@@ -32,6 +32,21 @@ impl Attempt {
     }
 }
 
+impl Inventory {
+    /// The network interfaces in one line each, for people: `eth0: igb, 1000 Mbit/s, at 0000:02:00.0`.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<String> {
+        let places = self.facts.iter().filter_map(|(key, name)| {
+            let place = key.strip_prefix("network.")?.strip_suffix(".name")?;
+            let fact = |what: &str| self.facts.get(&format!("network.{place}.{what}"));
+            let driver = fact("driver").map_or("no driver", String::as_str);
+            let speed = fact("mbit").map_or_else(|| "no link seen".to_owned(), |mbit| format!("{mbit} Mbit/s"));
+            Some(format!("{name}: {driver}, {speed}, at {place}"))
+        });
+        places.collect()
+    }
+}
+
 impl NewRun {
     /// A submission with nothing special about it.
     #[must_use]
@@ -727,6 +742,9 @@ wire! {
         pub state: MachineState,
         /// Whether its controller still names it.
         pub announced: bool,
+        /// Since when nothing was heard of its controller, where that is so long that nobody knows where it is now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub silent_since: Option<Timestamp>,
         /// Why it is there.
         pub reason: Option<String>,
         /// Since when.

@@ -5,6 +5,7 @@
 
 use super::{Db, DbResult, Tx, on, on_tx, signed, unsigned};
 use crashyard_protocol::agent::CHUNK_BYTES;
+use crashyard_protocol::api::DUMP;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, BuildId};
 use sqlx::FromRow;
@@ -323,9 +324,9 @@ async fn insert_segment(tx: &mut Tx, segment: &SegmentRow) -> DbResult<()> {
     Ok(())
 }
 
-/// Marks an artifact complete; `None` if it was no longer open.
+/// Marks an artifact complete; `None` if it was no longer open. A dump waits from then on to be read.
 pub async fn complete(tx: &mut Tx, id: &ArtifactId, blake3: &str, now: Timestamp) -> DbResult<Option<ArtifactRow>> {
-    Ok(on_tx!(tx, |c| sqlx::query_as(
+    let done: Option<ArtifactRow> = on_tx!(tx, |c| sqlx::query_as(
         "UPDATE artifact SET state = 'complete', blake3 = $2, completed_at = $3 WHERE id = $1 AND state = 'open' \
          RETURNING *",
     )
@@ -333,7 +334,16 @@ pub async fn complete(tx: &mut Tx, id: &ArtifactId, blake3: &str, now: Timestamp
     .bind(blake3)
     .bind(now)
     .fetch_optional(c)
-    .await)?)
+    .await)?;
+    if let Some(ArtifactRow { attempt_id: Some(attempt), .. }) = done.as_ref().filter(|row| row.name == DUMP) {
+        on_tx!(tx, |c| sqlx::query("UPDATE attempt SET dump_at = $2 WHERE id = $1")
+            .bind(attempt)
+            .bind(now)
+            .execute(c)
+            .await
+            .map(drop))?;
+    }
+    Ok(done)
 }
 
 /// Records that an upload was announced with other bytes than came.

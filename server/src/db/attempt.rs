@@ -204,14 +204,15 @@ pub async fn next_due(db: &Db) -> DbResult<Option<Timestamp>> {
 
 /// Attempts whose complete dump nobody has read yet.
 pub async fn unread_dumps(db: &Db, limit: i64) -> DbResult<Vec<AttemptId>> {
-    Ok(on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT a.id FROM artifact f JOIN attempt a ON a.id = f.attempt_id \
-         WHERE f.name = 'vmcore' AND f.state = 'complete' AND a.dump_facts IS NULL \
-         AND a.state IN ('running', 'collecting') ORDER BY a.id LIMIT $1",
+    Ok(on!(db.read(), |c| {
+        sqlx::query_scalar(
+        "SELECT id FROM attempt WHERE dump_at IS NOT NULL AND dump_facts IS NULL AND state IN ('running', 'collecting') \
+         ORDER BY id LIMIT $1",
     )
     .bind(limit)
     .fetch_all(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// Stores what was read in the dump; the first reading stays.

@@ -304,16 +304,19 @@ async fn tell(
     life::note(tx, &row.machine_id, &change).await
 }
 
-/// Open reservations that end before a moment and whose end nobody has announced.
+/// Reservations that have begun, end before a moment, and whose end nobody has announced. One that waits for an attempt has
+/// nothing to lose yet.
 pub async fn unannounced(db: &Db, before: Timestamp, limit: i64) -> DbResult<Vec<ReservationRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT * FROM reservation WHERE ended_at IS NULL AND warned_at IS NULL AND until_at <= $1 \
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(
+        "SELECT * FROM reservation WHERE ended_at IS NULL AND began_at IS NOT NULL AND warned_at IS NULL AND until_at <= $1 \
          ORDER BY until_at, id LIMIT $2",
     )
     .bind(before)
     .bind(limit)
     .fetch_all(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// Announces the end of a reservation, once.
@@ -334,7 +337,7 @@ pub async fn warn(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult
     .await
     .map(|done| done.rows_affected())
     })?;
-    if first == 1 && row.began_at.is_some() {
+    if first == 1 {
         let state = if row.attempt_id.is_some() { MachineState::Held } else { MachineState::Reserved };
         let minutes = row.until_at.since(now).as_secs().div_ceil(60);
         let text = format!("{} loses it in {minutes} minutes unless it is extended", row.owner);
@@ -354,13 +357,14 @@ pub async fn over(db: &Db, now: Timestamp, limit: i64) -> DbResult<Vec<MachineId
     .await)?)
 }
 
-/// The ends of open reservations: the next, and the next that nobody has announced.
+/// The ends of open reservations: the next, and the next of one that has begun and that nobody has announced.
 pub async fn next_ends(db: &Db) -> DbResult<(Option<Timestamp>, Option<Timestamp>)> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(
-        "SELECT MIN(until_at), MIN(CASE WHEN warned_at IS NULL THEN until_at END) FROM reservation WHERE ended_at IS NULL",
-    )
-    .fetch_one(c)
-    .await
+            "SELECT MIN(until_at), MIN(CASE WHEN warned_at IS NULL AND began_at IS NOT NULL THEN until_at END) \
+         FROM reservation WHERE ended_at IS NULL",
+        )
+        .fetch_one(c)
+        .await
     })?)
 }

@@ -2,6 +2,7 @@
 
 use super::event::{self, About};
 use super::flow;
+use super::given::given;
 use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
@@ -9,8 +10,9 @@ use crashyard_protocol::{
     AttemptId, BuildId, FlowId, JobId, JobState, MachineId, Priority, Purpose, RunId, RunState, Scenario, SelectorId,
     StageName, Status,
 };
+use serde::Serialize;
+use sqlx::FromRow;
 use sqlx::types::Json;
-use sqlx::{FromRow, QueryBuilder};
 use std::collections::BTreeSet;
 
 /// Jobs written by one statement.
@@ -133,7 +135,7 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
         return Ok((old, false));
     };
     for part in jobs.chunks(JOBS_AT_ONCE) {
-        insert_jobs(tx, part).await?;
+        insert_jobs(tx, &run.id, part).await?;
     }
     let about = About { run: &run.id, job: None, attempt: None };
     let owed = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
@@ -144,30 +146,56 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
     Ok((made, true))
 }
 
-async fn insert_jobs(tx: &mut Tx, jobs: &[JobRow]) -> DbResult<()> {
-    on_tx!(tx, |c| {
-        let mut query = QueryBuilder::new(
-            "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, \
-             created_at, flow_id, deadline_at, policy, preemptible) ",
-        );
-        query.push_values(jobs, |mut row, job| {
-            row.push_bind(job.id.clone())
-                .push_bind(job.run_id.clone())
-                .push_bind(job.ordinal)
-                .push_bind(job.scenario.clone())
-                .push_bind(job.selector_id.clone())
-                .push_bind(job.rank)
-                .push_bind(job.state)
-                .push_bind(job.status)
-                .push("0")
-                .push_bind(job.created_at)
-                .push_bind(job.flow_id.clone())
-                .push_bind(job.deadline_at)
-                .push_bind(job.policy.clone())
-                .push_bind(job.policy.preemptible);
-        });
-        query.build().execute(c).await.map(drop)
-    })?;
+/// A job as it is written when it is submitted.
+#[derive(Serialize)]
+struct NewJob<'a> {
+    id: &'a JobId,
+    ordinal: i64,
+    scenario: &'a Scenario,
+    selector: &'a SelectorId,
+    rank: i64,
+    state: JobState,
+    status: Status,
+    flow: &'a FlowId,
+    deadline: Option<Timestamp>,
+    policy: &'a Policy,
+    preemptible: bool,
+    created: Timestamp,
+}
+
+impl<'a> From<&'a JobRow> for NewJob<'a> {
+    fn from(job: &'a JobRow) -> Self {
+        Self {
+            id: &job.id,
+            ordinal: job.ordinal,
+            scenario: &job.scenario.0,
+            selector: &job.selector_id,
+            rank: job.rank,
+            state: job.state,
+            status: job.status,
+            flow: &job.flow_id,
+            deadline: job.deadline_at,
+            policy: &job.policy.0,
+            preemptible: job.policy.preemptible,
+            created: job.created_at,
+        }
+    }
+}
+
+async fn insert_jobs(tx: &mut Tx, run: &RunId, jobs: &[JobRow]) -> DbResult<()> {
+    let text = given!(
+        tx,
+        "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, created_at, \
+         flow_id, deadline_at, policy, preemptible) SELECT id, $2, ordinal, scenario, selector, rank, state, status, 0, \
+         created, flow, deadline, policy, preemptible FROM ",
+        [
+            id text, ordinal bigint, scenario jsonb, selector text, rank bigint, state text, status text, flow text,
+            deadline bigint, policy jsonb, preemptible boolean, created bigint
+        ],
+        ""
+    );
+    let jobs: Vec<NewJob<'_>> = jobs.iter().map(NewJob::from).collect();
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&jobs)).bind(run).execute(c).await.map(drop))?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@
 //! change a stage that was settled before (see [`EvidenceView::stages`]).
 
 use super::evidence::{BuildFacts, EvidenceView};
-use super::rules::{Failure, Proven, assess, signature};
+use super::rules::{Failure, Proven, assess, signature, waits_for};
 use super::scene::Scene;
 use crashyard_protocol::agent::Directive;
 use crashyard_protocol::clock::Timestamp;
@@ -131,7 +131,7 @@ impl Walk<'_> {
         if let Some(known) = self.scene.evidence.stages.iter().find(|stage| stage.name == name && is_settled(stage)) {
             return known.clone();
         }
-        let deadline = self.scene.after(started, self.limit(name));
+        let deadline = self.deadline(self.scene, name, started);
         let found = assess(name, self.scene, started);
         // Before the deadline, or not at all: what comes at the deadline comes too late, whoever asks and when.
         let proven_at = found.proven.map(|proven| proven.at.max(started)).filter(|at| *at < deadline);
@@ -167,7 +167,7 @@ impl Walk<'_> {
         let (then, started) = self.back_at(&stage, at);
         let found = assess(stage.name, &then, started).proven;
         let Proven { text, proofs, .. } = found.unwrap_or_else(|| Proven { at, text: String::new(), proofs: vec![] });
-        let deadline_at = Some(then.after(started, self.limit(stage.name)));
+        let deadline_at = Some(self.deadline(&then, stage.name, started));
         let stage = Stage { deadline_at, proofs, ..stage };
         close(stage, StageState::Proven, Status::Pass, at, text)
     }
@@ -177,7 +177,7 @@ impl Walk<'_> {
         let found = assess(stage.name, &then, started);
         let failure = found.failures.into_iter().find(|failure| failure.at.max(started) == at);
         let Failure { status, text, proofs, .. } = failure.unwrap_or(found.overdue);
-        let deadline_at = Some(then.after(started, self.limit(stage.name)));
+        let deadline_at = Some(self.deadline(&then, stage.name, started));
         let stage = Stage { deadline_at, proofs, ..stage };
         close(stage, StageState::Failed, status, at, text)
     }
@@ -185,7 +185,7 @@ impl Walk<'_> {
     fn overdue(&self, stage: Stage, deadline: Timestamp) -> Stage {
         let (then, started) = self.back_at(&stage, Timestamp(deadline.0.saturating_sub(1)));
         let Failure { status, text, proofs, .. } = assess(stage.name, &then, started).overdue;
-        let text = format!("{text} (Waited {} s.)", self.limit(stage.name).as_secs());
+        let text = format!("{text} (Waited {} s.)", self.limit(&then, stage.name, started).as_secs());
         close(Stage { proofs, ..stage }, StageState::Failed, status, deadline, text)
     }
 
@@ -194,8 +194,21 @@ impl Walk<'_> {
         (self.scene.until(at), stage.started_at.unwrap_or(at))
     }
 
-    fn limit(&self, stage: StageName) -> Duration {
-        self.scene.scenario.deadlines.of(stage)
+    fn deadline(&self, scene: &Scene<'_>, stage: StageName, started: Timestamp) -> Timestamp {
+        scene.after(started, self.limit(scene, stage, started))
+    }
+
+    /// How long a stage may take: its own time, and where it waits for others theirs, if they begin within it.
+    fn limit(&self, scene: &Scene<'_>, stage: StageName, started: Timestamp) -> Duration {
+        let deadlines = &scene.scenario.deadlines;
+        let mut limit = deadlines.of(stage);
+        for (other, since) in waits_for(stage, scene, started) {
+            if since >= scene.after(started, limit) {
+                break;
+            }
+            limit += deadlines.of(other);
+        }
+        limit
     }
 }
 

@@ -5,7 +5,7 @@
 //! | provisioned | MISS: the lab did not bring the kernel up |
 //! | armed | FAIL where the kernel is seen at fault (it oopsed, refused, fell over), else ERROR |
 //! | triggered | ERROR: the agent |
-//! | panicked | FAIL: wrong or missing panic |
+//! | panicked | FAIL: wrong or missing panic (ERROR where nobody could look for it in the dump) |
 //! | captured | FAIL: the crash path died (ERROR where only the console fails to show a capture kernel that called in) |
 //! | dumped | FAIL or ERROR by cause |
 //! | verified | FAIL: incomplete or wrong (ERROR where it could not be looked at) |
@@ -68,24 +68,38 @@ pub(super) fn assess(stage: StageName, scene: &Scene<'_>, started: Timestamp) ->
         StageName::Provisioned => before::provisioned(scene),
         StageName::Armed => before::armed(scene, started),
         StageName::Triggered => before::triggered(scene),
-        StageName::Panicked => after::panicked(scene),
+        StageName::Panicked => after::panicked(scene, started),
         StageName::Captured => after::captured(scene),
         StageName::Dumped => after::dumped(scene),
         StageName::Verified => after::verified(scene),
         StageName::Returned => after::returned(scene),
     };
     // Reading the dump needs the server alone; handing the machine back is what `returned` is about.
-    if !matches!(stage, StageName::Verified | StageName::Returned) {
+    let by_the_lab = match stage {
+        StageName::Verified | StageName::Returned => false,
+        // Its steps to the dump have their own.
+        StageName::Panicked => waits_for(stage, scene, started).is_empty(),
+        _ => true,
+    };
+    if by_the_lab {
         assessment.failures.extend(lab_went_away(scene, stage));
     }
     assessment
+}
+
+/// Other stages for which a stage waits, and since when, as far as they have begun.
+pub(super) fn waits_for(stage: StageName, scene: &Scene<'_>, started: Timestamp) -> Vec<(StageName, Timestamp)> {
+    match stage {
+        StageName::Panicked => after::steps_to_the_dump(scene, started),
+        _ => Vec::new(),
+    }
 }
 
 /// The title of the crash that nobody asked for, near the stage that is blamed.
 pub(super) fn signature(scene: &Scene<'_>, blamed: StageName) -> Option<String> {
     let phases: &[Phase] = match blamed {
         StageName::Provisioned | StageName::Armed | StageName::Triggered => &[Phase::Before],
-        StageName::Panicked => &[Phase::Triggered, Phase::Before],
+        StageName::Panicked => &[Phase::Triggered, Phase::Before, Phase::Capture],
         StageName::Captured => &[Phase::Crashed, Phase::Capture],
         StageName::Dumped => &[Phase::Capture],
         StageName::Verified | StageName::Returned => &[],

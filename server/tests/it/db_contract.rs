@@ -95,6 +95,7 @@ async fn every_check(db: &Db) {
     reports_and_events(db).await;
     uploads(db).await;
     dumps::dumps(db).await;
+    dumps::unread(db).await;
     consoles(db).await;
     compaction(db).await;
     runs(db).await;

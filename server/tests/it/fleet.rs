@@ -8,8 +8,8 @@ use crashyard_protocol::agent::{
     Report, ReportsReply, Role,
 };
 use crashyard_protocol::api::{
-    Attempt, Compared, Extension, Inventory, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation, NewRun,
-    Owed, OwedKind, Page, Policy, Repro, Run, Waiting,
+    Attempt, Compared, Extension, Inventory, Job, Machine, MachineEvent, NewMachineState, NewPlan, NewReservation,
+    NewRun, Owed, OwedKind, Page, Policy, Repro, Run, Waiting,
 };
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState, Priority, Purpose, Status};
@@ -139,6 +139,23 @@ async fn a_busy_machine_is_theirs_when_its_attempt_is_over_and_only_they_hand_it
     server.call(hand_back("m1").token(&server.submit)).await.problem(409, kind::CONFLICT);
     server.call(hand_back("m1").token(&server.admin)).await.ok::<Machine>();
     assert_eq!(machine(&server, "m1").await.state, MachineState::Enrolled);
+}
+
+#[tokio::test]
+async fn who_gets_a_machine_shortly_before_the_end_is_warned_at_once() {
+    let server = Server::new().await;
+    let claimed = server.claimed().await;
+    server.call(reserve("m1", 10).token(&server.submit)).await.ok::<Machine>();
+    machines::tick(&server.state).await.unwrap();
+    assert!(!machine(&server, "m1").await.reservation.unwrap().warned, "there is nothing to lose yet");
+    server.advance(4 * 60);
+    release(&server, &claimed).await.no_content();
+    machines::tick(&server.state).await.unwrap();
+    assert!(machine(&server, "m1").await.reservation.unwrap().warned);
+    let told = history(&server, "m1").await;
+    assert_eq!(told[0].reason.as_deref(), Some("token:submit loses it in 6 minutes unless it is extended"));
+    let next = machines::tick(&server.state).await.unwrap();
+    assert_eq!(next, Next::At(machine(&server, "m1").await.reservation.unwrap().until), "once is enough");
 }
 
 #[tokio::test]
@@ -366,8 +383,28 @@ async fn a_machine_whose_controller_is_silent_is_not_reachable() {
     let job = &server.jobs(&run).await[0];
     let why: Waiting = server.get(format!("/api/v1/jobs/{}/waiting", job.id)).await.ok();
     assert!(why.summary.contains("unknown, because nothing was heard of its controller"), "{}", why.summary);
+    server.call(reserve("m1", 60).token(&server.submit)).await.ok::<Machine>();
+    a_reservation_shows_beside_the_silence(&server, job).await;
+    server.call(hand_back("m1").token(&server.submit)).await.ok::<Machine>();
     assert!(claim(&server, &lab).await.is_some());
     assert!(machine(&server, "m1").await.reachable);
+}
+
+async fn a_reservation_shows_beside_the_silence(server: &Server, job: &Job) {
+    let why: Waiting = server.get(format!("/api/v1/jobs/{}/waiting", job.id)).await.ok();
+    for wanted in ["1 unknown, because nothing was heard of its controller since", "and before that reserved since"] {
+        assert!(why.summary.contains(wanted), "{}", why.summary);
+    }
+    assert!(why.summary.contains("(token:submit: debugs the VMXON fault)"), "{}", why.summary);
+    let shown = &why.machines[0];
+    assert!(shown.silent_since.is_some() && shown.until.is_some(), "{shown:?}");
+    assert_eq!(shown.state, MachineState::Reserved);
+    for (page, state) in [(format!("/jobs/{}/waiting", job.id), "reserved"), ("/machines".into(), "was reserved")] {
+        let page = String::from_utf8(server.get(page).await.body.to_vec()).unwrap();
+        for wanted in ["unknown", state, "nothing was heard of its controller", "debugs the VMXON fault"] {
+            assert!(page.contains(wanted), "{wanted} in {page}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -472,13 +509,20 @@ async fn what_a_machine_is_made_of_becomes_labels_and_what_changes_is_told() {
     server.run(2).await;
     let first = claim(&server, &lab).await.unwrap();
     let cpu = [("cpu.vendor", "GenuineIntel"), ("cpu.vmx", "yes"), ("msr.0x48b", "0x0000008200000000")];
-    let found = inventory(&[cpu.as_slice(), &[("cpu.microcode", "0x1"), ("memory.mib", "65536")]].concat());
+    let card = [
+        ("network.0000:02:00.0.name", "eth0"),
+        ("network.0000:02:00.0.driver", "igb"),
+        ("network.0000:02:00.0.mbit", "1000"),
+    ];
+    let found = inventory(&[&cpu[..], &card, &[("cpu.microcode", "0x1"), ("memory.mib", "65536")]].concat());
     for _ in 0..2 {
         server.report(&first, Role::Target, 0, found.clone()).await.ok::<ReportsReply>();
     }
     let known: Inventory = server.get("/api/v1/machines/m1/inventory").await.ok();
     assert_eq!((known.facts["memory.mib"].as_str(), known.attempt), ("65536", Some(first.attempt.clone())));
     assert_eq!(machine(&server, "m1").await.labels["vmx.unrestricted"], "true");
+    let page = String::from_utf8(server.get("/machines/m1").await.body.to_vec()).unwrap();
+    assert!(page.contains(">eth0: igb, 1000 Mbit/s, at 0000:02:00.0<"), "{page}");
     assert!(history(&server, "m1").await.iter().all(|event| !event.reason.as_deref().unwrap_or("").contains("Not as")));
     release(&server, &first).await.no_content();
 
@@ -509,7 +553,7 @@ async fn what_a_machine_is_made_of_becomes_labels_and_what_changes_is_told() {
     assert_eq!(told, Some("Not as it was: cpu.microcode is 0x2, was 0x1; memory.mib is 32768, was 65536"));
     // What comes late from an attempt that has the machine no more is not believed.
     let known: Inventory = server.get("/api/v1/machines/m1/inventory").await.ok();
-    assert_eq!((known.facts["memory.mib"].as_str(), known.facts.len()), ("32768", 5));
+    assert_eq!((known.facts["memory.mib"].as_str(), known.facts.len()), ("32768", 8));
 }
 
 /// A farm whose machines are checked by the plan `health`.

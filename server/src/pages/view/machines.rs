@@ -107,6 +107,7 @@ pub struct MachinePage {
     /// Who found the inventory, and when.
     found: Option<(AttemptId, When)>,
     facts: Vec<(String, String)>,
+    interfaces: Vec<String>,
     contradictions: Vec<String>,
     events: Vec<Happened>,
 }
@@ -150,6 +151,7 @@ impl MachinePage {
             }),
             found: inventory.attempt.clone().zip(inventory.seen_at.map(When)),
             facts: inventory.facts.iter().map(|(name, value)| (text(name), text(value))).collect(),
+            interfaces: inventory.interfaces().iter().map(text).collect(),
             contradictions: inventory.contradictions.iter().map(text).collect(),
             events: history
                 .iter()

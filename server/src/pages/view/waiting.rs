@@ -44,6 +44,8 @@ struct MachineRow {
     until: Option<When>,
     next: Option<String>,
     reason: Option<String>,
+    /// Since when nothing was heard of its controller, and where it was then.
+    silent: Option<(When, Chip)>,
     attempt: Option<AttemptId>,
 }
 
@@ -86,7 +88,7 @@ impl WaitingPage {
                 .iter()
                 .map(|one| MachineRow {
                     name: text(&one.name),
-                    chip: Chip::machine(one.state),
+                    chip: if one.silent_since.is_some() { Chip::UNKNOWN } else { Chip::machine(one.state) },
                     since: When(one.since),
                     until: one.until.map(When),
                     next: one.next.as_deref().map(text),
@@ -94,6 +96,7 @@ impl WaitingPage {
                         (_, false) => Some("its controller does not name it any more".to_owned()),
                         (reason, true) => reason.as_deref().map(text),
                     },
+                    silent: one.silent_since.map(|at| (When(at), Chip::machine(one.state))),
                     attempt: one.attempt.clone(),
                 })
                 .collect(),

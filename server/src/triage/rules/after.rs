@@ -2,10 +2,14 @@
 //!
 //! A console is read in order, and agents wait for their reports' answers before they go on. So what a console shows
 //! about the crash path is conclusive at once; only "the machine ended" waits for the lines it may have overtaken.
+//!
+//! One thing a console may keep to itself: a kernel that panics in an NMI puts the message into its log and jumps to the
+//! capture kernel before it prints it. So where a capture kernel comes and nothing was printed, the log in the dump is
+//! asked, and `panicked` waits for it as long as there is a dump to hope for.
 
 use super::{
-    Assessment, Failure, Proven, machine_ended, oops, overdue, panic, place, power_failed, said, server, shown, title,
-    unwanted,
+    Assessment, Failure, Proven, assess, machine_ended, oops, overdue, panic, place, power_failed, said, server, shown,
+    title, unwanted,
 };
 use crate::triage::console::{Intent, MarkKind, Phase, may_be_cut};
 use crate::triage::dump::{Expected, Oracle, Outcome, oracles};
@@ -13,18 +17,107 @@ use crate::triage::evidence::Lease;
 use crate::triage::scene::{self, Line, Scene};
 use crashyard_protocol::agent::{DumpFailure, Report, Role};
 use crashyard_protocol::api::Evidence;
-use crashyard_protocol::{Proof, Status, Transport};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{Proof, StageName, Status, Transport};
 use std::time::Duration;
 
 /// How long a capture kernel may need to print its banner after a panic inside the crash path. The nested panic tries
 /// to start it once more, and that works where the first try died early.
 const SECOND_TRY: Duration = Duration::from_secs(30);
 
-/// The intended panic on the console.
-pub(super) fn panicked(scene: &Scene<'_>) -> Assessment {
+/// The oracles of a dump that concern the log of the crashed kernel.
+const OF_THE_LOG: [&str; 2] = ["marker", "panic"];
+
+/// The intended panic: on the console, or else in the log of the dump.
+pub(super) fn panicked(scene: &Scene<'_>, started: Timestamp) -> Assessment {
+    let mut found = panicked_on_console(scene);
+    let Some(kernel) = unannounced(scene) else { return found };
+    // What came once the capture kernel ran says nothing of how the kernel before it ended.
+    found.failures.retain(|failure| failure.at < kernel.mark.at);
+    let in_dump = panicked_in_dump(scene, started, kernel);
+    found.failures.extend(in_dump.failures);
+    // Another console may still bring it.
+    let proven = found.proven.into_iter().chain(in_dump.proven).min_by_key(|proven| proven.at);
+    Assessment { proven, failures: found.failures, overdue: in_dump.overdue }
+}
+
+/// The stages that `panicked` waits for where only a dump can prove it, and since when, as far as they have begun.
+pub(super) fn steps_to_the_dump(scene: &Scene<'_>, started: Timestamp) -> Vec<(StageName, Timestamp)> {
+    let mut since = unannounced(scene).map(|kernel| kernel.mark.at);
+    let mut steps = Vec::new();
+    for step in [StageName::Captured, StageName::Dumped, StageName::Verified] {
+        let Some(at) = since else { break };
+        steps.push((step, at));
+        since = assess(step, scene, started).proven.map(|proven| proven.at);
+    }
+    steps
+}
+
+/// A capture kernel that follows the trigger, with the intended panic on no console by then.
+fn unannounced<'a>(scene: &Scene<'a>) -> Option<Line<'a>> {
+    let announced = |kernel: Line<'_>| intended(scene).is_some_and(|panic| panic.mark.at <= kernel.mark.at);
+    starts(scene, Phase::Triggered).filter(|kernel| !announced(*kernel))
+}
+
+/// A capture kernel that starts in a phase.
+fn starts<'a>(scene: &Scene<'a>, phase: Phase) -> Option<Line<'a>> {
+    scene.line(phase, |kind| matches!(kind, MarkKind::CommandLine { capture: true }))
+}
+
+/// The intended panic.
+fn intended<'a>(scene: &Scene<'a>) -> Option<Line<'a>> {
+    scene.line(Phase::Triggered, |kind| matches!(kind, MarkKind::Panic { intended: true, .. }))
+}
+
+/// The intended panic in the log of the dump that an unannounced capture kernel took. Where there is no dump to read,
+/// that is for what would fail the stages up to it.
+fn panicked_in_dump(scene: &Scene<'_>, started: Timestamp, kernel: Line<'_>) -> Assessment {
     let expected = &scene.scenario.expect.panic;
-    let line = scene.line(Phase::Triggered, |kind| matches!(kind, MarkKind::Panic { intended: true, .. }));
-    let proven = line.map(|line| Proven {
+    // Nothing of it counts before the capture kernel was heard of: until then nobody would have looked there.
+    let since = kernel.mark.at;
+    let not_before = |failure: Failure| Failure { at: failure.at.max(since), ..failure };
+    let read = dump_shows(scene, |oracle| OF_THE_LOG.contains(&oracle.name.as_str()));
+    let mut failures: Vec<Failure> = read.failures.into_iter().map(not_before).collect();
+    let mut overdue = read.overdue;
+    for step in [StageName::Dumped, StageName::Captured] {
+        let found = assess(step, scene, started);
+        let done = found.proven.map(|proven| proven.at);
+        let against = found.failures.into_iter().map(not_before);
+        failures.extend(against.filter(|failure| done.is_none_or(|done| failure.at < done)));
+        if done.is_none() {
+            overdue = found.overdue;
+        }
+    }
+    let with_kernel = |proofs: Vec<Proof>| std::iter::once(kernel.proof()).chain(proofs).collect();
+    let neither = |failure: Failure| Failure {
+        text: format!(
+            "The capture kernel started ({}), but the intended panic (\"{expected}\") is not on the console before it, \
+             and no dump shows it. {}",
+            place(kernel),
+            failure.text
+        ),
+        proofs: with_kernel(failure.proofs),
+        ..failure
+    };
+    Assessment {
+        proven: read.proven.map(|proven| Proven {
+            at: proven.at.max(since),
+            text: format!(
+                "The intended panic was read in the log of the dump, and not on the console, where the capture kernel \
+                 follows the trigger ({}). A kernel that panics in an NMI jumps before it prints.",
+                place(kernel)
+            ),
+            proofs: with_kernel(proven.proofs),
+        }),
+        failures: failures.into_iter().map(neither).collect(),
+        overdue: neither(overdue),
+    }
+}
+
+/// The intended panic on the console.
+fn panicked_on_console(scene: &Scene<'_>) -> Assessment {
+    let expected = &scene.scenario.expect.panic;
+    let proven = intended(scene).map(|line| Proven {
         at: line.mark.at,
         text: format!("The intended panic is on {}.", place(line)),
         proofs: vec![line.proof()],
@@ -40,16 +133,6 @@ pub(super) fn panicked(scene: &Scene<'_>) -> Assessment {
         );
         shown(line, Status::Fail, text)
     }));
-    failures.extend(scene.line(Phase::Triggered, |kind| matches!(kind, MarkKind::CommandLine { capture: true })).map(
-        |line| {
-            let text = format!(
-                "The capture kernel started ({}), but the intended panic (\"{expected}\") is not on the console before \
-                 it. Check the crashed kernel's console log level, and the scenario's expectation.",
-                place(line)
-            );
-            shown(line, Status::Fail, text)
-        },
-    ));
     failures.extend(reset(scene, Phase::Triggered).map(|line| {
         let text = format!(
             "The machine went through reset without a panic: another kernel starts at {}. A triple fault looks like \
@@ -98,7 +181,7 @@ fn reset<'a>(scene: &Scene<'a>, phase: Phase) -> Option<Line<'a>> {
 
 /// The capture kernel's banner on the console, and the capture agent's call.
 pub(super) fn captured(scene: &Scene<'_>) -> Assessment {
-    let kernel = scene.line(Phase::Crashed, |kind| matches!(kind, MarkKind::CommandLine { capture: true }));
+    let kernel = starts(scene, Phase::Crashed).or_else(|| starts(scene, Phase::Triggered));
     let call = scene.said_by(Role::Capture).find(|said| matches!(said.report, Report::CaptureStarted { .. }));
     let proven = kernel.and_then(|line| {
         let mut proofs: Vec<Proof> = scene.banner_before(line).iter().map(Line::proof).collect();
@@ -166,9 +249,11 @@ pub(super) fn captured(scene: &Scene<'_>) -> Assessment {
     if kernel.is_none() || scene.scenario.capture.transport == Transport::Network {
         failures.extend(
             machine_ended(scene, Status::Fail, |detail| {
-                let where_to =
-                    if kernel.is_some() { "before its capture agent called" } else { "without a capture kernel" };
-                format!("The machine ended after the intended panic, {where_to}: {detail}.{in_crash_path}")
+                let when = match kernel {
+                    Some(_) => "in the capture kernel, before its agent called",
+                    None => "after the intended panic, without a capture kernel",
+                };
+                format!("The machine ended {when}: {detail}.{in_crash_path}")
             })
             .map(with_oops),
         );
@@ -323,6 +408,11 @@ fn jump_died(scene: &Scene<'_>) -> Option<Failure> {
 
 /// The dump read, and every oracle held.
 pub(super) fn verified(scene: &Scene<'_>) -> Assessment {
+    dump_shows(scene, |_| true)
+}
+
+/// The dump read, and those oracles held that are wanted.
+fn dump_shows(scene: &Scene<'_>, wanted: impl Fn(&Oracle) -> bool) -> Assessment {
     let mut proven = None;
     let mut failures = Vec::new();
     if let Some(reading) = scene.reading() {
@@ -331,7 +421,9 @@ pub(super) fn verified(scene: &Scene<'_>) -> Assessment {
             Ok(facts) => {
                 let intent = Intent::new(&scene.evidence.attempt, scene.scenario);
                 let expected = Expected::of(scene.build, intent, scene.scenario.vmx, scene.evidence);
-                match weigh(&oracles(facts, &expected)) {
+                let mut oracles = oracles(facts, &expected);
+                oracles.retain(wanted);
+                match weigh(&oracles) {
                     (None, text, proofs) => proven = Some(Proven { at, text, proofs }),
                     (Some(status), text, proofs) => failures.push(Failure { at, status, text, proofs }),
                 }

@@ -42,6 +42,17 @@ fn stories() -> Vec<Story> {
         Story::captured().capture(24, started(2)).capture(25, failed(DumpFailure::Network, "no route")),
         Story::captured().with(25, What::DumpMismatch("another hash".into())),
         Story::dumped().read(32, good_dump()).ends(33, "soft-off"),
+        Story::triggered()
+            .console(12, CAPTURE_BOOT)
+            .capture(20, started(1))
+            .capture(25, failed(DumpFailure::Network, "")),
+        Story::triggered().console(12, CAPTURE_BOOT).console(17, SECOND).ends(18, "soft-off"),
+        Story::triggered()
+            .console(12, CAPTURE_BOOT)
+            .capture(20, started(1))
+            .with(30, What::DumpComplete(9_000_000))
+            .read(32, good_dump())
+            .ends(33, "soft-off"),
         Story::panicked().with(3612, What::ServerAway { seconds: 3600 }),
     ]
 }

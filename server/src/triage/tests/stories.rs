@@ -2,6 +2,7 @@
 //! ERROR, FAIL, `-` skipped, `?` waited for.
 
 use super::story::*;
+use crate::triage::DumpFacts;
 use crate::triage::dump::Unreadable;
 use crashyard_protocol::agent::{Directive, DumpFailure, Report};
 use crashyard_protocol::{Proof, StageName, Status, VmxState};
@@ -170,8 +171,95 @@ fn no_panic_after_the_trigger_fails_at_the_deadline() {
     Story::triggered().ends(11, "soft-off").ends_as("pppF---M", Status::Fail, 21, "without a panic: soft-off");
     let reset = Story::triggered().console(12, PLAIN_BOOT);
     reset.ends_as("pppF---M", Status::Fail, 12, "went through reset without a panic");
+}
+
+#[test]
+fn a_panic_that_the_console_has_not_is_read_in_the_dump() {
+    let story = unannounced().read(32, good_dump());
+    assert_eq!(letters(&story.judged_at(31)), "ppp?....", "nothing is proven before the dump is read");
+    let end = story.clone().ends_as("pppppppM", Status::Pass, 32, "");
+    let panicked = &end.stages[3];
+    let reason = panicked.reason.as_deref().unwrap_or_default();
+    assert!(reason.contains("read in the log of the dump, and not on the console"), "{reason}");
+    assert!(matches!(&panicked.proofs[0], Proof::Console { text, .. } if text.contains("elfcorehdr=")));
+    assert!(
+        matches!(&panicked.proofs[2], Proof::Server { text } if text.contains("the panic \"sysrq triggered crash\""))
+    );
+    // Once the dump is here, neither machine nor controller is needed any more.
+    story.clone().with(31, What::LeaseLost).ends_as("pppppppM", Status::Pass, 32, "");
+    story.ends(31, "soft-off").ends_as("pppppppM", Status::Pass, 32, "");
+    let by_disk = Story::triggered().by_disk().console(12, CAPTURE_BOOT).ends(20, "soft-off");
+    let by_disk = by_disk.with(90, What::DumpComplete(9_000_000)).read(92, good_dump());
+    by_disk.ends_as("pppppppM", Status::Pass, 92, "");
+    // A dump that shows the panic and is wrong otherwise is not `panicked`'s to blame.
+    let short = DumpFacts { cpus_saved: 1, ..good_dump() };
+    unannounced().read(32, short).ends_as("ppppppFM", Status::Fail, 32, "1 of 2 online CPUs");
+}
+
+#[test]
+fn a_capture_kernel_without_a_panic_on_the_console_or_in_the_dump_proves_none() {
+    let read = |change: fn(&mut DumpFacts)| {
+        let mut facts = good_dump();
+        change(&mut facts);
+        unannounced().read(32, facts)
+    };
+    for (story, verdict, reason) in [
+        (read(|facts| facts.panic = None), Status::Fail, "no dump shows it. The dump is wrong (panic)"),
+        (read(|facts| facts.panic = Some("Fatal exception".into())), Status::Fail, "the panic \"Fatal exception\""),
+        (read(|facts| facts.marker = None), Status::Fail, "it is of another crash"),
+        (read(|facts| facts.log_lines = 0), Status::Error, "could not be read"),
+    ] {
+        let letters = if verdict == Status::Fail { "pppF---M" } else { "pppE---M" };
+        story.ends_as(letters, verdict, 32, reason);
+    }
+    let unreadable = |broken| What::Read(Err(Unreadable { broken, why: "the dump is truncated".into() }));
+    unannounced().with(32, unreadable(true)).ends_as("pppF---M", Status::Fail, 32, "The dump is broken");
+    unannounced().with(32, unreadable(false)).ends_as("pppE---M", Status::Error, 32, "does not know its kind");
+}
+
+#[test]
+fn a_panic_is_waited_for_as_long_as_a_dump_may_show_it() {
     let quiet = Story::triggered().console(12, CAPTURE_BOOT);
-    quiet.ends_as("pppF---M", Status::Fail, 12, "The capture kernel started");
+    quiet.clone().ends_as("pppF---M", Status::Fail, 220, "its agent never called");
+    let called = quiet.clone().capture(20, started(1));
+    called.clone().ends_as("pppF---M", Status::Fail, 1120, "0 bytes are here");
+    unannounced().ends_as("pppE---M", Status::Error, 1240, "The dump was not read in time");
+    called.clone().ends(25, "soft-off").ends_as("pppF---M", Status::Fail, 35, "The dump is cut");
+    called.clone().capture(25, failed(DumpFailure::Network, "no route")).ends_as(
+        "pppE---M",
+        Status::Error,
+        25,
+        "is not on the console before it, and no dump shows it. The capture agent gave up",
+    );
+    called.with(25, What::LeaseLost).ends_as("pppM---M", Status::Miss, 25, "The lease ran out");
+    let panic = "[    1.700000] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n";
+    let end = quiet.console(14, panic).ends_as("pppF---M", Status::Fail, 14, "The capture kernel died");
+    assert_eq!(end.signature.as_deref(), Some("Kernel panic: VFS: Unable to mount root fs"));
+    // What the dump says counts from when the capture kernel is heard of: a controller may have to catch up.
+    let late = Story::triggered().capture(20, started(1)).with(25, What::DumpComplete(9_000_000)).read(27, good_dump());
+    late.clone().console(30, CAPTURE_BOOT).ends_as("pppppppM", Status::Pass, 30, "");
+    late.console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
+    let gave_up = Story::triggered().capture(20, started(1)).capture(25, failed(DumpFailure::Network, "no route"));
+    gave_up.console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
+    // A capture kernel that comes too late has nothing to add.
+    Story::triggered().console(41, CAPTURE_BOOT).ends_as("pppF---M", Status::Fail, 40, "No panic with");
+}
+
+#[test]
+fn a_second_console_that_has_the_panic_proves_it_whenever_it_comes() {
+    let with = |story: Story, second| story.with(second, What::Beside(format!("{MARKER}{PANIC}")));
+    let first = with(unannounced(), 11).read(32, good_dump()).ends_as("pppppppM", Status::Pass, 32, "");
+    assert!(first.stages[3].reason.as_deref().is_some_and(|why| why.contains("is on console line")), "{first:?}");
+    // Before the dump was read, and after it; what was settled meanwhile is settled from scratch as well.
+    with(unannounced(), 25).read(50, good_dump()).ends_as("pppppppM", Status::Pass, 50, "");
+    let late = with(unannounced().read(32, good_dump()), 70).ends_as("pppppppM", Status::Pass, 32, "");
+    assert!(late.stages[3].reason.as_deref().is_some_and(|why| why.contains("in the log of the dump")), "{late:?}");
+}
+
+/// A crash of which the console shows nothing but the capture kernel, with its dump.
+fn unannounced() -> Story {
+    let quiet = Story::triggered().console(12, CAPTURE_BOOT).capture(20, started(1));
+    quiet.with(22, What::DumpBytes(4 << 20)).with(30, What::DumpComplete(9_000_000))
 }
 
 #[test]

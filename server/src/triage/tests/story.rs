@@ -17,6 +17,7 @@ pub const RELEASE: &str = "6.1.0-56-cloud-amd64";
 pub const BUILD_ID: &str = "5c3f0a1e9d7b2c4866aa00ff12345678deadbeef";
 pub const ATTEMPT: &str = "01JDB4Q1W5Z8N6K3X0V7T2R9MF";
 pub const CONSOLE: &str = "01JDB4Q1W5Z8N6K3X0V7T2R9MG";
+pub const BESIDE: &str = "01JDB4Q1W5Z8N6K3X0V7T2R9MH";
 pub const START: Timestamp = Timestamp(1_000_000);
 
 pub const FIRST_BOOT: &str = "\
@@ -43,6 +44,8 @@ pub const PLAIN_BOOT: &str = "\
 #[derive(Clone, Debug)]
 pub enum What {
     Console(String),
+    /// On a second console.
+    Beside(String),
     Says(Role, Report),
     DumpBytes(u64),
     DumpComplete(u64),
@@ -50,7 +53,9 @@ pub enum What {
     Read(Result<DumpFacts, Unreadable>),
     LeaseLost,
     Released(bool, String),
-    ServerAway { seconds: i64 },
+    ServerAway {
+        seconds: i64,
+    },
 }
 
 /// Something that happens, and when the server hears of it (milliseconds since the start).
@@ -177,6 +182,7 @@ impl Story {
         let attempt: AttemptId = ATTEMPT.parse().expect("an id");
         let mut view = EvidenceView::new(attempt.clone(), START);
         let mut reader = ConsoleReader::new(Intent::new(&attempt, &self.scenario));
+        let mut beside = ConsoleReader::new(Intent::new(&attempt, &self.scenario));
         let mut seq = [0_u64; 3];
         let mut heard_before = 0;
         let mut dump = DumpEvidence::default();
@@ -200,6 +206,9 @@ impl Story {
                     heard_before = event.heard;
                     reader.feed(at, reader.next_offset(), text.as_bytes());
                 }
+                What::Beside(text) => {
+                    beside.feed(at, beside.next_offset(), text.as_bytes());
+                }
                 What::Says(by, report) => {
                     view.reports.push(Evidence { by: *by, seq: number, report: report.clone(), received_at: at });
                 }
@@ -221,9 +230,11 @@ impl Story {
             }
         }
         view.dump = has_dump.then_some(dump);
-        if reader.facts().bytes > 0 {
-            let artifact: ArtifactId = CONSOLE.parse().expect("an id");
-            view.consoles.push(ConsoleEvidence { artifact, facts: reader.facts().clone() });
+        for (reader, id) in [(reader, CONSOLE), (beside, BESIDE)] {
+            if reader.facts().bytes > 0 {
+                let artifact: ArtifactId = id.parse().expect("an id");
+                view.consoles.push(ConsoleEvidence { artifact, facts: reader.facts().clone() });
+            }
         }
         view
     }

@@ -33,6 +33,23 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
     write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));
 }
 
+/// A dump waits to be read from its last byte on, as long as its attempt is live.
+pub async fn unread(db: &Db) {
+    let (attempt, dump) = arriving(db, "unread").await;
+    let waits = async || attempt::unread_dumps(db, 1000).await.unwrap().contains(&attempt.id);
+    let report = open(db, &Owner::Attempt(attempt.id.clone()), "report").await;
+    write!(db, |tx| artifact::complete(tx, &report.id, "hash", at(1)));
+    assert!(!waits().await, "it has not come");
+    write!(db, |tx| artifact::complete(tx, &dump, "hash", at(2))).unwrap();
+    assert!(waits().await);
+    write!(db, |tx| attempt::set_dump_facts(tx, &attempt.id, &serde_json::json!({ "facts": true })));
+    assert!(!waits().await, "once is enough");
+
+    let (ended, dump) = arriving(db, "unread and over").await;
+    over(db, &ended, &dump, 3, Status::Fail).await;
+    assert!(!attempt::unread_dumps(db, 1000).await.unwrap().contains(&ended.id));
+}
+
 /// Records a signature by version `rules` on two consoles of an attempt.
 async fn show(db: &Db, attempt: &attempt::AttemptRow, fingerprint: &str, rules: i64) {
     for source in ["serial", "other"] {
