@@ -2,8 +2,8 @@
 
 use super::event::{self, About};
 use super::flow;
-use super::given::given;
-use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
+use super::given::{Kept, given};
+use super::{Db, DbResult, Kind, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
@@ -151,31 +151,31 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
 struct NewJob<'a> {
     id: &'a JobId,
     ordinal: i64,
-    scenario: &'a Scenario,
+    scenario: Kept<'a, Scenario>,
     selector: &'a SelectorId,
     rank: i64,
     state: JobState,
     status: Status,
     flow: &'a FlowId,
     deadline: Option<Timestamp>,
-    policy: &'a Policy,
+    policy: Kept<'a, Policy>,
     preemptible: bool,
     created: Timestamp,
 }
 
-impl<'a> From<&'a JobRow> for NewJob<'a> {
-    fn from(job: &'a JobRow) -> Self {
+impl<'a> NewJob<'a> {
+    fn new(kind: Kind, job: &'a JobRow) -> Self {
         Self {
             id: &job.id,
             ordinal: job.ordinal,
-            scenario: &job.scenario.0,
+            scenario: Kept(kind, &job.scenario.0),
             selector: &job.selector_id,
             rank: job.rank,
             state: job.state,
             status: job.status,
             flow: &job.flow_id,
             deadline: job.deadline_at,
-            policy: &job.policy.0,
+            policy: Kept(kind, &job.policy.0),
             preemptible: job.policy.preemptible,
             created: job.created_at,
         }
@@ -194,7 +194,7 @@ async fn insert_jobs(tx: &mut Tx, run: &RunId, jobs: &[JobRow]) -> DbResult<()> 
         ],
         ""
     );
-    let jobs: Vec<NewJob<'_>> = jobs.iter().map(NewJob::from).collect();
+    let jobs: Vec<NewJob<'_>> = jobs.iter().map(|job| NewJob::new(tx.kind(), job)).collect();
     on_tx!(tx, |c| sqlx::query(text).bind(Json(&jobs)).bind(run).execute(c).await.map(drop))?;
     Ok(())
 }

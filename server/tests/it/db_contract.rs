@@ -21,7 +21,7 @@ use crashyard_server::db::run::{self, JobChange, JobRow, RunRow};
 use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::db::token::{self, TokenRow};
 use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
-use crashyard_server::db::{Db, DbError, DbResult, Tx, attempt, flow};
+use crashyard_server::db::{Db, DbError, DbResult, Pool, Tx, attempt, flow};
 use crashyard_server::selector::Selector;
 use crashyard_server::trust::Rule;
 use sqlx::types::Json;
@@ -78,6 +78,16 @@ async fn the_ledger_keeps_its_contract_on_postgresql() {
     let postgres = crashyard_testkit::Postgres::start().unwrap();
     let db = Db::open(&postgres.database("farm").unwrap(), 8).await.unwrap();
     every_check(&db).await;
+    db.close().await;
+}
+
+#[tokio::test]
+async fn postgresql_compiles_no_statement_whatever_it_expects_of_a_long_queue() {
+    let postgres = crashyard_testkit::Postgres::start().unwrap();
+    let db = Db::open(&postgres.database("farm").unwrap(), 8).await.unwrap();
+    let Pool::Postgres(pool) = db.read() else { panic!("this is PostgreSQL") };
+    let jit: String = sqlx::query_scalar("SHOW jit").fetch_one(pool).await.unwrap();
+    assert_eq!(jit, "off");
     db.close().await;
 }
 

@@ -2,7 +2,7 @@
 
 use crate::harness::{Call, Server};
 use axum::http::Method;
-use crashyard_protocol::api::{Build, Checkout, NewRun, Page, Run, Tree};
+use crashyard_protocol::api::{Build, Checkout, NewRun, Page, Run, StoredScenario, Tree};
 use crashyard_protocol::problem::kind;
 use serde_json::{Value, json};
 
@@ -188,4 +188,36 @@ async fn what_a_run_looks_like_on_the_wire() {
     let machine = enrolled.machines["m1"].clone();
     insta::assert_json_snapshot!("machine", server.get(format!("/api/v1/machines/{machine}")).await.ok::<Value>());
     insta::assert_json_snapshot!("problem", server.get("/nothing").await.json::<Value>());
+}
+
+#[tokio::test]
+async fn the_catalogue_is_listed_in_pages_and_shown_to_people_without_believing_its_words() {
+    let server = Server::new().await;
+    for name in ["vmx-none", "vmx-vmxon", "vmx-kvm-loaded"] {
+        let mut scenario = crate::harness::scenario(name);
+        scenario["title"] = json!("<script>title of it</script>");
+        scenario["vmx"] = json!(&name["vmx-".len()..]);
+        let put = Call::put_json(format!("/api/v1/scenarios/{name}"), &scenario);
+        server.call(put.clone()).await.problem(401, kind::UNAUTHORIZED);
+        server.call(put.token(&server.submit)).await.ok::<StoredScenario>();
+    }
+    let first: Page<StoredScenario> = server.get("/api/v1/scenarios?limit=2").await.ok();
+    let before = first.next.clone().expect("there is a third");
+    let last: Page<StoredScenario> = server.get(format!("/api/v1/scenarios?limit=2&before={before}")).await.ok();
+    let names = |page: &Page<StoredScenario>| -> Vec<String> {
+        page.items.iter().map(|stored| stored.scenario.name.clone()).collect()
+    };
+    assert_eq!(names(&first), ["vmx-kvm-loaded", "vmx-vmxon"]);
+    assert_eq!((names(&last), last.next), (vec!["vmx-none".to_owned()], None));
+    let one: StoredScenario = server.get("/api/v1/scenarios/vmx-vmxon").await.ok();
+    assert_eq!(one.scenario.name, "vmx-vmxon");
+    server.get("/api/v1/scenarios/vmx-other").await.problem(404, kind::NOT_FOUND);
+
+    for (path, shown) in [("/scenarios", "vmx-kvm-loaded"), ("/scenarios/vmx-vmxon", "title of it")] {
+        let page = server.get(path).await;
+        let html = String::from_utf8(page.body.to_vec()).expect("a page is text");
+        assert_eq!(page.status, 200, "{path}: {html}");
+        assert!(html.contains(shown) && !html.contains("<script>title"), "{path}: {html}");
+    }
+    assert_eq!(server.get("/scenarios/vmx-other").await.status, 404);
 }
