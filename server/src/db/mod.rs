@@ -54,6 +54,7 @@ const LOG_PAGES: &str = "16384";
 /// What SQLite's writer keeps of the file, in negative KiB as SQLite wants it: it alone changes the file, so what it keeps
 /// stays true, while a reader begins anew after every commit.
 const WRITER_CACHE: &str = "-65536";
+/// What each of SQLite's readers keeps, in the same way.
 const READER_CACHE: &str = "-1024";
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -33,6 +33,8 @@ const AT_ONCE: usize = 32;
 /// Servers and database rest when in so long they use at most this part of one processor.
 const REST: Duration = Duration::from_secs(2);
 const AT_REST: f64 = 0.05;
+/// Longest wait for that: a server that is never at rest is found out, and not waited for.
+const RESTLESS: Duration = Duration::from_secs(300);
 
 /// SQLite, one server.
 pub async fn sqlite() -> anyhow::Result<Vec<Figure>> {
@@ -175,7 +177,9 @@ impl Bench<'_> {
     /// Waits until what was submitted or handed back before is on the disk and the servers rest: a queue is measured that has
     /// stood there, not the writing of it.
     async fn settle(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
         loop {
+            anyhow::ensure!(begun.elapsed() < RESTLESS, "the servers do not come to rest; is the machine busy?");
             let before = self.used()?;
             tokio::time::sleep(REST).await;
             let after = self.used()?;
