@@ -7,9 +7,11 @@ use crate::credentials::Credentials;
 use crate::db::Db;
 use crate::group::Group;
 use crate::ids::Ids;
+use crate::judging::Judging;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
 use crate::placer::Placer;
+use crate::recorder::Recorder;
 use crate::renewer::Renewer;
 use crate::wake::Wake;
 use crashyard_protocol::AttemptId;
@@ -39,7 +41,7 @@ pub struct App {
     /// What the operator set.
     pub config: Config,
     /// Readers of live consoles: a cache over the recorded bytes.
-    pub consoles: Consoles,
+    pub consoles: Arc<Consoles>,
     /// Attempts with evidence that could not be judged when it came. Lost with the process and then not needed: a
     /// server that starts judges every live attempt.
     pub unjudged: Mutex<BTreeSet<AttemptId>>,
@@ -56,8 +58,12 @@ pub struct App {
     pub placer: Group<Placer>,
     /// Renews leases.
     pub renewer: Group<Renewer>,
+    /// Records reports.
+    pub recorder: Group<Recorder>,
+    /// Judges attempts.
+    pub judging: Group<Judging>,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// Cancelled when the server is to stop.
     pub stop: CancellationToken,
     /// When this server started.
@@ -86,23 +92,28 @@ impl AppState {
     pub fn new(db: Db, blobs: Blobs, clock: Arc<dyn Clock>, random: Box<dyn Rng + Send>, config: Config) -> Self {
         let ids = Ids::new(clock.clone(), random);
         let instance = ids.next().to_string();
+        let (consoles, metrics, wake) = (Arc::<Consoles>::default(), Arc::<Metrics>::default(), Wake::default());
+        let care = config.care();
+        let judging = Judging { consoles: consoles.clone(), wake: wake.clone(), metrics: metrics.clone(), care };
         Self(Arc::new(App {
-            writer: Group::start(db.clone()),
-            placer: Group::start(db.clone()),
-            renewer: Group::start(db.clone()),
+            writer: Group::start(db.clone(), LedgerWriter),
+            placer: Group::start(db.clone(), Placer),
+            renewer: Group::start(db.clone(), Renewer),
+            recorder: Group::start(db.clone(), Recorder),
+            judging: Group::start(db.clone(), judging),
             db,
             blobs,
             started_at: clock.now(),
             clock,
             ids,
-            wake: Wake::default(),
+            wake,
             config,
-            consoles: Consoles::default(),
+            consoles,
             unjudged: Mutex::default(),
             unreadable: Mutex::default(),
             reconciled_at: Mutex::default(),
             tables: Arc::new(TableCache::new(TABLES_BYTES)),
-            metrics: Metrics::new(),
+            metrics,
             stop: CancellationToken::new(),
             credentials: Credentials::default(),
             instance,

@@ -155,14 +155,8 @@ impl FromRequestParts<AppState> for InAttempt {
     type Rejection = AppError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> AppResult<Self> {
-        let credential = Caller::from_request_parts(parts, state).await?.with(&[Scope::Controller, Scope::Attempt])?;
-        let id = attempt_in(parts, state).await?;
-        let by_attempt_token = credential.scope == Scope::Attempt;
-        if by_attempt_token && credential.attempt_id.as_ref() != Some(&id) {
-            return Err(AppError::Forbidden("this token was made for another attempt".into()));
-        }
-        let attempt = db::attempt::get(&state.db, &id).await.map_err(|e| AppError::or_not_found(e, "attempt"))?;
-        let epoch = epoch_in(parts)?;
+        let Acting { attempt, epoch, by_attempt_token } = Acting::from_request_parts(parts, state).await?;
+        let attempt = db::attempt::get(&state.db, &attempt).await.map_err(|e| AppError::or_not_found(e, "attempt"))?;
         Ok(Self { attempt, epoch, by_attempt_token })
     }
 }
@@ -192,24 +186,35 @@ fn epoch_in(parts: &Parts) -> AppResult<u64> {
     }
 }
 
-/// The controller that holds the lease of the attempt that the path names, or says so: whoever writes the lease finds out.
+/// The same before anybody has looked at the attempt: for requests whose write looks at it anyway, and says no there.
 #[derive(Clone, Debug)]
-pub struct Holder {
+pub struct Acting {
     /// The attempt.
     pub attempt: AttemptId,
     /// The epoch the caller sent.
     pub epoch: u64,
+    /// Whether the caller is target or capture agent and not the controller.
+    pub by_attempt_token: bool,
 }
 
-impl FromRequestParts<AppState> for Holder {
+impl FromRequestParts<AppState> for Acting {
     type Rejection = AppError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> AppResult<Self> {
         let credential = Caller::from_request_parts(parts, state).await?.with(&[Scope::Controller, Scope::Attempt])?;
-        if credential.scope == Scope::Attempt {
-            return Err(controllers_only());
+        let attempt = attempt_in(parts, state).await?;
+        let by_attempt_token = credential.scope == Scope::Attempt;
+        if by_attempt_token && credential.attempt_id.as_ref() != Some(&attempt) {
+            return Err(AppError::Forbidden("this token was made for another attempt".into()));
         }
-        Ok(Self { attempt: attempt_in(parts, state).await?, epoch: epoch_in(parts)? })
+        Ok(Self { attempt, epoch: epoch_in(parts)?, by_attempt_token })
+    }
+}
+
+impl Acting {
+    /// Refuses target and capture agents.
+    pub fn controller_only(&self) -> AppResult<()> {
+        if self.by_attempt_token { Err(controllers_only()) } else { Ok(()) }
     }
 }
 
@@ -225,10 +230,7 @@ impl InAttempt {
 
     /// Refuses target and capture agents.
     pub fn controller_only(&self) -> AppResult<()> {
-        if self.by_attempt_token {
-            return Err(controllers_only());
-        }
-        Ok(())
+        if self.by_attempt_token { Err(controllers_only()) } else { Ok(()) }
     }
 }
 

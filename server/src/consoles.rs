@@ -7,12 +7,13 @@
 
 use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow};
+use crate::db::attempt;
 use crate::db::unsigned;
 use crate::error::AppResult;
 use crate::triage::{ConsoleFacts, ConsoleReader, Intent};
 use bytes::Bytes;
-use crashyard_protocol::ArtifactId;
 use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{ArtifactId, AttemptId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
@@ -29,10 +30,22 @@ type Shared = Arc<AsyncMutex<ConsoleReader>>;
 pub struct Consoles(Mutex<HashMap<ArtifactId, Shared>>);
 
 impl Consoles {
-    fn reader(&self, artifact: &ArtifactId, intent: &Intent) -> Shared {
+    fn kept_reader(&self, artifact: &ArtifactId) -> Option<Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned()
+    }
+
+    fn reader(&self, artifact: &ArtifactId, intent: Intent) -> Shared {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(AsyncMutex::new(ConsoleReader::new(intent.clone())));
+        let fresh = || Arc::new(AsyncMutex::new(ConsoleReader::new(intent)));
         readers.entry(artifact.clone()).or_insert_with(fresh).clone()
+    }
+
+    /// What a console says, if it was read up to `end` and nobody is reading on at the moment.
+    #[must_use]
+    pub fn peek(&self, artifact: &ArtifactId, end: u64) -> Option<ConsoleFacts> {
+        let reader = self.kept_reader(artifact)?;
+        let reader = reader.try_lock().ok()?;
+        (reader.next_offset() >= end).then(|| reader.facts().clone())
     }
 
     /// Forgets a console that will not grow any more.
@@ -47,34 +60,42 @@ impl Consoles {
     }
 }
 
+async fn reader(state: &AppState, attempt: &AttemptId, console: &ArtifactId) -> AppResult<Shared> {
+    if let Some(kept) = state.consoles.kept_reader(console) {
+        return Ok(kept);
+    }
+    let full = attempt::full(&state.db, attempt).await?;
+    Ok(state.consoles.reader(console, Intent::new(attempt, &full.scenario)))
+}
+
 /// Takes bytes that were just recorded; `true` if they say anything the contract asks about.
 pub async fn feed(
     state: &AppState,
+    attempt: &AttemptId,
     console: &ArtifactId,
-    intent: &Intent,
     at: Timestamp,
     offset: u64,
     bytes: Bytes,
 ) -> AppResult<bool> {
-    let mut reader = state.consoles.reader(console, intent).lock_owned().await;
+    let mut reader = reader(state, attempt, console).await?.lock_owned().await;
     let mut news = false;
     if reader.next_offset() < offset {
-        (reader, news) = catch_up(state, console, reader, offset).await?;
+        (reader, news) = read_on(state, console, reader, offset).await?;
     }
     Ok(read(reader, at, offset, bytes).await?.1 || news)
 }
 
-/// What a console says up to what is recorded now.
-pub async fn facts(state: &AppState, console: &ArtifactRow, intent: &Intent) -> AppResult<ConsoleFacts> {
+/// Reads a console up to what is recorded now.
+pub async fn catch_up(state: &AppState, attempt: &AttemptId, console: &ArtifactRow) -> AppResult<()> {
     let end = unsigned(console.size);
-    let mut reader = state.consoles.reader(&console.id, intent).lock_owned().await;
+    let reader = reader(state, attempt, &console.id).await?.lock_owned().await;
     if reader.next_offset() < end {
-        reader = catch_up(state, &console.id, reader, end).await?.0;
+        read_on(state, &console.id, reader, end).await?;
     }
-    Ok(reader.facts().clone())
+    Ok(())
 }
 
-async fn catch_up(
+async fn read_on(
     state: &AppState,
     console: &ArtifactId,
     mut reader: OwnedMutexGuard<ConsoleReader>,

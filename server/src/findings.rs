@@ -10,7 +10,7 @@ use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow, Owner, SegmentRow};
 use crate::db::attempt::FullAttempt;
 use crate::db::signature::{self, NewPlace, NewSignature};
-use crate::db::{attempt, signed, unsigned};
+use crate::db::{Tx, attempt, signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::ranges::{self, Stored};
 use bytes::Bytes;
@@ -67,7 +67,20 @@ struct ConsoleReports {
     outcome: Outcome,
 }
 
-/// Reads everything of an attempt and stores what was found. Doing it again changes nothing.
+/// Something found, and under which name it is kept.
+struct Finding {
+    name: String,
+    text: Bytes,
+}
+
+impl Finding {
+    fn new(name: String, what: &impl Serialize) -> AppResult<Self> {
+        let text = serde_json::to_vec(what).map_err(|error| AppError::Internal(error.into()))?;
+        Ok(Self { name, text: Bytes::from(text) })
+    }
+}
+
+/// Reads everything of an attempt, stores what was found, and notes that it was read. Doing it again changes nothing.
 pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
     let full = attempt::full(&state.db, id).await?;
     let intent = || Intent { marker: Some(format!("attempt={id}")), expect: full.scenario.expect.panic.clone() };
@@ -79,8 +92,7 @@ pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
             consoles.push(ConsoleReports { source: source.to_owned(), artifact: console.id.clone(), outcome });
         }
     }
-    record(state, &full, &consoles).await?;
-    store(state, id, &reports_name(), &consoles).await?;
+    let mut found = vec![Finding::new(reports_name(), &consoles)?];
     let dump = artifacts.iter().find(|file| file.name == DUMP && file.state != ArtifactState::Dropped);
     if let Some(dump) = dump
         && let Some(capsule) = capsule(state, dump).await?
@@ -89,9 +101,20 @@ pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
         let options = Options { intent: Some(intent()) };
         let outcome = tokio::task::spawn_blocking(move || crashyard_crashlog::parse(log.as_bytes(), options)).await?;
         let in_dump = [ConsoleReports { source: DUMP.to_owned(), artifact: dump.id.clone(), outcome }];
-        store(state, id, &dump_reports_name(), &in_dump).await?;
-        store(state, id, &capsule_name(), &capsule).await?;
+        found.push(Finding::new(dump_reports_name(), &in_dump)?);
+        found.push(Finding::new(capsule_name(), &capsule)?);
     }
+    let mut files = Vec::new();
+    for finding in found {
+        files.extend(store(state, &artifacts, finding).await?);
+    }
+    let mut tx = state.db.begin().await?;
+    record(state, &mut tx, &full, &consoles).await?;
+    for (name, segment) in &files {
+        register(&mut tx, id, name, segment).await?;
+    }
+    attempt::set_read_by(&mut tx, id, version()).await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -142,8 +165,7 @@ pub async fn read_capsule(state: &AppState, stored: Stored, partial: bool) -> Ap
 }
 
 /// Records the signatures of what nobody asked for.
-async fn record(state: &AppState, full: &FullAttempt, consoles: &[ConsoleReports]) -> AppResult<()> {
-    let mut tx = state.db.begin().await?;
+async fn record(state: &AppState, tx: &mut Tx, full: &FullAttempt, consoles: &[ConsoleReports]) -> AppResult<()> {
     for console in consoles {
         let all = &console.outcome.reports;
         let mut seen: Vec<(&Report, i64)> = Vec::new();
@@ -175,10 +197,9 @@ async fn record(state: &AppState, full: &FullAttempt, consoles: &[ConsoleReports
                 reports: count,
                 seen_at: full.attempt.started_at,
             };
-            signature::record(&mut tx, &new, &place).await?;
+            signature::record(tx, &new, &place).await?;
         }
     }
-    tx.commit().await?;
     Ok(())
 }
 
@@ -210,29 +231,33 @@ fn word(kind: Kind) -> String {
     }
 }
 
-async fn store(state: &AppState, id: &AttemptId, name: &str, finding: &impl Serialize) -> AppResult<()> {
-    let owner = Owner::Attempt(id.clone());
-    if artifact::find(&state.db, &owner, name).await?.is_some_and(|found| found.state == ArtifactState::Complete) {
-        return Ok(());
+/// Makes the bytes of a finding durable; `None` if one of that name is kept already.
+async fn store(state: &AppState, there: &[ArtifactRow], finding: Finding) -> AppResult<Option<(String, SegmentRow)>> {
+    let Finding { name, text } = finding;
+    let before = there.iter().find(|file| file.name == name);
+    if before.is_some_and(|file| file.state == ArtifactState::Complete) {
+        return Ok(None);
     }
-    let bytes = Bytes::from(serde_json::to_vec(finding).map_err(|error| AppError::Internal(error.into()))?);
-    let hash = blake3::hash(&bytes).to_hex().to_string();
-    let now = state.now();
-    let mut tx = state.db.begin().await?;
-    let file = artifact::open(&mut tx, &owner, &ArtifactId::from_ulid(state.ids.next()), name, now).await?;
-    tx.commit().await?;
+    let artifact_id = before.map_or_else(|| ArtifactId::from_ulid(state.ids.next()), |file| file.id.clone());
     let segment = SegmentRow {
-        artifact_id: file.id.clone(),
+        artifact_id,
         start_at: 0,
-        length: signed(bytes.len() as u64),
-        hash: hash.clone(),
-        received_at: now,
+        length: signed(text.len() as u64),
+        hash: blake3::hash(&text).to_hex().to_string(),
+        received_at: state.now(),
     };
-    state.blobs.put(&segment, bytes).await?;
-    let mut tx = state.db.begin().await?;
-    artifact::add_chunk(&mut tx, &segment).await?;
-    artifact::complete(&mut tx, &file.id, &hash, now).await?;
-    tx.commit().await?;
+    state.blobs.put(&segment, text).await?;
+    Ok(Some((name, segment)))
+}
+
+/// Registers a finding whose bytes are durable, unless another server was quicker.
+async fn register(tx: &mut Tx, id: &AttemptId, name: &str, segment: &SegmentRow) -> AppResult<()> {
+    let owner = Owner::Attempt(id.clone());
+    let file = artifact::open(tx, &owner, &segment.artifact_id, name, segment.received_at).await?;
+    if file.id == segment.artifact_id && file.state == ArtifactState::Open {
+        artifact::add_chunk(tx, segment).await?;
+        artifact::complete(tx, &file.id, &segment.hash, segment.received_at).await?;
+    }
     Ok(())
 }
 

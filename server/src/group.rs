@@ -22,8 +22,12 @@ pub trait Together: Send + Sync + 'static {
 
     /// Does all of them in this transaction and commits it: an answer for each, in their order. An error means that nothing
     /// was written.
-    fn write(db: &Db, tx: Tx, asks: &[Self::Ask])
-    -> impl Future<Output = DbResult<Vec<DbResult<Self::Answer>>>> + Send;
+    fn write(
+        &self,
+        db: &Db,
+        tx: Tx,
+        asks: &[Self::Ask],
+    ) -> impl Future<Output = DbResult<Vec<DbResult<Self::Answer>>>> + Send;
 }
 
 type Waiting<T> = (<T as Together>::Ask, oneshot::Sender<DbResult<<T as Together>::Answer>>);
@@ -35,7 +39,7 @@ pub struct Group<T: Together>(mpsc::Sender<Waiting<T>>);
 impl<T: Together> Group<T> {
     /// Starts the task; it ends when the last handle is gone.
     #[must_use]
-    pub fn start(db: Db) -> Self {
+    pub fn start(db: Db, kind: T) -> Self {
         let (sender, mut waiting) = mpsc::channel::<Waiting<T>>(T::QUEUE);
         tokio::spawn(async move {
             while let Some(first) = waiting.recv().await {
@@ -48,7 +52,7 @@ impl<T: Together> Group<T> {
                 // Who hung up was promised nothing, and asks again.
                 batch.retain(|(_, sender)| !sender.is_closed());
                 let (asks, senders) = batch.into_iter().unzip();
-                Box::pin(write::<T>(&db, begun, asks, senders)).await;
+                Box::pin(write(&kind, &db, begun, asks, senders)).await;
             }
         });
         Self(sender)
@@ -64,6 +68,7 @@ impl<T: Together> Group<T> {
 }
 
 async fn write<T: Together>(
+    kind: &T,
     db: &Db,
     begun: DbResult<Tx>,
     asks: Vec<T::Ask>,
@@ -73,7 +78,7 @@ async fn write<T: Together>(
         return;
     }
     let written = match begun {
-        Ok(tx) => T::write(db, tx, &asks).await,
+        Ok(tx) => kind.write(db, tx, &asks).await,
         Err(error) => Err(error),
     };
     let answers = match written {
@@ -83,7 +88,7 @@ async fn write<T: Together>(
         Err(_) => {
             for (ask, sender) in asks.into_iter().zip(senders) {
                 let begun = db.begin().await;
-                Box::pin(write::<T>(db, begun, vec![ask], vec![sender])).await;
+                Box::pin(write(kind, db, begun, vec![ask], vec![sender])).await;
             }
             return;
         }

@@ -1,30 +1,36 @@
-//! From recorded evidence to a written judgement: loads what is recorded, asks [`crate::triage::judge`], writes.
+//! From recorded evidence to written judgements: loads what is recorded, asks [`crate::triage::judge`], writes; many attempts in
+//! one commit ([`crate::group`]).
 //!
-//! Called after every write of evidence, at the moments the judge asked for, and after a restart. All of that is
+//! Asked for after every write of evidence, at the moments the judge wanted, and after a restart. All of that is
 //! harmless to repeat: the judgement is a function of what is recorded, and writing the same one again changes
 //! nothing. If a server dies between a write and its judgement, the next one that looks makes it.
+//!
+//! What it must never do: wait for a file inside the transaction. What a console says is taken from its reader in memory; where
+//! that is behind, the attempt is judged when it has caught up.
 
 use crate::app::AppState;
-use crate::consoles;
-use crate::db::artifact::{ArtifactRow, Owner};
+use crate::consoles::{self, Consoles};
+use crate::db::artifact::{self, Owner};
 use crate::db::attempt::FullAttempt;
-use crate::db::judgement::{Applied, Verdict};
-use crate::db::lease::{self, Settled};
+use crate::db::judgement::{self, Judged, Verdict};
+use crate::db::lease::{self, Care};
 use crate::db::life::SERVER;
 use crate::db::reservation::{self, ReservationRow};
-use crate::db::{self, Tx, unsigned};
+use crate::db::{self, Db, DbError, DbResult, Tx};
 use crate::error::{AppError, AppResult};
-use crate::triage::away::Span;
-use crate::triage::{BuildFacts, ConsoleEvidence, DumpEvidence, EvidenceView, Intent, Judgement, Lease, judge};
-use crate::wake::{Pass, Topic};
+use crate::evidence::{self, Seen};
+use crate::group::Together;
+use crate::metrics::Metrics;
+use crate::triage::{BuildFacts, EvidenceView, Judgement, judge};
+use crate::wake::{Pass, Topic, Wake};
 use crashyard_protocol::agent::Directive;
-use crashyard_protocol::api::{DUMP, Evidence};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, Purpose, ReservationId, Stage, Status};
-use std::sync::PoisonError;
+use crashyard_protocol::{AttemptId, Purpose, ReservationId, Status};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// How often a judgement is made again because another came between, before the server says that it is overloaded.
+/// How often the consoles of an attempt are read on because they grew meanwhile, before the server says that it is overloaded.
 const TRIES: usize = 16;
 
 /// The kernel under test, as the judge needs it.
@@ -47,161 +53,164 @@ pub fn first(
 /// Judges an attempt from what is recorded now, writes what changed and wakes who waits for it.
 pub async fn judge_attempt(state: &AppState, id: &AttemptId) -> AppResult<Judgement> {
     for _ in 0..TRIES {
-        let full = db::attempt::full(&state.db, id).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
-        let evidence = load(state, &full).await?;
-        let now = state.now();
-        let mut judgement = judge(&full.scenario, &build_facts(&full), &evidence, now);
+        let hold = ReservationId::from_ulid(state.ids.next());
+        let asked = state.judging.ask(ToJudge { attempt: id.clone(), now: state.now(), hold }).await;
+        match asked.map_err(|error| AppError::or_not_found(error, "attempt"))? {
+            Some(judgement) => return Ok(judgement),
+            None => catch_up(state, id).await?,
+        }
+    }
+    Err(AppError::Unavailable(anyhow::anyhow!("the consoles of attempt {id} grow faster than they can be read")))
+}
+
+/// Reads the consoles of an attempt up to what is recorded.
+async fn catch_up(state: &AppState, id: &AttemptId) -> AppResult<()> {
+    for console in artifact::list(&state.db, &Owner::Attempt(id.clone())).await? {
+        if console.console_source().is_some() {
+            consoles::catch_up(state, id, &console).await?;
+        }
+    }
+    Ok(())
+}
+
+/// An attempt to be judged.
+#[derive(Clone, Debug)]
+pub struct ToJudge {
+    /// Which.
+    pub attempt: AttemptId,
+    /// What time it is.
+    pub now: Timestamp,
+    /// Id of the reservation that keeps its machine, if there will be one.
+    pub hold: ReservationId,
+}
+
+/// Judges attempts; `None` for one of which a console has to be read first.
+#[derive(Debug)]
+pub struct Judging {
+    /// What consoles say.
+    pub consoles: Arc<Consoles>,
+    /// Who waits for judgements.
+    pub wake: Wake,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// How failures are dealt with.
+    pub care: Care,
+}
+
+impl Together for Judging {
+    type Ask = ToJudge;
+    type Answer = Option<Judgement>;
+    const QUEUE: usize = 4096;
+    const BATCH: usize = 256;
+
+    async fn write(&self, _: &Db, mut tx: Tx, asks: &[ToJudge]) -> DbResult<Vec<DbResult<Option<Judgement>>>> {
+        // One that is asked for twice is judged once.
+        let wanted: BTreeMap<&AttemptId, &ToJudge> = asks.iter().map(|ask| (&ask.attempt, ask)).collect();
+        let ids: Vec<&AttemptId> = wanted.keys().copied().collect();
+        let now = asks.iter().map(|ask| ask.now).max().unwrap_or(Timestamp(0));
+        let seen = evidence::load(&mut tx, &self.consoles, &ids, now).await?;
+        let opinions: Vec<Opinion<'_>> =
+            seen.iter().filter_map(|one| Some(Opinion::of(&one.full, one.evidence.as_ref()?, now))).collect();
+        let judged: Vec<Judged<'_>> = opinions.iter().map(Opinion::judged).collect();
+        let changed = judgement::apply_all(&mut tx, &judged, now).await?;
+        let mut held = false;
+        for (opinion, judged) in opinions.iter().zip(&judged) {
+            if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.full.attempt.id)) {
+                held |= self.hold(&mut tx, opinion, &ask.hold, now).await?;
+            }
+        }
+        tx.commit().await?;
+        self.announce(opinions.iter().zip(changed).filter(|(_, changed)| *changed).map(|(one, _)| one.full), held);
+        let found: HashMap<&AttemptId, &Seen> = seen.iter().map(|one| (&one.full.attempt.id, one)).collect();
+        let known: HashMap<&AttemptId, &Judgement> =
+            opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
+        let answer = |ask: &ToJudge| match found.get(&ask.attempt) {
+            Some(_) => Ok(known.get(&ask.attempt).map(|judgement| Judgement::clone(judgement))),
+            None => Err(DbError::NotFound),
+        };
+        Ok(asks.iter().map(answer).collect())
+    }
+}
+
+/// What the judge says of an attempt.
+struct Opinion<'a> {
+    full: &'a FullAttempt,
+    evidence: &'a EvidenceView,
+    judgement: Judgement,
+    verdict: Verdict,
+}
+
+impl<'a> Opinion<'a> {
+    fn of(full: &'a FullAttempt, evidence: &'a EvidenceView, now: Timestamp) -> Self {
+        let mut judgement = judge(&full.scenario, &build_facts(full), evidence, now);
         if full.attempt.gave_way {
             // Somebody waits for the machine, whatever the evidence says of this attempt.
             (judgement.controller, judgement.target, judgement.capture) =
                 (Directive::Collect, Directive::Collect, Directive::Collect);
         }
-        match write(state, &full, &evidence.stages, &judgement, now).await? {
-            Applied::Stale => {}
-            Applied::Same => return Ok(judgement),
-            Applied::Changed => {
-                state.metrics.add("crashyard_judgements_total", Vec::new(), 1);
-                announce(state, &full);
-                return Ok(judgement);
-            }
+        let verdict = Verdict {
+            stages: judgement.stages.clone(),
+            verdict: judgement.verdict.map(|verdict| (verdict, judgement.blamed_stage, judgement.reason.clone())),
+            signature: judgement.signature.clone(),
+            collecting: judgement.verdict.is_some(),
+            check_at: judgement.check_at,
+        };
+        Self { full, evidence, judgement, verdict }
+    }
+
+    fn judged(&self) -> Judged<'_> {
+        Judged { before: &self.full.attempt, stages: &self.evidence.stages, verdict: &self.verdict }
+    }
+}
+
+impl Judging {
+    fn announce<'a>(&self, changed: impl Iterator<Item = &'a FullAttempt>, held: bool) {
+        let mut count = 0;
+        for full in changed {
+            count += 1;
+            self.wake.wake(&Topic::Attempt(full.attempt.id.clone()));
+            self.wake.wake(&Topic::Run(full.attempt.run_id.clone()));
+        }
+        if count > 0 {
+            self.metrics.add("crashyard_judgements_total", Vec::new(), count);
+            self.wake.wake(&Topic::Pass(Pass::Deadlines));
+        }
+        if held {
+            self.wake.wake(&Topic::Pass(Pass::Machines));
         }
     }
-    Err(AppError::Unavailable(anyhow::anyhow!("attempt {id} changes faster than it can be judged")))
-}
 
-fn announce(state: &AppState, attempt: &FullAttempt) {
-    state.wake.wake(&Topic::Attempt(attempt.attempt.id.clone()));
-    state.wake.wake(&Topic::Run(attempt.attempt.run_id.clone()));
-    state.wake.wake(&Topic::Pass(Pass::Deadlines));
-}
-
-async fn write(
-    state: &AppState,
-    full: &FullAttempt,
-    stages_before: &[Stage],
-    judgement: &Judgement,
-    now: Timestamp,
-) -> AppResult<Applied> {
-    let verdict = Verdict {
-        stages: judgement.stages.clone(),
-        verdict: judgement.verdict.map(|verdict| (verdict, judgement.blamed_stage, judgement.reason.clone())),
-        signature: judgement.signature.clone(),
-        collecting: judgement.verdict.is_some(),
-        check_at: judgement.check_at,
-    };
-    let mut tx = state.db.begin().await?;
-    let applied = db::judgement::apply(&mut tx, &full.attempt, stages_before, &verdict, now).await?;
-    if applied == Applied::Changed {
-        if full.attempt.judged_at.is_none() && judgement.verdict == Some(Status::Fail) {
-            hold(state, &mut tx, full, judgement, now).await?;
+    /// Keeps the machine as the failure left it, where the plan wants that; its verdict does not wait for its return.
+    async fn hold(&self, tx: &mut Tx, opinion: &Opinion<'_>, id: &ReservationId, now: Timestamp) -> DbResult<bool> {
+        let (attempt, judgement) = (&opinion.full.attempt, &opinion.judgement);
+        let minutes = opinion.full.policy.hold_minutes;
+        let wanted = minutes > 0 && judgement.verdict == Some(Status::Fail) && attempt.purpose == Purpose::Test;
+        if !wanted || !attempt.is_live() {
+            return Ok(false);
         }
-        tx.commit().await?;
-    }
-    Ok(applied)
-}
-
-/// Keeps the machine as the failure left it, where the plan wants that; its verdict does not wait for its return.
-async fn hold(
-    state: &AppState,
-    tx: &mut Tx,
-    full: &FullAttempt,
-    judgement: &Judgement,
-    now: Timestamp,
-) -> AppResult<()> {
-    let attempt = &full.attempt;
-    let minutes = full.policy.hold_minutes;
-    if minutes == 0 || attempt.purpose != Purpose::Test || !attempt.is_live() {
-        return Ok(());
-    }
-    let owner = db::flow::submitter_of(tx, &attempt.id).await?.unwrap_or_else(|| SERVER.to_owned());
-    let at = judgement.blamed_stage.map_or_else(String::new, |stage| format!(" at {stage}"));
-    let row = ReservationRow {
-        id: ReservationId::from_ulid(state.ids.next()),
-        machine_id: attempt.machine_id.clone(),
-        owner,
-        reason: format!("held after FAIL{at}, for a look"),
-        created_at: now,
-        began_at: Some(now),
-        until_at: now.plus(Duration::from_secs(u64::from(minutes) * 60)),
-        warned_at: None,
-        ended_at: None,
-        ended_by: None,
-        attempt_id: Some(attempt.id.clone()),
-        quarantine_reason: None,
-        quarantine_until: None,
-    };
-    if reservation::hold(tx, &row, now).await? {
+        let owner = db::flow::submitter_of(tx, &attempt.id).await?.unwrap_or_else(|| SERVER.to_owned());
+        let at = judgement.blamed_stage.map_or_else(String::new, |stage| format!(" at {stage}"));
+        let row = ReservationRow {
+            id: id.clone(),
+            machine_id: attempt.machine_id.clone(),
+            owner,
+            reason: format!("held after FAIL{at}, for a look"),
+            created_at: now,
+            began_at: Some(now),
+            until_at: now.plus(Duration::from_secs(u64::from(minutes) * 60)),
+            warned_at: None,
+            ended_at: None,
+            ended_by: None,
+            attempt_id: Some(attempt.id.clone()),
+            quarantine_reason: None,
+            quarantine_until: None,
+        };
+        if !reservation::hold(tx, &row, now).await? {
+            return Ok(false);
+        }
         let held = db::attempt::get_in(tx, &attempt.id).await?;
-        lease::settle_held(tx, &held, &state.config.care(), now).await?;
-        state.wake.wake(&Topic::Pass(Pass::Machines));
-    }
-    Ok(())
-}
-
-/// Everything that is recorded about an attempt, as the judge wants to see it.
-async fn load(state: &AppState, full: &FullAttempt) -> AppResult<EvidenceView> {
-    let attempt = &full.attempt;
-    let reports = db::report::of_attempt(&state.db, &attempt.id).await?;
-    let artifacts = db::artifact::list(&state.db, &Owner::Attempt(attempt.id.clone())).await?;
-    let intent = Intent::new(&attempt.id, &full.scenario);
-    let mut console_evidence = Vec::new();
-    for console in artifacts.iter().filter(|artifact| artifact.console_source().is_some()) {
-        let facts = consoles::facts(state, console, &intent).await?;
-        console_evidence.push(ConsoleEvidence { artifact: console.id.clone(), facts });
-    }
-    let mut away = lease::away_since(&state.db, attempt.started_at).await?;
-    if let (Some(from), Some(to)) = (attempt.judged_at, attempt.held_until) {
-        // A machine that is kept for a person is not late.
-        away.push((from, to.min(state.now())));
-        away.sort();
-    }
-    let reading = match &attempt.dump_facts {
-        Some(facts) => Some(
-            serde_json::from_value(facts.0.clone())
-                .map_err(|error| AppError::Internal(anyhow::Error::new(error).context("stored dump facts")))?,
-        ),
-        None => None,
-    };
-    Ok(EvidenceView {
-        attempt: attempt.id.clone(),
-        started_at: attempt.started_at,
-        lease: lease_of(attempt),
-        reports: reports
-            .into_iter()
-            .map(|row| Evidence {
-                by: row.role,
-                seq: unsigned(row.seq),
-                report: row.body.0,
-                received_at: row.received_at,
-            })
-            .collect(),
-        consoles: console_evidence,
-        dump: artifacts.iter().find(|artifact| artifact.name == DUMP).map(dump_evidence),
-        reading,
-        server_away: away.into_iter().map(|(from, to)| Span { from, to }).collect(),
-        stages: db::attempt::stages(&state.db, &attempt.id).await?,
-    })
-}
-
-fn lease_of(attempt: &db::attempt::AttemptRow) -> Lease {
-    let at = attempt.finished_at.unwrap_or(attempt.lease_expires_at);
-    match attempt.state {
-        AttemptState::Running | AttemptState::Collecting => Lease::Held,
-        AttemptState::Lost => Lease::Lost { at },
-        AttemptState::Done => Lease::Released {
-            at,
-            healthy: attempt.released_healthy.unwrap_or(false),
-            detail: attempt.release_detail.clone().unwrap_or_default(),
-        },
-    }
-}
-
-fn dump_evidence(artifact: &ArtifactRow) -> DumpEvidence {
-    DumpEvidence {
-        bytes: unsigned(artifact.size),
-        completed_at: artifact.completed_at,
-        blake3: artifact.blake3.clone(),
-        mismatch: artifact.mismatch_at.zip(artifact.mismatch.clone()),
+        lease::settle_held(tx, &held, &self.care, now).await?;
+        Ok(true)
     }
 }
 
@@ -217,40 +226,4 @@ pub async fn judge_or_later(state: &AppState, id: &AttemptId) {
 pub fn later(state: &AppState, id: &AttemptId) {
     state.unjudged.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
     state.wake.wake(&Topic::Pass(Pass::Deadlines));
-}
-
-/// Does what is owed after an attempt has ended: judges it a last time and settles its job. `false` while the judge
-/// still waits for a moment to pass (the pass for deadlines comes back then).
-pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
-    let judgement = judge_attempt(state, id).await?;
-    if judgement.verdict.is_none() && judgement.check_at.is_some() {
-        return Ok(false);
-    }
-    let mut tx = state.db.begin().await?;
-    let ended = db::attempt::get_in(&mut tx, id).await?;
-    if ended.is_live() {
-        return Ok(false);
-    }
-    let settled = lease::settle(&mut tx, &ended, &state.config.care(), state.now()).await?;
-    tx.commit().await?;
-    for artifact in db::artifact::list(&state.db, &Owner::Attempt(id.clone())).await? {
-        state.consoles.forget(&artifact.id);
-        state.wake.wake(&Topic::Console(artifact.id));
-    }
-    state.wake.wake(&Topic::Attempt(id.clone()));
-    state.wake.wake(&Topic::Run(ended.run_id.clone()));
-    state.wake.wake(&Topic::Pass(Pass::Compact));
-    state.wake.wake(&Topic::Pass(Pass::Dumps));
-    crate::agent::claim::offer_room(state, id).await?;
-    if settled == Settled::Queued {
-        let job = db::run::job(&state.db, &ended.job_id).await?.job;
-        match &job.only_machine_id {
-            Some(machine) => {
-                state.wake.wake(&Topic::Machine(machine.clone()));
-            }
-            None => crate::agent::claim::offer(state, &job.selector_id, 1).await?,
-        }
-        state.wake.wake(&Topic::Pass(Pass::Machines));
-    }
-    Ok(true)
 }

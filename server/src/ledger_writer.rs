@@ -26,20 +26,17 @@ impl Together for LedgerWriter {
     const QUEUE: usize = 1024;
     const BATCH: usize = 256;
 
-    async fn write(_: &Db, mut tx: Tx, batch: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for append in batch {
-            outcomes.push(match write_one(&mut tx, append).await {
-                Err(error @ (DbError::LeaseLost(_) | DbError::NotFound)) => Err(error),
-                other => Ok(other?),
-            });
-        }
+    async fn write(&self, _: &Db, mut tx: Tx, batch: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
+        let ids: Vec<&AttemptId> = batch.iter().map(|append| &append.attempt).collect();
+        let attempts = db::attempt::whose(&mut tx, &ids).await?;
+        let held: Vec<DbResult<()>> = batch
+            .iter()
+            .map(|append| attempts.get(&append.attempt).ok_or(DbError::NotFound)?.check_epoch(append.epoch))
+            .collect();
+        let segments: Vec<&SegmentRow> =
+            batch.iter().zip(&held).filter(|(_, held)| held.is_ok()).map(|(append, _)| &append.segment).collect();
+        let mut outcomes = artifact::append_all(&mut tx, &segments).await?.into_iter();
         tx.commit().await?;
-        Ok(outcomes)
+        Ok(held.into_iter().map(|held| held.and_then(|()| outcomes.next().ok_or(DbError::NotFound))).collect())
     }
-}
-
-async fn write_one(tx: &mut Tx, append: &Append) -> DbResult<AppendOutcome> {
-    db::attempt::get_in(tx, &append.attempt).await?.check_epoch(append.epoch)?;
-    artifact::append(tx, &append.segment).await
 }

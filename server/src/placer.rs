@@ -53,7 +53,7 @@ impl Together for Placer {
     const QUEUE: usize = 4096;
     const BATCH: usize = 64;
 
-    async fn write(db: &Db, tx: Tx, claims: &[Claim]) -> DbResult<Vec<DbResult<Option<Placed>>>> {
+    async fn write(&self, db: &Db, tx: Tx, claims: &[Claim]) -> DbResult<Vec<DbResult<Option<Placed>>>> {
         match place(db, tx, claims).await {
             // The database itself refuses a second lease, if two servers were that close.
             Err(DbError::Conflict(_)) if claims.len() == 1 => Ok(vec![Ok(None)]),

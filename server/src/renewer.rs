@@ -15,7 +15,7 @@ impl Together for Renewer {
     const QUEUE: usize = 4096;
     const BATCH: usize = 256;
 
-    async fn write(_: &Db, mut tx: Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
+    async fn write(&self, _: &Db, mut tx: Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
         let renewed = lease::renew(&mut tx, renewals).await?;
         tx.commit().await?;
         Ok(renewed)

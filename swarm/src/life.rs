@@ -152,6 +152,8 @@ impl Lab {
             sent = attempt.work() => sent?,
             error = attempt.renew() => return Err(error),
         };
+        // Not beside the renewals, which might hear of it first.
+        Box::pin(attempt.release()).await?;
         Ok(sent)
     }
 
@@ -197,7 +199,7 @@ impl Attempt<'_> {
 
     async fn work(&self) -> anyhow::Result<u64> {
         let sent = self.course().await?;
-        Box::pin(self.hand_back()).await?;
+        Box::pin(self.power_off()).await?;
         Ok(sent)
     }
 
@@ -299,10 +301,14 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    async fn hand_back(&self) -> anyhow::Result<()> {
+    async fn power_off(&self) -> anyhow::Result<()> {
         let off = Report::Power { action: "off".into(), ok: true, detail: "simulated".into() };
         self.report(Role::Controller, 1, off).await?;
         self.report(Role::Controller, 2, Report::Health { healthy: true, detail: "simulated".into() }).await?;
+        Ok(())
+    }
+
+    async fn release(&self) -> anyhow::Result<()> {
         let release = ReleaseRequest { healthy: true, detail: "simulated".into() };
         let call = || self.controller.release(&self.claim.attempt, &release);
         self.lab.call("release", call).await.context("release")

@@ -102,7 +102,11 @@ impl Attempt {
                 }
                 Ending::Lost
             }
-            ended = self.course(&collect) => ended?,
+            ended = self.course(&collect) => {
+                ended?;
+                // Not beside the renewals: one of them might hear of the release first, and take it for a lost lease.
+                self.release().await?
+            }
             trouble = self.type_keys() => return Err(trouble),
         };
         self.ledger.write(&Entry::Closed { how: ending })?;
@@ -170,8 +174,8 @@ impl Attempt {
         self.ledger.report(Report::Typed { number, source, by, keys, ok, detail })
     }
 
-    /// The attempt as it should go.
-    async fn course(&self, collect: &CancellationToken) -> anyhow::Result<Ending> {
+    /// The attempt as it should go, until its lease can be handed back.
+    async fn course(&self, collect: &CancellationToken) -> anyhow::Result<()> {
         let machine_off = CancellationToken::new();
         let mut consoles = self.send_consoles(&machine_off);
         let said = CancellationToken::new();
@@ -195,18 +199,18 @@ impl Attempt {
         said.cancel();
         while let Some(joined) = reports.join_next().await {
             if let Err(error) = joined.context("the sender of reports")? {
-                return self.refused(error).await;
+                return Err(self.refused(error).await);
             }
         }
-        self.release().await
+        Ok(())
     }
 
     /// The server refuses what this attempt needs: with a lost lease the renewal ends everything, so wait for it.
-    async fn refused(&self, error: ClientError) -> anyhow::Result<Ending> {
+    async fn refused(&self, error: ClientError) -> anyhow::Error {
         if error.is_lease_lost() {
             std::future::pending::<()>().await;
         }
-        Err(error.into())
+        error.into()
     }
 
     fn send_consoles(&self, machine_off: &CancellationToken) -> JoinSet<(String, Result<u64, ForwardError>)> {
@@ -404,7 +408,7 @@ impl Attempt {
                 tracing::info!(name, bytes = sent.bytes, "collected");
                 Ok(())
             }
-            Err(UploadError::Refused(error)) if error.is_lease_lost() => self.refused(error).await.map(drop),
+            Err(UploadError::Refused(error)) if error.is_lease_lost() => Err(self.refused(error).await),
             Err(error) => self.ledger.report(Report::Note { text: format!("{name}: {error}") }),
         }
     }

@@ -2,14 +2,14 @@
 
 use super::claim::brief_of;
 use crate::app::AppState;
-use crate::auth::{Holder, InAttempt};
+use crate::auth::{Acting, InAttempt};
 use crate::db;
 use crate::db::DbError;
 use crate::db::attempt::AttemptRow;
 use crate::db::lease::{self, End, Renewal, Standing};
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
-use crate::judging;
+use crate::settling;
 use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -34,11 +34,12 @@ pub async fn get_brief(caller: InAttempt, State(state): State<AppState>) -> AppR
 #[utoipa::path(post, path = "/agent/v1/attempts/{attempt}/renew", tag = "agent", params(("attempt" = String, Path)),
     request_body = RenewRequest, responses((status = 200, body = RenewReply)))]
 pub async fn renew(
-    holder: Holder,
+    caller: Acting,
     State(state): State<AppState>,
     Json(request): Json<RenewRequest>,
 ) -> AppResult<Json<RenewReply>> {
-    let Holder { attempt: id, epoch } = holder;
+    caller.controller_only()?;
+    let Acting { attempt: id, epoch, .. } = caller;
     let mut waiter = state.wake.subscribe(Topic::Attempt(id.clone()));
     let wait = Duration::from_secs(u64::from(request.wait_seconds.min(state.config.lease_seconds / 3)));
     // The answer may come `wait` later, and the lease lasts from then.
@@ -56,7 +57,7 @@ pub async fn renew(
     while directive(&standing, state.now()) == Directive::Continue && Instant::now() < end {
         tokio::select! {
             // If a wake-up is lost, the next renewal sees what it would have said.
-            _ = timeout_at(end, waiter.woken()) => {}
+            woken = timeout_at(end, waiter.woken()) => if woken.is_err() { break },
             () = state.stop.cancelled() => break,
         }
         standing = lease::standing(&state.db, &id, epoch).await?;
@@ -102,7 +103,7 @@ pub async fn release(
     lease::end(&mut tx, id, &end, &state.config.care().rule, state.now()).await?;
     tx.commit().await?;
     // The lease is back, whatever happens below: a pass finishes what is left undone here.
-    if let Err(error) = judging::finish(&state, id).await {
+    if let Err(error) = settling::finish(&state, id).await {
         state.wake.wake(&Topic::Pass(Pass::Leases));
         tracing::warn!(attempt.id = %id, %error, "released, and left to the next pass to settle");
     }

@@ -13,7 +13,6 @@ use crate::extract::{Body, Json, Path, Query};
 use crate::judging;
 use crate::ledger_writer::Append;
 use crate::ranges;
-use crate::triage::Intent;
 use crate::wake::Topic;
 use axum::extract::State;
 use bytes::Bytes;
@@ -153,9 +152,7 @@ async fn append(
 /// fails is done again by a pass.
 async fn look(state: &AppState, attempt: &AttemptId, console: &ArtifactId, at: Timestamp, offset: u64, bytes: Bytes) {
     let looked = async {
-        let full = db::attempt::full(&state.db, attempt).await?;
-        let intent = Intent::new(attempt, &full.scenario);
-        if consoles::feed(state, console, &intent, at, offset, bytes).await? {
+        if consoles::feed(state, attempt, console, at, offset, bytes).await? {
             judging::judge_attempt(state, attempt).await?;
         }
         Ok::<(), AppError>(())

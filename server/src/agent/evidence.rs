@@ -2,22 +2,19 @@
 
 use crate::api::wire;
 use crate::app::AppState;
-use crate::auth::InAttempt;
-use crate::db::event::{self, About};
-use crate::db::inventory;
-use crate::db::report::{self, ReportRow};
-use crate::db::{self, signed};
+use crate::auth::{Acting, InAttempt};
+use crate::db::report;
 use crate::error::{AppError, AppResult};
 use crate::extract::{Body, Json, Path, Query};
 use crate::judging;
+use crate::recorder::HandedIn;
 use crate::uploads::{self, ChunkQuery, Target};
 use crate::wake::Topic;
 use axum::extract::State;
 use axum::http::StatusCode;
 use crashyard_protocol::AttemptId;
-use crashyard_protocol::agent::{CompleteRequest, Report, Reports, ReportsReply, Role, Upload};
-use crashyard_protocol::api::{Artifact, EventBody};
-use sqlx::types::Json as Document;
+use crashyard_protocol::agent::{CompleteRequest, Reports, ReportsReply, Role, Upload};
+use crashyard_protocol::api::Artifact;
 
 /// Reports in one request.
 const REPORTS_MAX: usize = 1000;
@@ -28,48 +25,27 @@ const REPORT_BYTES_MAX: usize = 64 * 1024;
 #[utoipa::path(post, path = "/agent/v1/attempts/{attempt}/reports", tag = "agent",
     params(("attempt" = String, Path)), request_body = Reports, responses((status = 200, body = ReportsReply)))]
 pub async fn add_reports(
-    caller: InAttempt,
+    caller: Acting,
     State(state): State<AppState>,
     Json(request): Json<Reports>,
 ) -> AppResult<Json<ReportsReply>> {
-    caller.check_lease()?;
     if caller.by_attempt_token && request.by == Role::Controller {
         return Err(AppError::Forbidden("an attempt's token cannot speak for the controller".into()));
     }
     check_sizes(&request)?;
-    let attempt = &caller.attempt;
-    let about = About { run: &attempt.run_id, job: Some(&attempt.job_id), attempt: Some(&attempt.id) };
-    let now = state.now();
-    let (mut news, mut seen_otherwise) = (false, false);
-    let mut tx = state.db.begin().await?;
-    db::attempt::get_in(&mut tx, &attempt.id).await?.check_epoch(caller.epoch)?;
-    for numbered in request.reports {
-        let row = ReportRow {
-            attempt_id: attempt.id.clone(),
-            role: request.by,
-            seq: signed(numbered.seq),
-            body: Document(numbered.report),
-            received_at: now,
-        };
-        if report::record(&mut tx, &row).await? {
-            news = true;
-            if let (Role::Target, Report::Inventory { facts }) = (request.by, &row.body.0) {
-                seen_otherwise |= inventory::learn(&mut tx, &attempt.machine_id, &attempt.id, facts, now).await?;
-            }
-            event::append(&mut tx, about, now, EventBody::Report { by: request.by, report: row.body.0 }).await?;
-        }
+    let (id, by) = (caller.attempt, request.by);
+    let asked = HandedIn { attempt: id.clone(), epoch: caller.epoch, by, reports: request.reports, at: state.now() };
+    let recorded = state.recorder.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+    if recorded.news {
+        state.wake.wake(&Topic::Run(recorded.run));
     }
-    tx.commit().await?;
-    if news {
-        state.wake.wake(&Topic::Run(attempt.run_id.clone()));
-    }
-    if seen_otherwise {
+    if recorded.seen_otherwise {
         // Jobs that wait may want it now, as soon as it is free.
-        state.wake.wake(&Topic::Machine(attempt.machine_id.clone()));
+        state.wake.wake(&Topic::Machine(recorded.machine));
     }
     // Also when nothing was new: the server may have died between recording and judging.
-    let judgement = judging::judge_attempt(&state, &attempt.id).await?;
-    let directive = match request.by {
+    let judgement = judging::judge_attempt(&state, &id).await?;
+    let directive = match by {
         Role::Controller => judgement.controller,
         Role::Target => judgement.target,
         Role::Capture => judgement.capture,

@@ -3,12 +3,16 @@
 //! Build files, dumps and consoles are the same thing: a row with a name, and segments that each stand for one
 //! immutable object of the blob store. Uploads fill their segments in any order (chunks); consoles only at the end.
 
-use super::{Db, DbResult, Tx, on, on_tx, signed, unsigned};
+use super::given::{given, listed, lock_in_order};
+use super::{Db, DbError, DbResult, Tx, on, on_tx, signed, unsigned};
 use crashyard_protocol::agent::CHUNK_BYTES;
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, BuildId};
+use serde::Serialize;
 use sqlx::FromRow;
+use sqlx::types::Json;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Artifact names of consoles start with this; the rest names the source.
 pub const CONSOLE_PREFIX: &str = "console-";
@@ -84,7 +88,7 @@ impl ArtifactRow {
 }
 
 /// A stretch of an artifact that is one object of the blob store.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize)]
 pub struct SegmentRow {
     /// Whose.
     pub artifact_id: ArtifactId,
@@ -125,13 +129,18 @@ pub async fn find(db: &Db, owner: &Owner, name: &str) -> DbResult<Option<Artifac
 
 /// Every artifact of a build or an attempt, oldest first.
 pub async fn list(db: &Db, owner: &Owner) -> DbResult<Vec<ArtifactRow>> {
-    Ok(on!(db.read(), |c| {
-        sqlx::query_as("SELECT * FROM artifact WHERE build_id = $1 OR attempt_id = $2 ORDER BY id")
-            .bind(owner.build())
-            .bind(owner.attempt())
-            .fetch_all(c)
-            .await
-    })?)
+    // One text for each owner: for a condition with `OR` PostgreSQL may walk through all artifacts in the order of their ids.
+    let (text, id) = match owner {
+        Owner::Build(id) => ("SELECT * FROM artifact WHERE build_id = $1 ORDER BY id", id.as_str()),
+        Owner::Attempt(id) => ("SELECT * FROM artifact WHERE attempt_id = $1 ORDER BY id", id.as_str()),
+    };
+    Ok(on!(db.read(), |c| sqlx::query_as(text).bind(id).fetch_all(c).await)?)
+}
+
+/// Every artifact of several attempts, those of each oldest first.
+pub async fn of_attempts(tx: &mut Tx, attempts: &[&AttemptId]) -> DbResult<Vec<ArtifactRow>> {
+    let text = listed!(tx, "SELECT * FROM artifact WHERE ", "attempt_id", " ORDER BY id");
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(attempts)).fetch_all(c).await)?)
 }
 
 /// Bytes kept for a build or an attempt.
@@ -261,7 +270,7 @@ pub async fn add_chunk(tx: &mut Tx, segment: &SegmentRow) -> DbResult<ChunkOutco
     let Some(size) = size else {
         return Ok(ChunkOutcome::Contradicts("the upload is complete and takes no further chunks".into()));
     };
-    insert_segment(tx, segment).await?;
+    insert_segments(tx, &[segment]).await?;
     Ok(ChunkOutcome::Added { size: unsigned(size) })
 }
 
@@ -287,40 +296,66 @@ pub enum AppendOutcome {
     EndsAt(u64),
 }
 
-/// Appends to a console, whose bytes are already durable in the blob store.
-pub async fn append(tx: &mut Tx, segment: &SegmentRow) -> DbResult<AppendOutcome> {
-    let done = on_tx!(tx, |c| sqlx::query(
-        "UPDATE artifact SET size = size + $3 WHERE id = $1 AND size = $2 AND state = 'open'",
-    )
-    .bind(&segment.artifact_id)
-    .bind(segment.start_at)
-    .bind(segment.length)
-    .execute(c)
-    .await
-    .map(|done| done.rows_affected()))?;
-    if done == 0 {
-        let size: i64 = on_tx!(tx, |c| sqlx::query_scalar("SELECT size FROM artifact WHERE id = $1")
-            .bind(&segment.artifact_id)
-            .fetch_one(c)
-            .await)?;
-        return Ok(AppendOutcome::EndsAt(unsigned(size)));
-    }
-    insert_segment(tx, segment).await?;
-    Ok(AppendOutcome::Appended)
+#[derive(FromRow)]
+struct End {
+    id: ArtifactId,
+    state: ArtifactState,
+    size: i64,
 }
 
-async fn insert_segment(tx: &mut Tx, segment: &SegmentRow) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query(
-        "INSERT INTO segment (artifact_id, start_at, length, hash, received_at) VALUES ($1, $2, $3, $4, $5)",
-    )
-    .bind(&segment.artifact_id)
-    .bind(segment.start_at)
-    .bind(segment.length)
-    .bind(&segment.hash)
-    .bind(segment.received_at)
-    .execute(c)
-    .await
-    .map(drop))?;
+#[derive(Serialize)]
+struct Grown<'a> {
+    artifact: &'a ArtifactId,
+    size: i64,
+}
+
+/// Appends to consoles, whose bytes are already durable in the blob store. Several pieces of one console are taken in the order
+/// given, each where the one before it ends.
+pub async fn append_all(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<Vec<AppendOutcome>> {
+    let consoles: BTreeSet<&ArtifactId> = segments.iter().map(|segment| &segment.artifact_id).collect();
+    lock_in_order!(tx, "artifact", &consoles);
+    let text = listed!(tx, "SELECT id, state, size FROM artifact WHERE ", "id", "");
+    let ends: Vec<End> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&consoles)).fetch_all(c).await)?;
+    let mut ends: BTreeMap<&ArtifactId, (bool, i64)> =
+        ends.iter().map(|end| (&end.id, (end.state == ArtifactState::Open, end.size))).collect();
+    let (mut outcomes, mut appended) = (Vec::with_capacity(segments.len()), Vec::new());
+    for segment in segments {
+        outcomes.push(match ends.get_mut(&segment.artifact_id) {
+            Some((true, end)) if *end == segment.start_at => {
+                *end += segment.length;
+                appended.push(*segment);
+                AppendOutcome::Appended
+            }
+            Some((_, end)) => AppendOutcome::EndsAt(unsigned(*end)),
+            None => return Err(DbError::NotFound),
+        });
+    }
+    if !appended.is_empty() {
+        let grown: BTreeSet<&ArtifactId> = appended.iter().map(|segment| &segment.artifact_id).collect();
+        let grown: Vec<Grown<'_>> =
+            grown.into_iter().filter_map(|id| Some(Grown { artifact: id, size: ends.get(id)?.1 })).collect();
+        let text = given!(
+            tx,
+            "UPDATE artifact SET size = given.size FROM ",
+            [artifact text, size bigint],
+            at "artifact.id" = "artifact",
+            ""
+        );
+        on_tx!(tx, |c| sqlx::query(text).bind(Json(&grown)).execute(c).await.map(drop))?;
+        insert_segments(tx, &appended).await?;
+    }
+    Ok(outcomes)
+}
+
+async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
+    let text = given!(
+        tx,
+        "INSERT INTO segment (artifact_id, start_at, length, hash, received_at) \
+         SELECT artifact_id, start_at, length, hash, received_at FROM ",
+        [artifact_id text, start_at bigint, length bigint, hash text, received_at bigint],
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(segments)).execute(c).await.map(drop))?;
     Ok(())
 }
 
@@ -374,19 +409,21 @@ pub async fn finished_consoles(db: &Db, limit: i64) -> DbResult<Vec<ArtifactRow>
 
 /// Puts one segment in the place of several that hold the same bytes; `false` if they are no longer as they were.
 pub async fn merge_segments(tx: &mut Tx, old: &[SegmentRow], merged: &SegmentRow) -> DbResult<bool> {
-    for segment in old {
-        let gone =
-            on_tx!(tx, |c| sqlx::query("DELETE FROM segment WHERE artifact_id = $1 AND start_at = $2 AND hash = $3",)
-                .bind(&segment.artifact_id)
-                .bind(segment.start_at)
-                .bind(&segment.hash)
-                .execute(c)
-                .await
-                .map(|done| done.rows_affected()))?;
-        if gone != 1 {
-            return Ok(false);
-        }
+    let text = given!(
+        tx,
+        "DELETE FROM segment WHERE artifact_id = $2 AND (start_at, hash) IN (SELECT start_at, hash FROM ",
+        [start_at bigint, hash text],
+        ")"
+    );
+    let gone = on_tx!(tx, |c| sqlx::query(text)
+        .bind(Json(old))
+        .bind(&merged.artifact_id)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    if gone != old.len() as u64 {
+        return Ok(false);
     }
-    insert_segment(tx, merged).await?;
+    insert_segments(tx, &[merged]).await?;
     Ok(true)
 }

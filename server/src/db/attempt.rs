@@ -1,6 +1,7 @@
 //! Attempts and their stages, for reading. Who may change them: [`super::queue`] makes, [`super::judgement`] judges,
 //! [`super::lease`] ends.
 
+use super::given::{listed, lock_in_order};
 use super::machine::Labels;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
@@ -11,6 +12,7 @@ use crashyard_protocol::{
 };
 use sqlx::FromRow;
 use sqlx::types::Json;
+use std::collections::HashMap;
 
 /// One try of a job.
 #[derive(Clone, Debug, PartialEq, FromRow)]
@@ -41,8 +43,6 @@ pub struct AttemptRow {
     pub signature: Option<String>,
     /// When to judge again if nothing arrives until then.
     pub check_at: Option<Timestamp>,
-    /// How many judgements have been written.
-    pub judgement_seq: i64,
     /// Until when the lease holds.
     pub lease_expires_at: Timestamp,
     /// What was read in the dump.
@@ -133,17 +133,57 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
     Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
 }
 
-/// One attempt with what belongs to it.
-pub async fn full(db: &Db, id: &AttemptId) -> DbResult<FullAttempt> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
+/// Attempts with what belongs to them.
+macro_rules! full {
+    () => {
         "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, j.policy, b.id AS build_id, \
          b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline FROM attempt a \
          JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
-         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE a.id = $1",
-    )
-    .bind(id)
-    .fetch_one(c)
-    .await)?)
+         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE "
+    };
+}
+
+/// One attempt with what belongs to it.
+pub async fn full(db: &Db, id: &AttemptId) -> DbResult<FullAttempt> {
+    Ok(on!(db.read(), |c| sqlx::query_as(concat!(full!(), "a.id = $1")).bind(id).fetch_one(c).await)?)
+}
+
+/// Attempts with what belongs to them, locked: nobody else changes one before this transaction has ended.
+pub async fn lock(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>> {
+    lock_in_order!(tx, "attempt", ids);
+    let text = listed!(tx, full!(), "a.id", "");
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
+}
+
+/// Whose an attempt is, and how its lease stands.
+#[derive(Clone, Debug, FromRow)]
+pub struct Whose {
+    /// The attempt.
+    pub id: AttemptId,
+    /// Its job.
+    pub job_id: JobId,
+    /// Its run.
+    pub run_id: RunId,
+    /// The machine.
+    pub machine_id: MachineId,
+    /// The lease's epoch.
+    pub epoch: i64,
+    /// Where it is.
+    pub state: AttemptState,
+}
+
+impl Whose {
+    /// Whether a write with this epoch belongs to the lease that holds now.
+    pub fn check_epoch(&self, epoch: u64) -> DbResult<()> {
+        check(self.state, self.epoch, epoch)
+    }
+}
+
+/// Whose these attempts are.
+pub async fn whose(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId, Whose>> {
+    let text = listed!(tx, "SELECT id, job_id, run_id, machine_id, epoch, state FROM attempt WHERE ", "id", "");
+    let rows: Vec<Whose> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
 /// The stages of an attempt, in order.
@@ -154,6 +194,12 @@ pub async fn stages(db: &Db, id: &AttemptId) -> DbResult<Vec<Stage>> {
             .fetch_all(c)
             .await)?;
     Ok(rows.into_iter().map(|row| row.body.0).collect())
+}
+
+/// The stages of several attempts: (attempt, stage), those of each in order.
+pub async fn stages_of(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<(AttemptId, Json<Stage>)>> {
+    let text = listed!(tx, "SELECT attempt_id, body FROM stage WHERE ", "attempt_id", " ORDER BY ordinal");
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
 }
 
 /// The stages of every attempt of a run: (attempt, stage), in order.

@@ -59,6 +59,9 @@ struct NewEvent<'a> {
 
 /// Records events of several runs.
 pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Vec<Told<'_>>>) -> DbResult<()> {
+    if of_run.is_empty() {
+        return Ok(());
+    }
     let more: Vec<More<'_>> = of_run.iter().map(|(run, events)| More { run, more: events.len() }).collect();
     lock_in_order!(tx, "run", of_run.keys().collect::<Vec<_>>());
     let text = given!(

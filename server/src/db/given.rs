@@ -76,7 +76,7 @@ pub(crate) use from_json;
 ///
 /// PostgreSQL gets an array and no join: its planner takes that for few rows and looks them up by the index.
 macro_rules! listed {
-    ($on:expr, $before:literal, $column:literal, $after:literal $(, lock $lock:literal)?) => {
+    ($on:expr, $before:expr, $column:literal, $after:literal $(, lock $lock:literal)?) => {
         match $on.kind() {
             $crate::db::Kind::Sqlite => {
                 concat!($before, $column, " IN (SELECT value FROM json_each($1))", $after)

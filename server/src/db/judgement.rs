@@ -1,18 +1,18 @@
-//! Writes a judgement: stages, verdict and events in one transaction, idempotently.
+//! Writes judgements: stages, verdicts and events of several attempts in one transaction, idempotently.
 //!
-//! A judgement is made from evidence that was read before the transaction. So that one made from older evidence never
-//! overwrites a newer one, it names the judgement it was made on top of (`judgement_seq`); if another came between,
-//! nothing is written and the caller judges again.
+//! An attempt is judged in the transaction that holds its lock ([`super::attempt::lock`]), from evidence that was read under it:
+//! whoever comes later has seen at least as much.
 
 use super::attempt::AttemptRow;
-use super::event::{self, About};
-use super::given::{Kept, given};
+use super::event::{self, Told};
+use super::given::{Kept, given, lock_in_order};
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, AttemptState, Purpose, Stage, StageName, StageState, Status};
+use crashyard_protocol::{AttemptId, AttemptState, JobId, Purpose, RunId, Stage, StageName, StageState, Status};
 use serde::Serialize;
 use sqlx::types::Json;
+use std::collections::BTreeMap;
 
 /// What shall be written.
 #[derive(Clone, Debug)]
@@ -29,15 +29,50 @@ pub struct Verdict {
     pub check_at: Option<Timestamp>,
 }
 
-/// What came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// Something changed.
-    Changed,
-    /// Everything was as judged already.
-    Same,
-    /// Another judgement came between; judge again.
-    Stale,
+/// A judgement to be written, on top of the attempt as the judge saw it.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// The attempt's row.
+    pub before: &'a AttemptRow,
+    /// Its stages.
+    pub stages: &'a [Stage],
+    /// What is so now.
+    pub verdict: &'a Verdict,
+}
+
+impl Judged<'_> {
+    /// Whether the verdict is given now; it is given once.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.before.judged_at.is_none() && self.verdict.verdict.is_some()
+    }
+
+    fn state(&self) -> AttemptState {
+        match self.before.state {
+            AttemptState::Running if self.verdict.collecting => AttemptState::Collecting,
+            other => other,
+        }
+    }
+
+    fn changed(&self) -> impl Iterator<Item = &Stage> {
+        self.verdict.stages.iter().filter(|stage| !self.stages.contains(stage))
+    }
+
+    fn is_change(&self) -> bool {
+        let before = self.before;
+        self.changed().next().is_some()
+            || self.state() != before.state
+            || self.is_new()
+            || self.verdict.check_at != before.check_at
+    }
+
+    /// Verdict, blamed stage and reason as they are from now on.
+    fn given(&self) -> (Status, Option<StageName>, Option<&str>) {
+        match &self.verdict.verdict {
+            Some((verdict, blamed, reason)) if self.is_new() => (*verdict, *blamed, reason.as_deref()),
+            _ => (self.before.verdict, self.before.blamed_stage, self.before.reason.as_deref()),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -51,16 +86,22 @@ struct NewStage<'a> {
 
 /// Writes the first stages of attempts whose leases are given.
 pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbResult<()> {
-    let mut rows = Vec::new();
-    for (attempt, stages) in attempts {
-        rows.extend(stages.iter().map(|stage| NewStage {
+    let stages: Vec<_> = attempts.iter().flat_map(|(id, stages)| stages.iter().map(move |stage| (id, stage))).collect();
+    put_stages(tx, &stages).await
+}
+
+async fn put_stages(tx: &mut Tx, stages: &[(&AttemptId, &Stage)]) -> DbResult<()> {
+    let kind = tx.kind();
+    let rows: Vec<NewStage<'_>> = stages
+        .iter()
+        .map(|(attempt, stage)| NewStage {
             attempt,
             name: stage.name,
             ordinal: ordinal(stage.name),
             state: stage.state,
-            body: Kept(tx.kind(), stage),
-        }));
-    }
+            body: Kept(kind, stage),
+        })
+        .collect();
     if rows.is_empty() {
         return Ok(());
     }
@@ -68,107 +109,119 @@ pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbRe
         tx,
         "INSERT INTO stage (attempt_id, name, ordinal, state, body) SELECT attempt, name, ordinal, state, body FROM ",
         [attempt text, name text, ordinal bigint, state text, body jsonb],
+        " WHERE TRUE ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, body = excluded.body"
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Writes judgements: for each, whether it changed anything.
+pub async fn apply_all(tx: &mut Tx, judged: &[Judged<'_>], now: Timestamp) -> DbResult<Vec<bool>> {
+    let changes: Vec<Judged<'_>> = judged.iter().copied().filter(Judged::is_change).collect();
+    if !changes.is_empty() {
+        write_attempts(tx, &changes, now).await?;
+        let stages: Vec<_> =
+            changes.iter().flat_map(|one| one.changed().map(|stage| (&one.before.id, stage))).collect();
+        put_stages(tx, &stages).await?;
+        show_in_jobs(tx, &changes).await?;
+        tell(tx, &changes, now).await?;
+    }
+    Ok(judged.iter().map(Judged::is_change).collect())
+}
+
+#[derive(Serialize)]
+struct Rewritten<'a> {
+    attempt: &'a AttemptId,
+    state: AttemptState,
+    verdict: Status,
+    blamed: Option<StageName>,
+    reason: Option<&'a str>,
+    judged_at: Option<Timestamp>,
+    check_at: Option<Timestamp>,
+    signature: Option<&'a str>,
+}
+
+async fn write_attempts(tx: &mut Tx, changes: &[Judged<'_>], now: Timestamp) -> DbResult<()> {
+    let rows: Vec<Rewritten<'_>> = changes
+        .iter()
+        .map(|one| {
+            let (verdict, blamed, reason) = one.given();
+            Rewritten {
+                attempt: &one.before.id,
+                state: one.state(),
+                verdict,
+                blamed,
+                reason,
+                judged_at: if one.is_new() { Some(now) } else { one.before.judged_at },
+                check_at: one.verdict.check_at,
+                signature: one.before.signature.as_deref().or(one.verdict.signature.as_deref()),
+            }
+        })
+        .collect();
+    let text = given!(
+        tx,
+        "UPDATE attempt SET state = given.state, verdict = given.verdict, blamed_stage = given.blamed, \
+         reason = given.reason, judged_at = given.judged_at, check_at = given.check_at, signature = given.signature FROM ",
+        [
+            attempt text, state text, verdict text, blamed text, reason text, judged_at bigint, check_at bigint,
+            signature text
+        ],
+        at "attempt.id" = "attempt",
         ""
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).execute(c).await.map(drop))?;
     Ok(())
 }
 
-/// Writes a judgement made on top of `before` (the attempt's row and stages the judge saw).
-pub async fn apply(
-    tx: &mut Tx,
-    before: &AttemptRow,
-    stages_before: &[Stage],
-    judged: &Verdict,
-    now: Timestamp,
-) -> DbResult<Applied> {
-    let changed: Vec<&Stage> = judged.stages.iter().filter(|stage| !stages_before.contains(stage)).collect();
-    let state = match before.state {
-        AttemptState::Running if judged.collecting => AttemptState::Collecting,
-        other => other,
-    };
-    let newly_judged = before.judged_at.is_none() && judged.verdict.is_some();
-    if changed.is_empty() && state == before.state && !newly_judged && judged.check_at == before.check_at {
-        return Ok(Applied::Same);
-    }
-    let (verdict, blamed, reason) = match &judged.verdict {
-        Some((verdict, blamed, reason)) if newly_judged => (*verdict, *blamed, reason.clone()),
-        _ => (before.verdict, before.blamed_stage, before.reason.clone()),
-    };
-    let written = on_tx!(tx, |c| {
-        sqlx::query(
-        "UPDATE attempt SET judgement_seq = judgement_seq + 1, state = CASE WHEN state = 'running' THEN $3 ELSE state END, \
-         verdict = $4, blamed_stage = $5, reason = $6, judged_at = $7, check_at = $8, \
-         signature = COALESCE(signature, $9) WHERE id = $1 AND judgement_seq = $2",
-    )
-    .bind(&before.id)
-    .bind(before.judgement_seq)
-    .bind(if state == AttemptState::Collecting { AttemptState::Collecting } else { AttemptState::Running })
-    .bind(verdict)
-    .bind(blamed)
-    .bind(&reason)
-    .bind(if newly_judged { Some(now) } else { before.judged_at })
-    .bind(judged.check_at)
-    .bind(&judged.signature)
-    .execute(c)
-    .await
-    .map(|done| done.rows_affected())
-    })?;
-    if written == 0 {
-        return Ok(Applied::Stale);
-    }
-    let about = About { run: &before.run_id, job: Some(&before.job_id), attempt: Some(&before.id) };
-    for stage in changed {
-        put_stage(tx, &before.id, stage).await?;
-        event::append(tx, about, now, EventBody::Stage { stage: stage.clone() }).await?;
-    }
-    if newly_judged {
-        if before.purpose == Purpose::Test {
-            show_in_job(tx, before, verdict, blamed, reason.as_deref()).await?;
-        }
-        event::append(tx, about, now, EventBody::AttemptJudged { verdict, blamed_stage: blamed, reason }).await?;
-    }
-    Ok(Applied::Changed)
+#[derive(Serialize)]
+struct Shown<'a> {
+    job: &'a JobId,
+    status: Status,
+    blamed: Option<StageName>,
+    reason: Option<&'a str>,
 }
 
-/// The verdict is shown on the job at once; the job is done when its machine is back.
-async fn show_in_job(
-    tx: &mut Tx,
-    attempt: &AttemptRow,
-    verdict: Status,
-    blamed: Option<StageName>,
-    reason: Option<&str>,
-) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query(
-        "UPDATE job SET status = $2, blamed_stage = $3, reason = $4 WHERE id = $1 AND state = 'leased'",
-    )
-    .bind(&attempt.job_id)
-    .bind(verdict)
-    .bind(blamed)
-    .bind(reason)
-    .execute(c)
-    .await
-    .map(drop))?;
+/// A verdict is shown on its job at once; the job is done when its machine is back.
+async fn show_in_jobs(tx: &mut Tx, changes: &[Judged<'_>]) -> DbResult<()> {
+    let shown: Vec<Shown<'_>> = changes
+        .iter()
+        .filter(|one| one.is_new() && one.before.purpose == Purpose::Test)
+        .map(|one| {
+            let (status, blamed, reason) = one.given();
+            Shown { job: &one.before.job_id, status, blamed, reason }
+        })
+        .collect();
+    if shown.is_empty() {
+        return Ok(());
+    }
+    lock_in_order!(tx, "job", shown.iter().map(|one| one.job).collect::<Vec<_>>());
+    let text = given!(
+        tx,
+        "UPDATE job SET status = given.status, blamed_stage = given.blamed, reason = given.reason FROM ",
+        [job text, status text, blamed text, reason text],
+        at "job.id" = "job",
+        " AND job.state = 'leased'"
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&shown)).execute(c).await.map(drop))?;
     Ok(())
+}
+
+async fn tell(tx: &mut Tx, changes: &[Judged<'_>], now: Timestamp) -> DbResult<()> {
+    let mut of_run: BTreeMap<&RunId, Vec<Told<'_>>> = BTreeMap::new();
+    for one in changes {
+        let events = of_run.entry(&one.before.run_id).or_default();
+        let told = |body| (Some(&one.before.job_id), Some(&one.before.id), body);
+        events.extend(one.changed().map(|stage| told(EventBody::Stage { stage: stage.clone() })));
+        if one.is_new() {
+            let (verdict, blamed_stage, reason) = one.given();
+            let reason = reason.map(ToOwned::to_owned);
+            events.push(told(EventBody::AttemptJudged { verdict, blamed_stage, reason }));
+        }
+    }
+    event::append_all(tx, now, &of_run).await
 }
 
 fn ordinal(stage: StageName) -> i64 {
     let place = StageName::ALL.iter().position(|name| *name == stage).unwrap_or(StageName::ALL.len());
     i64::try_from(place).unwrap_or(i64::MAX)
-}
-
-async fn put_stage(tx: &mut Tx, attempt: &AttemptId, stage: &Stage) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query(
-        "INSERT INTO stage (attempt_id, name, ordinal, state, body) VALUES ($1, $2, $3, $4, $5) \
-         ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, body = excluded.body",
-    )
-    .bind(attempt)
-    .bind(stage.name)
-    .bind(ordinal(stage.name))
-    .bind(stage.state)
-    .bind(Json(stage))
-    .execute(c)
-    .await
-    .map(drop))?;
-    Ok(())
 }

@@ -183,8 +183,7 @@ pub async fn end(
         End::Lost => (AttemptState::Lost, now, None, None, None),
     };
     let ended: Option<AttemptRow> = on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE attempt SET state = $2, finished_at = $3, released_healthy = $6, release_detail = $7, \
-         judgement_seq = judgement_seq + 1 \
+        "UPDATE attempt SET state = $2, finished_at = $3, released_healthy = $6, release_detail = $7 \
          WHERE id = $1 AND state IN ('running', 'collecting') AND lease_expires_at <= $4 \
          AND epoch = COALESCE($5, epoch) RETURNING *",
     )
@@ -470,8 +469,7 @@ pub async fn unbind(tx: &mut Tx, job: &Bound) -> DbResult<bool> {
 pub async fn give_way(tx: &mut Tx, id: &AttemptId, why: &str, now: Timestamp) -> DbResult<bool> {
     let gone: Option<AttemptRow> = on_tx!(tx, |c| {
         sqlx::query_as(
-            "UPDATE attempt SET state = 'collecting', verdict = 'MISS', reason = $2, judged_at = $3, gave_way = TRUE, \
-         judgement_seq = judgement_seq + 1 WHERE id = $1 AND state = 'running' AND judged_at IS NULL AND NOT EXISTS \
+            "UPDATE attempt SET state = 'collecting', verdict = 'MISS', reason = $2, judged_at = $3, gave_way = TRUE WHERE id = $1 AND state = 'running' AND judged_at IS NULL AND NOT EXISTS \
          (SELECT 1 FROM stage WHERE attempt_id = $1 AND name = 'armed' AND state IN ('proven', 'failed')) RETURNING *",
         )
         .bind(id)
@@ -554,8 +552,8 @@ pub async fn record_away(tx: &mut Tx, from: Timestamp, to: Timestamp) -> DbResul
 }
 
 /// The times in which no server was up, as far as they reach behind `since`.
-pub async fn away_since(db: &Db, since: Timestamp) -> DbResult<Vec<(Timestamp, Timestamp)>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
+pub async fn away_since(tx: &mut Tx, since: Timestamp) -> DbResult<Vec<(Timestamp, Timestamp)>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
         "SELECT from_at, to_at FROM server_away WHERE to_at >= $1 ORDER BY from_at LIMIT 1000",
     )
     .bind(since)

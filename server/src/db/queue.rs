@@ -362,7 +362,6 @@ fn attempt(taken: &Taken) -> AttemptRow {
         blamed_stage: None,
         signature: None,
         check_at: taken.check_at,
-        judgement_seq: 0,
         lease_expires_at: taken.lease.expires_at,
         dump_facts: None,
         started_at: taken.lease.now,
@@ -421,9 +420,9 @@ async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<()> {
         .collect();
     let text = given!(
         tx,
-        "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, judgement_seq, \
+        "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
          check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id) \
-         SELECT id, job_id, run_id, number, machine_id, controller_id, epoch, 'running', 'MISS', 0, \
+         SELECT id, job_id, run_id, number, machine_id, controller_id, epoch, 'running', 'MISS', \
          check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id FROM ",
         [
             id text, job_id text, run_id text, number bigint, machine_id text, controller_id text, epoch bigint,

@@ -5,7 +5,7 @@ use super::{BATCH, Next};
 use crate::app::AppState;
 use crate::db::attempt;
 use crate::error::AppResult;
-use crate::judging;
+use crate::{judging, settling};
 use crashyard_protocol::AttemptId;
 use std::sync::PoisonError;
 
@@ -36,7 +36,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
 async fn judge(state: &AppState, id: &AttemptId) -> AppResult<()> {
     judging::judge_attempt(state, id).await?;
     if !attempt::get(&state.db, id).await?.is_live() {
-        judging::finish(state, id).await?;
+        settling::finish(state, id).await?;
     }
     Ok(())
 }

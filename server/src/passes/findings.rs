@@ -38,9 +38,6 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
         set_aside(state).insert(id.clone(), now.plus(ASIDE));
         return Ok(Next::Now);
     }
-    let mut tx = state.db.begin().await?;
-    attempt::set_read_by(&mut tx, id, version).await?;
-    tx.commit().await?;
     state.wake.wake(&Topic::Pass(Pass::Dumps));
     Ok(Next::Now)
 }

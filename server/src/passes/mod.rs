@@ -44,36 +44,43 @@ pub enum Next {
     Woken,
 }
 
+/// Between two looks at all dumps, which cost more the more are kept.
+const DUMPS_REST: Duration = Duration::from_secs(5);
+
 /// Starts every pass; they end when the server stops.
 pub fn start(state: &AppState) -> JoinSet<()> {
     let mut set = JoinSet::new();
-    set.spawn(run(
-        state.clone(),
-        "deadlines",
-        Some(Pass::Deadlines),
-        |state| async move { deadlines::tick(&state).await },
-    ));
-    set.spawn(run(state.clone(), "leases", Some(Pass::Leases), |state| async move { leases::tick(&state).await }));
-    set.spawn(run(state.clone(), "verify", Some(Pass::Verify), |state| async move { verify::tick(&state).await }));
-    set.spawn(run(state.clone(), "compact", Some(Pass::Compact), |state| async move { compact::tick(&state).await }));
-    set.spawn(run(state.clone(), "findings", Some(Pass::Compact), |state| async move { findings::tick(&state).await }));
-    set.spawn(run(state.clone(), "glimpse", Some(Pass::Glimpse), |state| async move { glimpse::tick(&state).await }));
-    set.spawn(run(state.clone(), "dumps", Some(Pass::Dumps), |state| async move { dumps::tick(&state).await }));
-    set.spawn(run(state.clone(), "queue", Some(Pass::Queue), |state| async move { queue::tick(&state).await }));
-    set.spawn(run(
-        state.clone(),
-        "machines",
-        Some(Pass::Machines),
-        |state| async move { machines::tick(&state).await },
-    ));
-    set.spawn(run(state.clone(), "health", None, |state| async move { health::tick(&state).await }));
-    set.spawn(run(state.clone(), "owed", None, |state| async move { owed::tick(&state).await }));
-    set.spawn(run(state.clone(), "fold", None, |state| async move { fold::tick(&state).await }));
-    set.spawn(run(state.clone(), "presence", None, |state| async move { presence::tick(&state).await }));
+    macro_rules! pass {
+        ($name:ident, $woken:expr) => {
+            pass!($name, $woken, Duration::ZERO)
+        };
+        ($name:ident, $woken:expr, $rest:expr) => {
+            set.spawn(run(
+                state.clone(),
+                stringify!($name),
+                $woken,
+                $rest,
+                |state| async move { $name::tick(&state).await },
+            ))
+        };
+    }
+    pass!(deadlines, Some(Pass::Deadlines));
+    pass!(leases, Some(Pass::Leases));
+    pass!(verify, Some(Pass::Verify));
+    pass!(compact, Some(Pass::Compact));
+    pass!(findings, Some(Pass::Compact));
+    pass!(glimpse, Some(Pass::Glimpse));
+    pass!(dumps, Some(Pass::Dumps), DUMPS_REST);
+    pass!(queue, Some(Pass::Queue));
+    pass!(machines, Some(Pass::Machines));
+    pass!(health, None);
+    pass!(owed, None);
+    pass!(fold, None);
+    pass!(presence, None);
     set
 }
 
-async fn run<F>(state: AppState, name: &'static str, pass: Option<Pass>, tick: impl Fn(AppState) -> F)
+async fn run<F>(state: AppState, name: &'static str, pass: Option<Pass>, rest: Duration, tick: impl Fn(AppState) -> F)
 where
     F: Future<Output = AppResult<Next>>,
 {
@@ -96,13 +103,14 @@ where
             }
         };
         let woken = async {
+            tokio::time::sleep(rest).await;
             match &mut waiter {
                 Some(waiter) => waiter.woken().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(sleep.min(SAFETY)) => {}
+            () = tokio::time::sleep(sleep.max(rest).min(SAFETY)) => {}
             () = woken => {}
             () = state.stop.cancelled() => {}
         }

@@ -10,7 +10,7 @@ use crashyard_protocol::*;
 use crashyard_server::db::artifact::{self, AppendOutcome, ChunkOutcome, Owner, SegmentRow};
 use crashyard_server::db::build::{self, BuildRow};
 use crashyard_server::db::event::{self, About};
-use crashyard_server::db::judgement::{self, Applied, Verdict};
+use crashyard_server::db::judgement::{self, Judged, Verdict};
 use crashyard_server::db::lease::{self, Care, End, Renewal, Settled};
 use crashyard_server::db::life;
 use crashyard_server::db::machine::{self, ControllerRow, Idle, MachineRow};
@@ -102,6 +102,7 @@ async fn every_check(db: &Db) {
     Box::pin(share::fair_share(db)).await;
     Box::pin(fleet::fleet(db)).await;
     judgements(db).await;
+    judged_together(db).await;
     reports_and_events(db).await;
     uploads(db).await;
     dumps::dumps(db).await;
@@ -582,6 +583,18 @@ fn verdict(settled: usize, verdict: Option<Status>) -> Verdict {
     }
 }
 
+/// Whether the judgement changed anything.
+async fn judge(
+    db: &Db,
+    before: &attempt::AttemptRow,
+    stages_before: &[Stage],
+    verdict: &Verdict,
+    at: Timestamp,
+) -> bool {
+    let judged = [Judged { before, stages: stages_before, verdict }];
+    write!(db, |tx| judgement::apply_all(tx, &judged, at)) == [true]
+}
+
 async fn judgements(db: &Db) {
     let farm = farm(db, "f-judge", 1).await;
     let (run, jobs) = submit(db, &farm, 1).await;
@@ -595,17 +608,12 @@ async fn judgements(db: &Db) {
     assert!(attempt::next_due(db).await.unwrap().is_some());
 
     let before = attempt::get(db, id).await.unwrap();
-    let applied = write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(2, None), at(1)));
-    assert_eq!(applied, Applied::Changed);
-    assert_eq!(attempt::stages(db, id).await.unwrap(), stages(2));
-    let stale = write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(1, None), at(2)));
-    assert_eq!(stale, Applied::Stale, "a judgement from older evidence is not written");
+    assert!(judge(db, &before, &stages(0), &verdict(2, None), at(1)).await);
     assert_eq!(attempt::stages(db, id).await.unwrap(), stages(2));
     let before = attempt::get(db, id).await.unwrap();
-    let same = write!(db, |tx| judgement::apply(tx, &before, &stages(2), &verdict(2, None), at(3)));
-    assert_eq!(same, Applied::Same);
+    assert!(!judge(db, &before, &stages(2), &verdict(2, None), at(3)).await, "the same again changes nothing");
 
-    write!(db, |tx| judgement::apply(tx, &before, &stages(2), &verdict(4, Some(Status::Fail)), at(4)));
+    assert!(judge(db, &before, &stages(2), &verdict(4, Some(Status::Fail)), at(4)).await);
     let judged = attempt::get(db, id).await.unwrap();
     assert_eq!((judged.state, judged.verdict, judged.judged_at), (AttemptState::Collecting, Status::Fail, Some(at(4))));
     assert_eq!(
@@ -614,7 +622,7 @@ async fn judgements(db: &Db) {
     );
     let job = run::job(db, &jobs[0].id).await.unwrap().job;
     assert_eq!((job.state, job.status, job.reason.as_deref()), (JobState::Leased, Status::Fail, Some("why")));
-    write!(db, |tx| judgement::apply(tx, &judged, &stages(4), &verdict(8, Some(Status::Pass)), at(5)));
+    assert!(judge(db, &judged, &stages(4), &verdict(8, Some(Status::Pass)), at(5)).await);
     assert_eq!(attempt::get(db, id).await.unwrap().verdict, Status::Fail, "a verdict is given once");
 
     let facts = serde_json::json!({ "release": "6.1" });
@@ -627,6 +635,49 @@ async fn judgements(db: &Db) {
     assert!(write!(db, |tx| attempt::may_tell_progress(tx, id, Timestamp(at(1).0 + 500), every)));
 }
 
+/// Several attempts in one transaction, each on top of what is locked.
+async fn judged_together(db: &Db) {
+    let farm = farm(db, "f-judge-all", 3).await;
+    let (run, jobs) = submit(db, &farm, 3).await;
+    let mut ids = Vec::new();
+    for machine in 0..3 {
+        let leased = lease_until(db, &farm, machine, Some(at(40))).await.unwrap();
+        write!(db, |tx| judgement::open_all(tx, &[(leased.attempt.id.clone(), stages(0))]));
+        ids.push(leased.attempt.id);
+    }
+    let nobody = AttemptId::from_ulid(ulid());
+    let asked: Vec<&AttemptId> = ids.iter().chain([&nobody]).collect();
+    let mut tx = begin(db).await;
+    let locked = attempt::lock(&mut tx, &asked).await.unwrap();
+    assert_eq!(locked.len(), 3, "who is not there is left out");
+    let of = attempt::stages_of(&mut tx, &asked).await.unwrap();
+    assert!(ids.iter().all(|id| of.iter().filter(|(of, _)| of == id).count() == 8));
+    let rows: Vec<attempt::AttemptRow> = locked.into_iter().map(|full| full.attempt).collect();
+    let (before, open, fails) = (stages(0), verdict(2, None), verdict(4, Some(Status::Fail)));
+    let untouched = Verdict { check_at: Some(at(40)), ..verdict(0, None) };
+    let judged: Vec<Judged<'_>> = rows
+        .iter()
+        .zip([&open, &fails, &untouched])
+        .map(|(row, verdict)| Judged { before: row, stages: &before, verdict })
+        .collect();
+    let last = event::of_run(db, &run.id, 0, 100).await.unwrap().len() as u64;
+    assert_eq!(judgement::apply_all(&mut tx, &judged, at(1)).await.unwrap(), [true, true, false]);
+    tx.commit().await.unwrap();
+    let mut statuses = Vec::new();
+    for (row, settled) in rows.iter().zip([2, 4, 0]) {
+        assert_eq!(attempt::stages(db, &row.id).await.unwrap(), stages(settled));
+        statuses.push(attempt::get(db, &row.id).await.unwrap().verdict);
+    }
+    assert_eq!(statuses, [Status::Miss, Status::Fail, Status::Miss]);
+    let told = event::of_run(db, &run.id, last, 100).await.unwrap();
+    assert_eq!(told.len(), 2 + 4 + 1, "six stages and a verdict");
+    let mut fails = 0;
+    for job in &jobs {
+        fails += usize::from(run::job(db, &job.id).await.unwrap().job.status == Status::Fail);
+    }
+    assert_eq!(fails, 1);
+}
+
 async fn record(db: &Db, attempt: &AttemptId, role: Role, seq: u64, text: &str) -> bool {
     let row = ReportRow {
         attempt_id: attempt.clone(),
@@ -635,7 +686,7 @@ async fn record(db: &Db, attempt: &AttemptId, role: Role, seq: u64, text: &str) 
         body: Json(Report::Note { text: text.into() }),
         received_at: NOW,
     };
-    write!(db, |tx| report::record(tx, &row))
+    write!(db, |tx| report::record_all(tx, std::slice::from_ref(&row))) == [true]
 }
 
 async fn reports_and_events(db: &Db) {
@@ -654,7 +705,18 @@ async fn reports_and_events(db: &Db) {
         body: Json(Report::Note { text: "other".into() }),
         received_at: NOW,
     };
-    assert!(matches!(report::record(&mut begin(db).await, &other).await, Err(DbError::Conflict(_))));
+    let said = report::record_all(&mut begin(db).await, std::slice::from_ref(&other)).await;
+    assert!(matches!(said, Err(DbError::Conflict(_))));
+    let third = ReportRow { seq: 2, ..other.clone() };
+    let together = [third.clone(), third.clone(), ReportRow { seq: 3, ..other.clone() }];
+    let mut tx = begin(db).await;
+    assert_eq!(report::record_all(&mut tx, &together).await.unwrap(), [true, false, true], "sent twice at once");
+    let differs = [
+        ReportRow { seq: 4, ..other.clone() },
+        ReportRow { seq: 4, body: Json(Report::Note { text: "x".into() }), ..other },
+    ];
+    assert!(matches!(report::record_all(&mut tx, &differs).await, Err(DbError::Conflict(_))));
+    drop(tx);
     assert_eq!(report::next_seq(db, id, Role::Target).await.unwrap(), 1);
     assert_eq!(report::of_attempt(db, id).await.unwrap().len(), 2);
 
@@ -738,6 +800,10 @@ async fn uploads(db: &Db) {
     assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &empty)), 0, "a sum over nothing is a real NULL");
 }
 
+async fn append(db: &Db, segment: &SegmentRow) -> AppendOutcome {
+    write!(db, |tx| artifact::append_all(tx, &[segment]))[0]
+}
+
 async fn consoles(db: &Db) {
     let farm = farm(db, "f-console", 1).await;
     submit(db, &farm, 1).await;
@@ -746,18 +812,13 @@ async fn consoles(db: &Db) {
     let console = open(db, &owner, "console-serial0").await;
     assert_eq!(console.console_source(), Some("serial0"));
     let first = segment(&console.id, 0, 5, "a");
-    assert_eq!(write!(db, |tx| artifact::append(tx, &first)), AppendOutcome::Appended);
-    assert_eq!(write!(db, |tx| artifact::append(tx, &first)), AppendOutcome::EndsAt(5));
+    assert_eq!(append(db, &first).await, AppendOutcome::Appended);
+    assert_eq!(append(db, &first).await, AppendOutcome::EndsAt(5));
     let gap = segment(&console.id, 9, 5, "b");
-    assert_eq!(write!(db, |tx| artifact::append(tx, &gap)), AppendOutcome::EndsAt(5));
+    assert_eq!(append(db, &gap).await, AppendOutcome::EndsAt(5));
     let writers = (0..8).map(|_| {
         let (db, segment) = (db.clone(), segment(&console.id, 5, 3, "c"));
-        tokio::spawn(async move {
-            let mut tx = db.begin().await.unwrap();
-            let outcome = artifact::append(&mut tx, &segment).await.unwrap();
-            tx.commit().await.unwrap();
-            outcome
-        })
+        tokio::spawn(async move { append(&db, &segment).await })
     });
     let mut appended = 0;
     for writer in writers.collect::<Vec<_>>() {
@@ -767,6 +828,18 @@ async fn consoles(db: &Db) {
         }
     }
     assert_eq!(appended, 1, "the same bytes from eight writers are there once");
+    let other = open(db, &owner, "console-serial1").await;
+    let several = [
+        segment(&console.id, 8, 2, "d"),
+        segment(&other.id, 0, 1, "e"),
+        segment(&console.id, 10, 2, "f"),
+        segment(&console.id, 8, 2, "d"),
+    ];
+    let outcomes = write!(db, |tx| artifact::append_all(tx, &several.iter().collect::<Vec<_>>()));
+    let taken = AppendOutcome::Appended;
+    assert_eq!(outcomes, [taken, taken, taken, AppendOutcome::EndsAt(12)], "each where the one before it ends");
+    assert_eq!(artifact::get(db, &console.id).await.unwrap().size, 12);
+    assert_eq!(artifact::segments(db, &other.id).await.unwrap(), [several[1].clone()]);
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
     write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1)));
@@ -778,7 +851,7 @@ async fn compaction(db: &Db) {
     let console = open(db, &Owner::Build(build.id), "console-like").await;
     let old: Vec<_> = (0..3).map(|index| segment(&console.id, index * 2, 2, "x")).collect();
     for segment in &old {
-        write!(db, |tx| artifact::append(tx, segment));
+        append(db, segment).await;
     }
     let merged = segment(&console.id, 0, 6, "m");
     assert!(write!(db, |tx| artifact::merge_segments(tx, &old, &merged)));
@@ -889,8 +962,8 @@ async fn presence(db: &Db) {
     assert_eq!(write!(db, |tx| lease::presence(tx, "two", at(9), at(9))), Some(at(5)));
     write!(db, |tx| lease::record_away(tx, at(5), at(9)));
     write!(db, |tx| lease::record_away(tx, at(5), at(9)));
-    assert_eq!(lease::away_since(db, at(0)).await.unwrap(), [(at(5), at(9))]);
-    assert!(lease::away_since(db, at(10)).await.unwrap().is_empty());
+    assert_eq!(write!(db, |tx| lease::away_since(tx, at(0))), [(at(5), at(9))]);
+    assert!(write!(db, |tx| lease::away_since(tx, at(10))).is_empty());
 }
 
 async fn signatures(db: &Db) {

@@ -95,7 +95,7 @@ async fn evidence_written_right_before_a_kill_is_judged_after_the_restart() {
         received_at: server.state.now(),
     };
     let mut tx = server.state.db.begin().await.unwrap();
-    db::report::record(&mut tx, &report).await.unwrap();
+    db::report::record_all(&mut tx, &[report]).await.unwrap();
     tx.commit().await.unwrap();
     let server = server.restarted().await;
     deadlines::tick(&server.state).await.unwrap();

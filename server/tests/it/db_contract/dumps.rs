@@ -19,7 +19,7 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
     let id = &attempt.id;
     write!(db, |tx| artifact::complete(tx, dump, "hash", at(seconds))).unwrap();
     let before = attempt::get(db, id).await.unwrap();
-    write!(db, |tx| judgement::apply(tx, &before, &stages(0), &verdict(4, Some(status)), at(seconds)));
+    assert!(judge(db, &before, &stages(0), &verdict(4, Some(status)), at(seconds)).await);
     write!(db, |tx| lease::end(
         tx,
         id,

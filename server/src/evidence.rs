@@ -1,0 +1,115 @@
+//! From rows to the evidence that the judge wants to see.
+
+use crate::consoles::Consoles;
+use crate::db::artifact::{self, ArtifactRow};
+use crate::db::attempt::{self, AttemptRow, FullAttempt};
+use crate::db::report::{self, ReportRow};
+use crate::db::{DbError, DbResult, Tx, lease, unsigned};
+use crate::triage::away::Span;
+use crate::triage::{ConsoleEvidence, DumpEvidence, EvidenceView, Lease};
+use crashyard_protocol::api::{DUMP, Evidence};
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{AttemptId, AttemptState};
+use std::collections::HashMap;
+
+/// An attempt, and what is recorded of it.
+#[derive(Debug)]
+pub struct Seen {
+    /// The attempt.
+    pub full: FullAttempt,
+    /// The evidence; `None` where a console has to be read first.
+    pub evidence: Option<EvidenceView>,
+}
+
+/// Everything that is recorded about these attempts, which are locked. Who is not there is left out.
+pub async fn load(tx: &mut Tx, consoles: &Consoles, ids: &[&AttemptId], now: Timestamp) -> DbResult<Vec<Seen>> {
+    let attempts = attempt::lock(tx, ids).await?;
+    let mut reports = by_attempt(report::of_attempts(tx, ids).await?, |row| Some(row.attempt_id.clone()));
+    let mut artifacts = by_attempt(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
+    let mut stages = by_attempt(attempt::stages_of(tx, ids).await?, |(id, _)| Some(id.clone()));
+    let first = attempts.iter().map(|full| full.attempt.started_at).min().unwrap_or(now);
+    let away = lease::away_since(tx, first).await?;
+    let mut all = Vec::with_capacity(attempts.len());
+    for full in attempts {
+        let id = &full.attempt.id;
+        let artifacts = artifacts.remove(id).unwrap_or_default();
+        let evidence = match said(consoles, &artifacts) {
+            None => None,
+            Some(consoles) => Some(EvidenceView {
+                attempt: id.clone(),
+                started_at: full.attempt.started_at,
+                lease: lease_of(&full.attempt),
+                reports: reports.remove(id).unwrap_or_default().into_iter().map(reported).collect(),
+                consoles,
+                dump: artifacts.iter().find(|artifact| artifact.name == DUMP).map(dump_evidence),
+                reading: reading(&full.attempt)?,
+                server_away: away_for(&full.attempt, &away, now),
+                stages: stages.remove(id).unwrap_or_default().into_iter().map(|(_, stage)| stage.0).collect(),
+            }),
+        };
+        all.push(Seen { full, evidence });
+    }
+    Ok(all)
+}
+
+fn by_attempt<T>(rows: Vec<T>, id: impl Fn(&T) -> Option<AttemptId>) -> HashMap<AttemptId, Vec<T>> {
+    let mut all: HashMap<AttemptId, Vec<T>> = HashMap::new();
+    for row in rows {
+        if let Some(id) = id(&row) {
+            all.entry(id).or_default().push(row);
+        }
+    }
+    all
+}
+
+/// What the consoles among these files say; `None` if one was not read to its end yet.
+fn said(consoles: &Consoles, artifacts: &[ArtifactRow]) -> Option<Vec<ConsoleEvidence>> {
+    let consoles_of = artifacts.iter().filter(|artifact| artifact.console_source().is_some());
+    consoles_of
+        .map(|console| {
+            let facts = consoles.peek(&console.id, unsigned(console.size))?;
+            Some(ConsoleEvidence { artifact: console.id.clone(), facts })
+        })
+        .collect()
+}
+
+fn reported(row: ReportRow) -> Evidence {
+    Evidence { by: row.role, seq: unsigned(row.seq), report: row.body.0, received_at: row.received_at }
+}
+
+fn reading(attempt: &AttemptRow) -> DbResult<Option<crate::triage::DumpReading>> {
+    let Some(facts) = &attempt.dump_facts else { return Ok(None) };
+    let reading = serde_json::from_value(facts.0.clone());
+    Ok(Some(reading.map_err(|error| DbError::Other(sqlx::Error::Decode(Box::new(error))))?))
+}
+
+/// When the server was away since the attempt began, and when its machine was kept for a person: it is not late then.
+fn away_for(attempt: &AttemptRow, away: &[(Timestamp, Timestamp)], now: Timestamp) -> Vec<Span> {
+    let held = attempt.judged_at.zip(attempt.held_until).map(|(from, until)| (from, until.min(now)));
+    let since = away.iter().copied().filter(|(_, to)| *to >= attempt.started_at);
+    let mut all: Vec<(Timestamp, Timestamp)> = since.chain(held).collect();
+    all.sort();
+    all.into_iter().map(|(from, to)| Span { from, to }).collect()
+}
+
+fn lease_of(attempt: &AttemptRow) -> Lease {
+    let at = attempt.finished_at.unwrap_or(attempt.lease_expires_at);
+    match attempt.state {
+        AttemptState::Running | AttemptState::Collecting => Lease::Held,
+        AttemptState::Lost => Lease::Lost { at },
+        AttemptState::Done => Lease::Released {
+            at,
+            healthy: attempt.released_healthy.unwrap_or(false),
+            detail: attempt.release_detail.clone().unwrap_or_default(),
+        },
+    }
+}
+
+fn dump_evidence(artifact: &ArtifactRow) -> DumpEvidence {
+    DumpEvidence {
+        bytes: unsigned(artifact.size),
+        completed_at: artifact.completed_at,
+        blake3: artifact.blake3.clone(),
+        mismatch: artifact.mismatch_at.zip(artifact.mismatch.clone()),
+    }
+}
