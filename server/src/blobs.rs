@@ -1,5 +1,8 @@
 //! The blob store: immutable objects, written once, durable before anything refers to them.
 //!
+//! Few bytes are no object: an object of a directory costs three flushes of the disk, and the row that holds the bytes is flushed
+//! anyway. A console that prints a line at a time is made of such rows until its attempt is over.
+//!
 //! One segment of an artifact is one object, whose key is made of the artifact, the offset and the hash, so that the
 //! same bytes sent twice are the same object and different bytes can never replace each other. In a directory, an
 //! object is written to a temporary name, flushed, renamed, and its directory flushed (`object_store` with fsync);
@@ -13,6 +16,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Bytes of a segment that are kept in its row.
+const IN_ROW: usize = 8 * 1024;
 
 /// Why bytes could not be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -74,18 +80,25 @@ impl Blobs {
         self.prefix.clone().join(shard).join(artifact).join(format!("{:016x}-{hash}", segment.start_at))
     }
 
-    /// Stores a segment's bytes; durable when this returns.
-    pub async fn put(&self, segment: &SegmentRow, bytes: Bytes) -> Result<(), BlobError> {
-        self.store
-            .put(&self.key(segment), PutPayload::from_bytes(bytes))
-            .await
-            .map(drop)
-            .map_err(BlobError::Unavailable)
+    /// Takes a segment's bytes: many are durable when this returns, few when the row is. The row to be written.
+    pub async fn keep(&self, mut segment: SegmentRow, bytes: Bytes) -> Result<SegmentRow, BlobError> {
+        if bytes.len() <= IN_ROW {
+            segment.bytes = Some(bytes.into());
+        } else {
+            let stored = self.store.put(&self.key(&segment), PutPayload::from_bytes(bytes)).await;
+            stored.map_err(BlobError::Unavailable)?;
+        }
+        Ok(segment)
     }
 
     /// Reads part of a segment; offsets count from the segment's first byte.
     pub async fn read(&self, segment: &SegmentRow, range: Range<u64>) -> Result<Bytes, BlobError> {
         let key = self.key(segment);
+        if let Some(bytes) = &segment.bytes {
+            let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+            let part = bytes.get(place(range.start)..place(range.end));
+            return part.map(Bytes::copy_from_slice).ok_or_else(|| BlobError::Missing(key.to_string()));
+        }
         self.store.get_range(&key, range).await.map_err(|error| match error {
             object_store::Error::NotFound { .. } => BlobError::Missing(key.to_string()),
             other => BlobError::Unavailable(other),
@@ -94,6 +107,9 @@ impl Blobs {
 
     /// Drops a segment's bytes, after no row refers to them any more. Missing bytes are no error.
     pub async fn delete(&self, segment: &SegmentRow) -> Result<(), BlobError> {
+        if segment.bytes.is_some() {
+            return Ok(());
+        }
         match self.store.delete(&self.key(segment)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(BlobError::Unavailable(error)),

@@ -245,9 +245,9 @@ async fn store(state: &AppState, there: &[ArtifactRow], finding: Finding) -> App
         length: signed(text.len() as u64),
         hash: blake3::hash(&text).to_hex().to_string(),
         received_at: state.now(),
+        bytes: None,
     };
-    state.blobs.put(&segment, text).await?;
-    Ok(Some((name, segment)))
+    Ok(Some((name, state.blobs.keep(segment, text).await?)))
 }
 
 /// Registers a finding whose bytes are durable, unless another server was quicker.

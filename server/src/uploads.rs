@@ -145,11 +145,12 @@ pub async fn put_chunk(
         length: signed(length),
         hash: hex(&found),
         received_at: state.now(),
+        bytes: None,
     };
     if let Some(old) = artifact::segment_at(&state.db, &artifact.id, offset).await? {
         return outcome(artifact::compare_chunk(&old, &segment)).map(drop);
     }
-    state.blobs.put(&segment, bytes).await?;
+    let segment = state.blobs.keep(segment, bytes).await?;
     register(state, target, &artifact, &segment).await
 }
 

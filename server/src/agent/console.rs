@@ -1,12 +1,12 @@
 //! Consoles: bytes in order, each durable before it is acknowledged.
 //!
-//! "Durable" means: the bytes are a flushed object of the blob store, its directory is flushed, and the row that
-//! refers to it is committed with a flush (SQLite `synchronous=FULL`, PostgreSQL's default).
+//! "Durable" means: the bytes are in a row that is committed with a flush (SQLite `synchronous=FULL`, PostgreSQL's default), or,
+//! where they are many, a flushed object of the blob store to which such a row refers.
 
 use crate::app::AppState;
-use crate::auth::InAttempt;
+use crate::auth::{Acting, InAttempt};
 use crate::consoles;
-use crate::db::artifact::{self, AppendOutcome, ArtifactRow, CONSOLE_PREFIX, Owner, SegmentRow};
+use crate::db::artifact::{self, AppendOutcome, CONSOLE_PREFIX, Owner, SegmentRow};
 use crate::db::{self, signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Body, Json, Path, Query};
@@ -47,19 +47,17 @@ pub async fn get_console(
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, body = ConsoleAck)))]
 pub async fn put_console(
-    caller: InAttempt,
+    caller: Acting,
     State(state): State<AppState>,
     Path((_attempt, source)): Path<(AttemptId, String)>,
     Query(query): Query<OffsetQuery>,
     Body(bytes): Body,
 ) -> AppResult<Json<ConsoleAck>> {
     caller.controller_only()?;
-    caller.check_lease()?;
     let name = console_name(&source)?;
     // One time for the row and the reader, so that reading the rows again gives the same facts.
     let at = state.now();
-    let console = open(&state, &caller, &name).await?;
-    let mut size = unsigned(console.size);
+    let (console, mut size) = open(&state, &caller, &name).await?;
     loop {
         let news = news(&state, &console, size, query.offset, &bytes).await?;
         if news.is_empty() {
@@ -69,8 +67,8 @@ pub async fn put_console(
             AppendOutcome::Appended => {
                 let next_offset = size + news.len() as u64;
                 state.metrics.add("crashyard_console_bytes_total", Vec::new(), news.len() as u64);
-                state.wake.wake(&Topic::Console(console.id.clone()));
-                look(&state, &caller.attempt.id, &console.id, at, size, news).await;
+                state.wake.wake(&Topic::Console(console.clone()));
+                look(&state, &caller.attempt, &console, at, size, news).await;
                 return Ok(Json(ConsoleAck { next_offset }));
             }
             // Somebody else appended in the meantime (the same bytes, sent twice): compare again.
@@ -91,21 +89,23 @@ fn console_name(source: &str) -> AppResult<String> {
     Ok(format!("{CONSOLE_PREFIX}{source}"))
 }
 
-async fn open(state: &AppState, caller: &InAttempt, name: &str) -> AppResult<ArtifactRow> {
-    let owner = Owner::Attempt(caller.attempt.id.clone());
-    if let Some(found) = artifact::find(&state.db, &owner, name).await? {
-        return Ok(found);
+/// A console, and how many bytes it has; opened with its first byte.
+async fn open(state: &AppState, caller: &Acting, name: &str) -> AppResult<(ArtifactId, u64)> {
+    let end = artifact::console_end(&state.db, &caller.attempt, caller.epoch, name).await;
+    if let Some(end) = end.map_err(|error| AppError::or_not_found(error, "attempt"))? {
+        return Ok(end);
     }
     let mut tx = state.db.begin().await?;
-    db::attempt::get_in(&mut tx, &caller.attempt.id).await?.check_epoch(caller.epoch)?;
+    db::attempt::get_in(&mut tx, &caller.attempt).await?.check_epoch(caller.epoch)?;
     let id = ArtifactId::from_ulid(state.ids.next());
+    let owner = Owner::Attempt(caller.attempt.clone());
     let opened = artifact::open(&mut tx, &owner, &id, name, state.now()).await?;
     tx.commit().await?;
-    Ok(opened)
+    Ok((opened.id, unsigned(opened.size)))
 }
 
 /// The part of the bytes that the server does not have; what it has must be the same.
-async fn news(state: &AppState, console: &ArtifactRow, size: u64, offset: u64, bytes: &Bytes) -> AppResult<Bytes> {
+async fn news(state: &AppState, console: &ArtifactId, size: u64, offset: u64, bytes: &Bytes) -> AppResult<Bytes> {
     if offset > size {
         return Err(AppError::OffsetGap { next: size, got: offset });
     }
@@ -116,7 +116,7 @@ async fn news(state: &AppState, console: &ArtifactRow, size: u64, offset: u64, b
     }
     let known = usize::try_from(size.min(end) - offset).unwrap_or(usize::MAX);
     if known > 0 {
-        let stored = ranges::read(state, &console.id, offset..size.min(end)).await?;
+        let stored = ranges::read(state, console, offset..size.min(end)).await?;
         if stored != bytes[..known] {
             let differs = stored.iter().zip(bytes.iter()).position(|(a, b)| a != b).unwrap_or(0);
             return Err(AppError::Conflict(format!(
@@ -130,21 +130,22 @@ async fn news(state: &AppState, console: &ArtifactRow, size: u64, offset: u64, b
 
 async fn append(
     state: &AppState,
-    caller: &InAttempt,
-    console: &ArtifactRow,
+    caller: &Acting,
+    console: &ArtifactId,
     at: Timestamp,
     start: u64,
     bytes: Bytes,
 ) -> AppResult<AppendOutcome> {
     let segment = SegmentRow {
-        artifact_id: console.id.clone(),
+        artifact_id: console.clone(),
         start_at: signed(start),
         length: signed(bytes.len() as u64),
         hash: blake3::hash(&bytes).to_hex().to_string(),
         received_at: at,
+        bytes: None,
     };
-    state.blobs.put(&segment, bytes).await?;
-    let append = Append { attempt: caller.attempt.id.clone(), epoch: caller.epoch, segment };
+    let segment = state.blobs.keep(segment, bytes).await?;
+    let append = Append { attempt: caller.attempt.clone(), epoch: caller.epoch, segment };
     Ok(state.writer.ask(append).await?)
 }
 

@@ -1,15 +1,16 @@
 //! Artifacts and the segments their bytes are kept in.
 //!
 //! Build files, dumps and consoles are the same thing: a row with a name, and segments that each stand for one
-//! immutable object of the blob store. Uploads fill their segments in any order (chunks); consoles only at the end.
+//! immutable object of the blob store, or hold their bytes where these are few. Uploads fill their segments in any order (chunks); consoles only at the end.
 
+use super::attempt;
 use super::given::{given, listed, lock_in_order};
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed, unsigned};
 use crashyard_protocol::agent::CHUNK_BYTES;
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, BuildId};
-use serde::Serialize;
+use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId};
+use serde::ser::{Serialize, Serializer};
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,8 +88,8 @@ impl ArtifactRow {
     }
 }
 
-/// A stretch of an artifact that is one object of the blob store.
-#[derive(Clone, Debug, PartialEq, Eq, FromRow, Serialize)]
+/// A stretch of an artifact: one object of the blob store, or bytes in the row.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow, serde::Serialize)]
 pub struct SegmentRow {
     /// Whose.
     pub artifact_id: ArtifactId,
@@ -100,6 +101,14 @@ pub struct SegmentRow {
     pub hash: String,
     /// When the server had it.
     pub received_at: Timestamp,
+    /// The bytes themselves, of a small one that is no object of its own.
+    #[serde(serialize_with = "escaped")]
+    pub bytes: Option<Vec<u8>>,
+}
+
+/// Bytes as PostgreSQL writes them in text: `\x` and hex digits.
+fn escaped<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    bytes.as_ref().map(|bytes| format!("\\x{}", hex::encode(bytes))).serialize(serializer)
 }
 
 impl SegmentRow {
@@ -297,13 +306,35 @@ pub enum AppendOutcome {
 }
 
 #[derive(FromRow)]
+struct ConsoleEnd {
+    state: AttemptState,
+    epoch: i64,
+    console: Option<ArtifactId>,
+    size: Option<i64>,
+}
+
+/// A console of an attempt that is held under this epoch, and how many bytes it has; `None` before its first byte.
+pub async fn console_end(db: &Db, attempt: &AttemptId, epoch: u64, name: &str) -> DbResult<Option<(ArtifactId, u64)>> {
+    let end: ConsoleEnd = on!(db.read(), |c| sqlx::query_as(
+        "SELECT t.state, t.epoch, f.id AS console, f.size FROM attempt t \
+         LEFT JOIN artifact f ON f.attempt_id = t.id AND f.name = $2 WHERE t.id = $1",
+    )
+    .bind(attempt)
+    .bind(name)
+    .fetch_one(c)
+    .await)?;
+    attempt::check(end.state, end.epoch, epoch)?;
+    Ok(end.console.zip(end.size.map(unsigned)))
+}
+
+#[derive(FromRow)]
 struct End {
     id: ArtifactId,
     state: ArtifactState,
     size: i64,
 }
 
-#[derive(Serialize)]
+#[derive(serde::Serialize)]
 struct Grown<'a> {
     artifact: &'a ArtifactId,
     size: i64,
@@ -350,9 +381,9 @@ pub async fn append_all(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<Vec<A
 async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
     let text = given!(
         tx,
-        "INSERT INTO segment (artifact_id, start_at, length, hash, received_at) \
-         SELECT artifact_id, start_at, length, hash, received_at FROM ",
-        [artifact_id text, start_at bigint, length bigint, hash text, received_at bigint],
+        "INSERT INTO segment (artifact_id, start_at, length, hash, received_at, bytes) \
+         SELECT artifact_id, start_at, length, hash, received_at, bytes FROM ",
+        [artifact_id text, start_at bigint, length bigint, hash text, received_at bigint, bytes bytea],
         ""
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(segments)).execute(c).await.map(drop))?;

@@ -63,8 +63,11 @@ impl<T: Serialize> Serialize for Kept<'_, T> {
     }
 }
 
-/// One field of an object, as SQLite reads it.
+/// One field of an object, as SQLite reads it. Bytes come as `\x` and hex digits.
 macro_rules! from_json {
+    ($name:ident bytea) => {
+        concat!("unhex(substr(value ->> '$.", stringify!($name), "', 3))")
+    };
     ($name:ident $kind:ident) => {
         concat!("value ->> '$.", stringify!($name), "'")
     };

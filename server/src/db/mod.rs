@@ -249,8 +249,10 @@ impl Db {
         use anyhow::Context as _;
         // What PostgreSQL expects of a queue of a million jobs makes it compile the statement that takes one of them: 18 ms for
         // each claim, of which the work itself is a tenth of a millisecond. Nothing here runs long enough to be worth that.
-        let options =
-            PgConnectOptions::from_str(url).context("the database URL cannot be read")?.options([("jit", "off")]);
+        let options = PgConnectOptions::from_str(url).context("the database URL cannot be read")?;
+        // A connection keeps the plans that it made while a table was small, and those read the whole table; every statement
+        // here that is made often has an index.
+        let options = options.options([("jit", "off"), ("enable_seqscan", "off")]);
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -1,6 +1,6 @@
 //! Puts the small pieces of a finished console into few large ones, and closes it with its hash.
 //!
-//! A machine prints a line at a time, and each write is an object of the blob store. When the attempt is over, the
+//! A machine prints a line at a time, and each write is a row, or an object of the blob store. When the attempt is over, the
 //! pieces are merged: the large object is written first, then the rows are exchanged in one transaction, then the
 //! small objects are removed. A crash at any point leaves every byte readable.
 
@@ -60,8 +60,9 @@ async fn merge_group(state: &AppState, group: &[SegmentRow]) -> AppResult<()> {
         hash: blake3::hash(&bytes).to_hex().to_string(),
         // The last of its bytes came then.
         received_at: last.received_at,
+        bytes: None,
     };
-    state.blobs.put(&merged, bytes).await?;
+    let merged = state.blobs.keep(merged, bytes).await?;
     let mut tx = state.db.begin().await?;
     if !artifact::merge_segments(&mut tx, group, &merged).await? {
         // Another server merges this console; its pieces are as good.

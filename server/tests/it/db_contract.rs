@@ -750,6 +750,7 @@ fn segment(artifact: &ArtifactId, start: u64, length: u64, hash: &str) -> Segmen
         length: i64::try_from(length).unwrap(),
         hash: hash.into(),
         received_at: NOW,
+        bytes: None,
     }
 }
 

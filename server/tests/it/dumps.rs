@@ -195,9 +195,9 @@ async fn a_hold_between_the_look_and_the_write_wins() {
 async fn a_server_killed_at_any_step_of_dropping_leaves_a_record_and_the_next_one_goes_on() {
     for killed_after in ["the record", "the first bytes", "the last bytes"] {
         let (server, enrolled) = farm(|_| {}).await;
-        // Two chunks, so that there is a middle.
+        // Two chunks, so that there is a middle; each large enough to be an object.
         let claim: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
-        let whole = [vec![1; usize::try_from(CHUNK_BYTES).unwrap()], vec![2; 10]].concat();
+        let whole = [vec![1; usize::try_from(CHUNK_BYTES).unwrap()], vec![2; 10_000]].concat();
         let (first, second) = whole.split_at(usize::try_from(CHUNK_BYTES).unwrap());
         server.put_chunk(&claim, "vmcore", 0, first).await.no_content();
         server.put_chunk(&claim, "vmcore", CHUNK_BYTES, second).await.no_content();

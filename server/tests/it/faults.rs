@@ -72,23 +72,26 @@ async fn a_full_disk_is_said_clearly_registers_nothing_and_is_recovered_from() {
     server.put_console(&claim, 0, "before\n").await.ok::<ConsoleAck>();
     disk.full.store(true, Ordering::SeqCst);
 
-    let answer = server.put_console(&claim, 7, "during\n").await;
+    // Few bytes are no object, and need no store of them.
+    server.put_console(&claim, 7, "line\n").await.ok::<ConsoleAck>();
+    let during = "during\n".repeat(2000);
+    let answer = server.put_console(&claim, 12, during.clone()).await;
     let problem = answer.problem(503, kind::UNAVAILABLE);
     assert!(problem.next.contains("try again"), "{}", problem.next);
     assert_eq!(answer.header("retry-after"), "5");
-    server.put_chunk(&claim, "vmcore", 0, b"dump").await.problem(503, kind::UNAVAILABLE);
+    server.put_chunk(&claim, "vmcore", 0, &[1; 10_000]).await.problem(503, kind::UNAVAILABLE);
     server.get("/readyz").await.problem(503, kind::UNAVAILABLE);
     // What needs no disk goes on.
     server.report(&claim, Role::Target, 0, note("alive")).await.ok::<ReportsReply>();
     let artifacts: Vec<Artifact> = server.get(format!("/api/v1/attempts/{}/artifacts", claim.attempt)).await.ok();
     let sizes: Vec<_> = artifacts.iter().map(|artifact| (artifact.name.as_str(), artifact.size)).collect();
-    assert_eq!(sizes, [("console-serial0", 7), ("vmcore", 0)]);
+    assert_eq!(sizes, [("console-serial0", 12), ("vmcore", 0)]);
     let path = format!("/agent/v1/attempts/{}/artifacts/vmcore", claim.attempt);
     assert!(server.call(Call::get(path).by_agent(&claim)).await.ok::<Upload>().chunks.is_empty());
 
     disk.full.store(false, Ordering::SeqCst);
-    assert_eq!(server.put_console(&claim, 7, "during\n").await.ok::<ConsoleAck>().next_offset, 14);
-    server.put_chunk(&claim, "vmcore", 0, b"dump").await.no_content();
+    assert_eq!(server.put_console(&claim, 12, during.clone()).await.ok::<ConsoleAck>().next_offset, 14_012);
+    server.put_chunk(&claim, "vmcore", 0, &[1; 10_000]).await.no_content();
     assert_eq!(server.get("/readyz").await.status, 200);
 }
 

@@ -38,8 +38,13 @@ fn console(claim: &Claim) -> String {
 
 /// An attempt that is over, with that console.
 async fn crashed(server: &Server) -> Claim {
+    crashed_after(server, "").await
+}
+
+/// The same with something printed before.
+async fn crashed_after(server: &Server, before: &str) -> Claim {
     let claim = server.claimed().await;
-    server.put_console(&claim, 0, console(&claim)).await.ok::<serde_json::Value>();
+    server.put_console(&claim, 0, before.to_owned() + &console(&claim)).await.ok::<serde_json::Value>();
     let release = ReleaseRequest { healthy: true, detail: String::new() };
     let release = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
     server.call(release.by_controller(server, &claim)).await.no_content();
@@ -78,7 +83,9 @@ async fn a_crash_nobody_asked_for_is_a_signature_with_its_console_line() {
 #[tokio::test]
 async fn an_attempt_whose_console_cannot_be_read_steps_aside_and_comes_back() {
     let server = Server::new().await;
-    let (_, lost) = (crashed(&server).await, crashed(&server).await);
+    // As many bytes as make an object that can be lost.
+    let long = "[    0.100000] pci 0000:00:02.0: reg 0x10\n".repeat(300);
+    let (_, lost) = (crashed(&server).await, crashed_after(&server, &long).await);
     let lost: Attempt = server.get(format!("/api/v1/attempts/{}", lost.attempt)).await.ok();
     let console = lost.artifacts[0].id.as_str();
     let blobs = server.dir.path().join("blobs").join(&console[console.len() - 2..]).join(console);
