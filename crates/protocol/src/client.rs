@@ -184,6 +184,23 @@ impl Client {
         self.post("/api/v1/builds", build).await
     }
 
+    /// Submits a build under a key: repeating it returns the first one.
+    pub async fn create_build_once(&self, build: &api::NewBuild, key: &str) -> Answer<api::Build> {
+        let request = self.request(Method::POST, "/api/v1/builds").header("idempotency-key", key).json(build);
+        Ok(self.send(request).await?.json().await?)
+    }
+
+    /// One build with its files.
+    pub async fn build(&self, id: &BuildId) -> Answer<api::Build> {
+        self.get(&format!("/api/v1/builds/{id}")).await
+    }
+
+    /// Builds, newest first, from behind `before` on.
+    pub async fn builds(&self, before: Option<&str>) -> Answer<api::Page<api::Build>> {
+        let before = before.map(|id| format!("&before={id}")).unwrap_or_default();
+        self.get(&format!("/api/v1/builds?limit=200{before}")).await
+    }
+
     /// How far the upload of a build's file is.
     pub async fn build_upload(&self, build: &BuildId, name: &str) -> Answer<Upload> {
         self.get(&format!("/api/v1/builds/{build}/artifacts/{name}")).await
@@ -240,6 +257,20 @@ impl Client {
     /// Stores a plan under its name.
     pub async fn put_plan(&self, plan: &api::NewPlan) -> Answer<api::Plan> {
         self.put(&format!("/api/v1/plans/{}", plan.name), plan).await
+    }
+
+    /// Every stored plan, newest first.
+    pub async fn plans(&self) -> Answer<Vec<api::Plan>> {
+        let mut all: Vec<api::Plan> = Vec::new();
+        let mut path = "/api/v1/plans?limit=200".to_owned();
+        loop {
+            let page: api::Page<api::Plan> = self.get(&path).await?;
+            all.extend(page.items);
+            match page.next {
+                Some(next) => path = format!("/api/v1/plans?limit=200&before={next}"),
+                None => return Ok(all),
+            }
+        }
     }
 
     /// Submits a run.

@@ -21,6 +21,7 @@ mod scenario;
 mod sql;
 mod stage;
 mod status;
+mod told;
 
 pub use ids::*;
 pub use scenario::*;

@@ -5,16 +5,10 @@ use crashyard_agent::retry::Backoff;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::api::{Event, EventBody};
 use crashyard_protocol::client::Client;
-use crashyard_protocol::{JobId, RunId, Stage, StageState};
-use eventsource_stream::Eventsource as _;
-use futures::StreamExt as _;
+use crashyard_protocol::{JobId, RunId};
 use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::Method;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// Longest reason that is shown with a stage.
-const REASON: usize = 110;
 
 /// Something that takes a while and has no measure.
 pub fn spinner(text: &str) -> ProgressBar {
@@ -41,25 +35,25 @@ pub async fn follow(client: &Client, run: &RunId) -> anyhow::Result<()> {
     let mut after = 0;
     let mut backoff = Backoff::default();
     loop {
-        let path = format!("/api/v1/runs/{run}/events?after={after}");
-        let response = match client.send(client.request(Method::GET, &path)).await {
-            Ok(response) => response,
-            Err(error) if error.is_transient() => {
-                backoff.wait().await;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
+        let cut = match client.run_events(run, after).await {
+            Err(error) => error,
+            Ok(mut stream) => loop {
+                match stream.next().await {
+                    Ok(Some(event)) => {
+                        after = event.seq;
+                        backoff = Backoff::default();
+                        view.show(&event);
+                    }
+                    Ok(None) => {
+                        view.end_dump();
+                        return Ok(());
+                    }
+                    Err(error) => break error,
+                }
+            },
         };
-        let mut stream = response.bytes_stream().eventsource();
-        while let Some(Ok(message)) = stream.next().await {
-            if message.event == "complete" {
-                view.end_dump();
-                return Ok(());
-            }
-            let event: Event = serde_json::from_str(&message.data)?;
-            after = event.seq;
-            backoff = Backoff::default();
-            view.show(&event);
+        if !cut.is_transient() {
+            return Err(cut.into());
         }
         backoff.wait().await;
     }
@@ -75,40 +69,15 @@ impl View {
     fn show(&mut self, event: &Event) {
         let name = event.job.as_ref().and_then(|job| self.names.get(job)).cloned().unwrap_or_default();
         match &event.body {
-            EventBody::AttemptStarted { machine, number } => {
-                self.line(&name, &format!("placed on {machine} (attempt {number})"));
-            }
-            EventBody::Stage { stage } => self.stage(&name, stage),
             EventBody::DumpProgress { bytes } => self.dump_bar().set_position(*bytes),
-            EventBody::Report { report: Report::CaptureStarted { start, .. }, .. } if *start > 1 => {
-                self.line(&name, &format!("capture agent started again (start {start}), upload goes on"));
-            }
-            EventBody::Report { report: Report::DumpFinished { bytes, sent_bytes, skipped_bytes, .. }, .. } => {
+            EventBody::Report { report: Report::DumpFinished { .. }, .. } | EventBody::AttemptJudged { .. } => {
                 self.end_dump();
-                let mib = |bytes: &u64| *bytes >> 20;
-                let (all, sent, skipped) = (mib(bytes), mib(sent_bytes), mib(skipped_bytes));
-                self.line(&name, &format!("dump of {all} MiB: {sent} MiB sent, {skipped} MiB were there already"));
-            }
-            EventBody::AttemptJudged { verdict, .. } => {
-                self.end_dump();
-                self.line(&name, &format!("verdict {verdict}"));
             }
             _ => {}
         }
-    }
-
-    fn stage(&mut self, name: &str, stage: &Stage) {
-        let sign = match stage.state {
-            StageState::Proven => '✔',
-            StageState::Failed => '✘',
-            StageState::Pending | StageState::Active | StageState::Skipped => return,
-        };
-        let took = match (stage.started_at, stage.settled_at) {
-            (Some(start), Some(end)) => format!("{:.1} s", end.since(start).as_secs_f64()),
-            _ => String::new(),
-        };
-        let reason: String = stage.reason.as_deref().unwrap_or_default().chars().take(REASON).collect();
-        self.line(name, &format!("{sign} {:<11} {took:>7}  {reason}", stage.name.as_str()));
+        if let Some(line) = event.body.line() {
+            self.line(&name, &line);
+        }
     }
 
     fn dump_bar(&mut self) -> &ProgressBar {
