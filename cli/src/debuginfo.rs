@@ -60,7 +60,7 @@ fn places(release: &str, build_id: &str) -> Vec<PathBuf> {
 }
 
 /// GNU build id of an ELF file, lower-case hexadecimal.
-fn build_id_of(file: &Path) -> anyhow::Result<Option<String>> {
+pub fn build_id_of(file: &Path) -> anyhow::Result<Option<String>> {
     let cache = ReadCache::new(File::open(file)?);
     let elf = ElfFile64::<Endianness, _>::parse(&cache)?;
     let id = elf.build_id()?;

@@ -2,13 +2,17 @@
 //!
 //! Each subcommand is one file. Nothing here judges: `triage` calls the libraries, everything else calls the server.
 
+mod build;
 mod console;
 mod debuginfo;
+mod follow;
 mod job;
 mod machine;
 mod owed;
+mod plan;
 mod scenario;
 mod server;
+mod submit;
 mod time;
 mod triage;
 mod vmcore;
@@ -26,6 +30,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Have a kernel tested: a build against a plan; with --wait, until the results are there
+    Submit(submit::Submit),
+    /// What came of a run, or with --wait what will
+    Run(submit::ShowRun),
+    /// Builds: give the farm a kernel
+    #[command(subcommand)]
+    Build(build::BuildCommand),
+    /// Plans: which scenarios, how often, on which machines
+    #[command(subcommand)]
+    Plan(plan::PlanCommand),
     /// Read crash logs and vmcores offline, with nothing but the file
     #[command(subcommand)]
     Triage(triage::Triage),
@@ -53,7 +67,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         // What a person needs is the chain of reasons, and never a stack.
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -62,8 +76,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Submit(what) => return server::wait(what.run()),
+        Command::Run(what) => return server::wait(what.run()),
+        Command::Build(what) => what.run(),
+        Command::Plan(what) => what.run(),
         Command::Triage(what) => what.run(),
         Command::Job(what) => what.run(),
         Command::Scenario(what) => what.run(),
@@ -73,5 +91,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Repro(what) => server::wait(what.run()),
         Command::Owed(what) => server::wait(what.run()),
         Command::Vmcore(what) => what.run(),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

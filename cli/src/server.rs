@@ -3,12 +3,15 @@
 use crate::triage::vmcore::text;
 use clap::Args;
 use crashyard_protocol::client::{Client, ClientError};
+use std::time::Duration;
+
+const DEFAULT: &str = "http://127.0.0.1:8480";
 
 /// Which server.
 #[derive(Args)]
 pub struct Server {
     /// The server's address
-    #[arg(long, env = "CRASHYARD_SERVER", default_value = "http://127.0.0.1:8480")]
+    #[arg(long, env = "CRASHYARD_SERVER", default_value = DEFAULT)]
     server: String,
     /// A token, where the server asks for one; better given in the environment, where nobody sees it
     #[arg(long, env = "CRASHYARD_TOKEN", hide_env_values = true)]
@@ -25,18 +28,65 @@ impl Server {
     pub fn address(&self) -> &str {
         self.server.trim_end_matches('/')
     }
+
+    /// What another command needs on its command line to ask the same server.
+    pub fn option(&self) -> String {
+        let implied = std::env::var("CRASHYARD_SERVER").unwrap_or_else(|_| DEFAULT.to_owned());
+        if self.server == implied { String::new() } else { format!(" --server {}", text::safe(&self.server)) }
+    }
 }
 
+/// Pauses between tries of what may be tried again: longer each time, up to ten seconds.
+pub struct Pauses(Duration);
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(250);
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    pub fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}
+
+/// Makes a call that may be repeated, a few times if need be: half a minute without the server is no reason to fail.
+pub async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>>,
+{
+    let mut pauses = Pauses::new();
+    for _ in 0..TRIES {
+        match call().await {
+            Err(error) if error.is_transient() => pauses.wait().await,
+            settled => return settled,
+        }
+    }
+    call().await
+}
+
+/// How often a call is repeated.
+const TRIES: u32 = 7;
+
 /// Runs what talks to the server.
-pub fn wait(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 /// An error of the server, for a terminal.
 pub fn said(error: &ClientError) -> anyhow::Error {
-    let next = match error {
-        ClientError::Problem(problem) => format!("\n{}", text::safe(&problem.next)),
-        ClientError::Transport(_) => "\nIs the address right? Give it with --server or CRASHYARD_SERVER.".to_owned(),
-    };
-    anyhow::anyhow!("{}{next}", text::safe(&error.to_string()))
+    match error {
+        ClientError::Problem(problem) => {
+            let id = problem.request_id.as_ref().map(|id| format!(" [request {id}]")).unwrap_or_default();
+            let (what, next) = (format!("{}: {}{id}", problem.title, problem.detail), &problem.next);
+            anyhow::anyhow!("{}\n{}", text::safe(&what), text::safe(next))
+        }
+        ClientError::Transport(_) => anyhow::anyhow!(
+            "{}\nIs the address right? Give it with --server or CRASHYARD_SERVER.",
+            text::safe(&error.to_string())
+        ),
+    }
 }

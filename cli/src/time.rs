@@ -21,7 +21,7 @@ pub fn ago(now: Timestamp, at: Timestamp) -> String {
 
 /// A duration in minutes: `90m`, `4h`, `2d`.
 pub fn minutes(text: &str) -> Result<u32, String> {
-    let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let (number, unit) = split(text);
     let minutes = match unit {
         "m" => 1,
         "h" => 60,
@@ -30,6 +30,26 @@ pub fn minutes(text: &str) -> Result<u32, String> {
     };
     let number: u32 = number.parse().map_err(|_| "say it as 90m, 4h or 2d".to_owned())?;
     number.checked_mul(minutes).filter(|all| *all > 0).ok_or_else(|| "that is no time to take a machine for".into())
+}
+
+/// A duration in seconds: `30s`, and what [`minutes`] reads.
+pub fn seconds(text: &str) -> Result<u32, String> {
+    let read = match split(text) {
+        (number, "s") => number.parse().ok(),
+        _ => minutes(text).ok().and_then(|minutes| minutes.checked_mul(60)),
+    };
+    read.filter(|all| *all > 0).ok_or_else(|| "say it as 30s, 90m, 4h or 2d".into())
+}
+
+fn split(text: &str) -> (&str, &str) {
+    text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len())
+}
+
+/// A moment with its offset from UTC: `2026-11-24T11:00Z`, `2026-11-24 12:00+01:00`.
+pub fn moment(text: &str) -> Result<Timestamp, String> {
+    let read: Result<jiff::Timestamp, _> = text.parse();
+    read.map(|at| Timestamp(at.as_millisecond()))
+        .map_err(|_| "say it with its offset from UTC: 2026-11-24T11:00Z, or 2026-11-24T12:00+01:00".into())
 }
 
 #[cfg(test)]
@@ -51,5 +71,13 @@ mod tests {
         for wrong in ["4", "h", "0m", "4w", "99999999d", "-1h", ""] {
             assert!(minutes(wrong).is_err(), "{wrong}");
         }
+    }
+    #[test]
+    fn seconds_are_read_too_and_a_moment_needs_its_offset() {
+        assert_eq!([seconds("30s"), seconds("4h")], [Ok(30), Ok(14_400)]);
+        assert!(seconds("0s").is_err() && seconds("30").is_err() && seconds("1w").is_err());
+        assert_eq!(moment("2026-11-24T12:04:41+01:00"), Ok(Timestamp(1_795_518_281_000)));
+        assert_eq!(moment("2026-11-24T11:00Z"), moment("2026-11-24 12:00+01:00"));
+        assert!(moment("2026-11-24T11:00").is_err() && moment("tomorrow").is_err());
     }
 }

@@ -1,0 +1,285 @@
+//! From a kernel's file to a verdict and an exit status: the program itself, against a real server with a lab in memory, and
+//! where the story needs it against a stand-in that cuts the line.
+
+use crashyard_protocol::api::{Build, Run};
+use crashyard_protocol::{ArtifactState, RunState, Scope};
+use crashyard_server::app::AppState;
+use crashyard_server::config::Config;
+use crashyard_server::{api, routes, serve};
+use crashyard_testkit::{FakeLab, Wire};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
+use tokio::process::Command;
+
+/// A server on a port of its own, with its passes, and what a person keeps beside it.
+struct Farm {
+    state: AppState,
+    address: String,
+    token: String,
+    dir: tempfile::TempDir,
+}
+
+impl Farm {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            database_url: format!("sqlite:{}", dir.path().join("farm.db").display()),
+            blobs: format!("dir:{}", dir.path().join("blobs").display()),
+            ..Config::default()
+        };
+        let state = serve::open(config).await.unwrap();
+        let token = api::tokens::make(&state, "ci".into(), Scope::Submit, None).await.unwrap().1;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(serve::run(state.clone(), listener));
+        let farm = Self { state, address, token, dir };
+        let scenario =
+            "name = \"sysrq\"\ntitle = \"Plain\"\ntrigger = \"sysrq-c\"\n[expect]\npanic = \"sysrq triggered crash\"\n";
+        farm.file("sysrq.toml", scenario);
+        let plan = "name = \"smoke\"\nscenarios = [\"sysrq\"]\nrepetitions = 2\n[selector]\ndriver = \"fake\"\n";
+        farm.file("smoke.toml", plan);
+        farm.ok(&["scenario", "put", "sysrq.toml"]).await;
+        assert_eq!(farm.ok(&["plan", "put", "smoke.toml"]).await, "smoke is stored; a run of it has 2 jobs\n");
+        farm
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.dir.path().join(name), content).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        command(self.dir.path(), &self.address, &self.token, arguments)
+    }
+
+    async fn ok(&self, arguments: &[&str]) -> String {
+        let done = self.command(arguments).output().await.unwrap();
+        assert!(done.status.success(), "{arguments:?}: {}", stderr(&done));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// A kernel that says its release, of two chunks, and an initramfs.
+    async fn build(&self) -> String {
+        let mut kernel = vec![7; (4 << 20) + 4711];
+        kernel[0x202..0x206].copy_from_slice(b"HdrS");
+        kernel[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+        kernel[0x300..0x30b].copy_from_slice(b"6.1.0-test\0");
+        self.file("bzImage", kernel);
+        self.file("initrd", "an initramfs");
+        self.ok(&BUILD).await.trim().to_owned()
+    }
+
+    async fn run(&self, id: &str) -> Run {
+        serde_json::from_str(&self.ok_or_not(&["run", id, "--json"]).await).unwrap()
+    }
+
+    async fn ok_or_not(&self, arguments: &[&str]) -> String {
+        String::from_utf8(self.command(arguments).output().await.unwrap().stdout).unwrap()
+    }
+}
+
+const BUILD: [&str; 10] = [
+    "build",
+    "add",
+    "--name",
+    "linux 6.1",
+    "--kernel",
+    "bzImage",
+    "--initrd",
+    "initrd",
+    "--build-id",
+    "0123456789abcdef",
+];
+
+fn command(dir: &Path, server: &str, token: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crashyard"));
+    command.args(arguments).current_dir(dir).env("CRASHYARD_SERVER", server).env("CRASHYARD_TOKEN", token);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_goes_from_its_file_to_its_results() {
+    let farm = Farm::start().await;
+    let build = farm.build().await;
+    assert_eq!(farm.build().await, build, "the same command is the same build");
+    let mut more = BUILD.to_vec();
+    more[3] = "linux 6.1 and more";
+    more.extend([
+        "--file",
+        "modules=initrd",
+        "--tree",
+        "mainline",
+        "--commit",
+        "0123456789012345678901234567890123456789",
+    ]);
+    assert_ne!(farm.ok(&more).await.trim(), build, "what is not the same is another");
+    let mut json = BUILD.to_vec();
+    json.push("--json");
+    let sent: Build = serde_json::from_str(&farm.ok(&json).await).unwrap();
+    assert_eq!((sent.id.as_str(), sent.release.as_str()), (build.as_str(), "6.1.0-test"), "read from the kernel");
+    for (name, file) in [("kernel", "bzImage"), ("initrd", "initrd")] {
+        let artifact = sent.artifacts.iter().find(|artifact| artifact.name == name).unwrap();
+        let hash = blake3::hash(&std::fs::read(farm.dir.path().join(file)).unwrap()).to_hex().to_string();
+        assert_eq!((artifact.state, artifact.blake3.as_ref()), (ArtifactState::Complete, Some(&hash)), "{name}");
+    }
+
+    let controller = api::tokens::make(&farm.state, "lab".into(), Scope::Controller, None).await.unwrap().1;
+    let mut wire = Wire::new(routes::router(farm.state.clone()), 1, 0);
+    let mut lab = FakeLab::new("lab", 2, &controller, 1);
+    let lab = async {
+        loop {
+            lab.step(&mut wire).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut submit = farm.command(&["submit", "linux 6.1", "--plan", "smoke", "--wait", "--key", "pipeline 7"]);
+    let done = tokio::select! {
+        done = submit.output() => done.unwrap(),
+        () = lab => unreachable!("the lab works for ever"),
+    };
+    // The lab's dumps are noise.
+    let told = stderr(&done);
+    assert_eq!(done.status.code(), Some(3), "{told}");
+    for line in ["placed on lab-", "✔ provisioned", "✔ dumped", "✘ verified", "verdict FAIL", "result FAIL"] {
+        for job in ["sysrq #1  ", "sysrq #2  "] {
+            assert!(told.contains(&format!("{job}{line}")), "{job}{line} in {told}");
+        }
+    }
+    let table = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(table.matches("FAIL       verified").count(), 2, "{table}");
+    assert!(table.contains(&format!("2 FAIL: {}/runs/", farm.address)), "{table}");
+
+    // A pipeline that starts again gets the same run, and its results at once.
+    let mut again = farm.command(&["submit", &build, "--plan", "smoke", "--wait", "--key", "pipeline 7"]);
+    let again = again.output().await.unwrap();
+    assert_eq!(again.status.code(), Some(3), "{}", stderr(&again));
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), table);
+    farm.state.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_machine_takes_in_time_is_missing_and_no_failure() {
+    let farm = Farm::start().await;
+    let build = farm.build().await;
+    let mut submit = farm.command(&["submit", &build, "--plan", "smoke", "--wait", "--start-within", "1s"]);
+    let done = submit.output().await.unwrap();
+    assert_eq!(done.status.code(), Some(4), "{}", stderr(&done));
+    let table = String::from_utf8_lossy(&done.stdout);
+    assert!(table.contains("2 MISS: ") && stderr(&done).contains("sysrq #2  result MISS"), "{table}");
+    farm.state.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ends_the_waiting_is_told_how_to_take_it_up_and_the_run_goes_on() {
+    let farm = Farm::start().await;
+    let build = farm.build().await;
+    let mut child = farm.command(&["submit", &build, "--plan", "smoke", "--wait"]);
+    let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = tokio::io::BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    told.read_line(&mut first).await.unwrap();
+    let run = first.split_whitespace().nth(1).unwrap().to_owned();
+    let kill = Command::new("kill").args(["-INT", &child.id().unwrap().to_string()]).status().await.unwrap();
+    assert!(kill.success());
+    let mut rest = String::new();
+    told.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(130), "{first}{rest}");
+    assert!(rest.contains(&format!("  crashyard run {run} --wait\n")), "{rest}");
+    let run_now = farm.run(&run).await;
+    assert_eq!(run_now.state, RunState::Open);
+    let shown = farm.ok_or_not(&["run", &run]).await;
+    assert!(shown.contains("sysrq #1  queued") && shown.contains("crashyard job why "), "{shown}");
+    farm.state.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_refuses_is_said_and_is_no_result() {
+    let farm = Farm::start().await;
+    let build = farm.build().await;
+    let submit = async |arguments: &[&str]| {
+        let done = farm.command(&[&["submit"], arguments].concat()).output().await.unwrap();
+        (done.status.code(), stderr(&done))
+    };
+    let (status, told) = submit(&[&build, "--plan", "smok"]).await;
+    assert!(status == Some(1) && told.contains("plan"), "{told}");
+    let (status, told) = submit(&["linux 7", "--plan", "smoke"]).await;
+    assert!(status == Some(1) && told.contains("crashyard build list"), "{told}");
+    assert_eq!(submit(&[&build, "--plan", "smoke", "--priority", "soon"]).await.0, Some(2));
+    assert_eq!(submit(&[&build, "--plan", "smoke", "--policy", "{\"trys\": 1}"]).await.0, Some(2));
+    assert_eq!(submit(&[&build, "--plan", "smoke", "--key", "k", "--priority", "bulk"]).await.0, Some(0));
+    farm.file("other.toml", "name = \"other\"\nscenarios = [\"sysrq\"]\nrepetitions = 1\n");
+    farm.ok(&["plan", "put", "other.toml"]).await;
+    let (status, told) = submit(&[&build, "--plan", "other", "--key", "k"]).await;
+    assert!(status == Some(1) && told.contains("submitted with this key"), "{told}");
+    // Nobody is there: without a key it must not be repeated blindly.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (status, told) = submit(&[&build, "--plan", "smoke", "--server", &format!("http://{nobody}")]).await;
+    assert!(status == Some(1) && told.contains("with --key it may be repeated"), "{told}");
+    farm.state.stop.cancel();
+}
+
+const ID: &str = "01JDB4Q1W5Z8N6K3X0V7T2R9MF";
+
+/// A server whose event stream is cut behind the second event. Returns its address, and what it is asked for.
+fn one_that_is_cut() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let run = serde_json::json!({
+        "id": ID, "build": ID, "name": "linux · smoke", "plan": "smoke", "state": "done", "status": "PASS",
+        "counts": { "PASS": 1 }, "created_at": 0, "finished_at": 9, "last_event": 4,
+    });
+    let job = serde_json::json!([{
+        "id": ID, "run": ID, "ordinal": 0, "selector": {}, "state": "done", "status": "PASS", "reason": null,
+        "blamed_stage": null, "attempts": [], "created_at": 0, "finished_at": 9,
+        "scenario": { "name": "sysrq", "title": "t\u{1b}[31m", "trigger": "sysrq-c", "expect": { "panic": "sysrq" } },
+    }]);
+    let event = |seq: u32, body: &str| {
+        format!("id: {seq}\ndata: {{\"seq\":{seq},\"at\":0,\"job\":\"{ID}\",\"attempt\":null,{body}}}\n\n")
+    };
+    let first = event(1, "\"kind\":\"attempt_started\",\"machine\":\"m1\\u001b[2J\",\"number\":1")
+        + &event(2, "\"kind\":\"something_new\",\"of\":[1]");
+    let second = event(3, "\"kind\":\"job\",\"state\":\"done\",\"status\":\"PASS\"") + "event: complete\ndata: {}\n\n";
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let request = lines.next().unwrap_or_default();
+            while lines.next().is_some_and(|line| !line.is_empty()) {}
+            let path = request.split_whitespace().nth(1).unwrap_or_default().to_owned();
+            let body = match path.strip_prefix(&format!("/api/v1/runs/{ID}")) {
+                Some("") => run.to_string(),
+                Some("/jobs") => job.to_string(),
+                Some("/events?after=0") => first.clone(),
+                _ => second.clone(),
+            };
+            seen.lock().unwrap().push(path);
+            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{body}").as_bytes());
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_stream_is_taken_up_behind_what_was_seen_and_all_pass_is_a_success() {
+    let (address, asked) = one_that_is_cut();
+    let dir = tempfile::tempdir().unwrap();
+    let done = command(dir.path(), &address, "", &["run", ID, "--wait"]).output().await.unwrap();
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    assert_eq!(stderr(&done), "sysrq  placed on m1\\x1b[2J (attempt 1)\nsysrq  result PASS\n");
+    let table = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(table, format!("{ID}  sysrq  PASS\n1 PASS: {address}/runs/{ID}\n"));
+    let asked = asked.lock().unwrap();
+    let events: Vec<&String> = asked.iter().filter(|path| path.contains("/events")).collect();
+    assert_eq!(events.len(), 2, "{asked:?}");
+    // What this version cannot read it has not seen, and asks for again; nothing is told twice.
+    assert!(events[0].ends_with("after=0") && events[1].ends_with("after=1"), "{asked:?}");
+}
