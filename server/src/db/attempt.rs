@@ -248,16 +248,17 @@ pub async fn next_due(db: &Db) -> DbResult<Option<Timestamp>> {
         .await)?)
 }
 
-/// Attempts whose complete dump nobody has read yet.
+/// Attempts whose complete dump nobody has read yet and may still count: live ones, and those that ended before their judge
+/// knew what is in it.
 pub async fn unread_dumps(db: &Db, limit: i64) -> DbResult<Vec<AttemptId>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_scalar(
-        "SELECT id FROM attempt WHERE dump_at IS NOT NULL AND dump_facts IS NULL AND state IN ('running', 'collecting') \
-         ORDER BY id LIMIT $1",
-    )
-    .bind(limit)
-    .fetch_all(c)
-    .await
+            "SELECT id FROM attempt WHERE dump_at IS NOT NULL AND dump_facts IS NULL \
+         AND (state IN ('running', 'collecting') OR judged_at IS NULL) ORDER BY id LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(c)
+        .await
     })?)
 }
 

@@ -4,9 +4,10 @@ use crate::harness::{Call, Server, note};
 use crashyard_protocol::agent::{Claim, ReleaseRequest, RenewReply, RenewRequest, ReportsReply, Role};
 use crashyard_protocol::api::{Attempt, Machine};
 use crashyard_protocol::problem::kind;
-use crashyard_protocol::{AttemptState, JobState, MachineState};
-use crashyard_server::db;
-use crashyard_server::passes::{deadlines, leases};
+use crashyard_protocol::{AttemptState, JobState, MachineState, StageName, Status};
+use crashyard_server::passes::{deadlines, leases, verify};
+use crashyard_server::{db, routes};
+use crashyard_testkit::{FakeLab, Wire};
 
 async fn attempt(server: &Server, claim: &Claim) -> Attempt {
     server.get(format!("/api/v1/attempts/{}", claim.attempt)).await.ok()
@@ -101,6 +102,51 @@ async fn evidence_written_right_before_a_kill_is_judged_after_the_restart() {
     deadlines::tick(&server.state).await.unwrap();
     let stages = attempt(&server, &claim).await.stages;
     assert_eq!(stages[0].state, crashyard_protocol::StageState::Proven, "{stages:#?}");
+}
+
+/// Plays an attempt until its dump is whole with the server, and no further.
+async fn dumped(server: &Server) -> FakeLab {
+    let mut wire = Wire::new(routes::router(server.state.clone()), 1, 0);
+    let mut lab = FakeLab::new("lab", 1, &server.controller, 1);
+    while lab.dumps.is_empty() {
+        lab.step(&mut wire).await;
+        deadlines::tick(&server.state).await.unwrap();
+        server.clock.advance(std::time::Duration::from_millis(20));
+    }
+    lab
+}
+
+#[tokio::test]
+async fn a_dump_that_was_whole_when_the_lease_was_lost_is_read_and_decides() {
+    let server = Server::with(|config| config.max_attempts = 1).await;
+    let run = server.run(1).await;
+    dumped(&server).await;
+    server.be_up_for(65).await;
+    settle(&server).await;
+    let job = &server.jobs(&run).await[0];
+    assert_eq!(job.state, JobState::Leased, "the dump is there, so its judge waits for it to be read");
+    let lost: Attempt = server.get(format!("/api/v1/attempts/{}", job.attempts[0])).await.ok();
+    assert_eq!((lost.state, lost.verdict), (AttemptState::Lost, Status::Miss));
+
+    verify::tick(&server.state).await.unwrap();
+    // The lab in memory sends noise: that is what the kernel did, and no lost lease excuses it.
+    let job = &server.jobs(&run).await[0];
+    assert_eq!((job.state, job.status, job.blamed_stage), (JobState::Done, Status::Fail, Some(StageName::Verified)));
+    assert!(job.reason.as_deref().is_some_and(|reason| reason.contains("not a crash dump")), "{job:?}");
+    assert_eq!(verify::tick(&server.state).await.unwrap(), crashyard_server::passes::Next::Woken, "once");
+}
+
+#[tokio::test]
+async fn a_dump_that_nobody_reads_in_time_keeps_a_lost_attempt_from_its_end_no_longer_than_that() {
+    let server = Server::with(|config| config.max_attempts = 1).await;
+    let run = server.run(1).await;
+    dumped(&server).await;
+    server.be_up_for(130).await;
+    settle(&server).await;
+    let job = &server.jobs(&run).await[0];
+    assert_eq!((job.state, job.status, job.blamed_stage), (JobState::Done, Status::Error, Some(StageName::Verified)));
+    // What is settled stays, so there is nothing to read it for.
+    assert_eq!(verify::tick(&server.state).await.unwrap(), crashyard_server::passes::Next::Woken);
 }
 
 #[tokio::test]

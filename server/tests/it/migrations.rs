@@ -16,6 +16,8 @@ fn files(database: &str) -> Vec<String> {
 fn both_databases_have_migrations_of_the_same_names() {
     assert!(!files("sqlite").is_empty());
     assert_eq!(files("sqlite"), files("postgres"));
+    let numbers: BTreeSet<String> = files("sqlite").iter().map(|name| name[..4].to_owned()).collect();
+    assert_eq!(numbers.len(), files("sqlite").len(), "each number once: {:?}", files("sqlite"));
 }
 
 #[tokio::test]

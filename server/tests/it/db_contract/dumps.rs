@@ -33,7 +33,7 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
     write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));
 }
 
-/// A dump waits to be read from its last byte on, as long as its attempt is live.
+/// A dump waits to be read from its last byte on, as long as its attempt is live or not judged.
 pub async fn unread(db: &Db) {
     let (attempt, dump) = arriving(db, "unread").await;
     let waits = async || attempt::unread_dumps(db, 1000).await.unwrap().contains(&attempt.id);
@@ -44,6 +44,15 @@ pub async fn unread(db: &Db) {
     assert!(waits().await);
     write!(db, |tx| attempt::set_dump_facts(tx, &attempt.id, &serde_json::json!({ "facts": true })));
     assert!(!waits().await, "once is enough");
+
+    let (lost, dump) = arriving(db, "unread and lost").await;
+    write!(db, |tx| artifact::complete(tx, &dump, "hash", at(2))).unwrap();
+    write!(db, |tx| lease::end(tx, &lost.id, &End::Lost, &CARE.rule, at(90))).unwrap();
+    let waits = async || attempt::unread_dumps(db, 1000).await.unwrap().contains(&lost.id);
+    assert!(waits().await, "what arrived until the lease was lost counts");
+    let before = attempt::get(db, &lost.id).await.unwrap();
+    assert!(judge(db, &before, &stages(0), &verdict(4, Some(Status::Error)), at(91)).await);
+    assert!(!waits().await, "nothing can come of it any more");
 
     let (ended, dump) = arriving(db, "unread and over").await;
     over(db, &ended, &dump, 3, Status::Fail).await;
