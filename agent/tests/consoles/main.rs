@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
@@ -79,6 +79,52 @@ async fn a_channel_that_is_cut_is_opened_again_and_the_record_says_where() {
     let mut typed = [0; 5];
     second.read_exact(&mut typed).await.unwrap();
     assert_eq!(&typed, b"typed");
+}
+
+#[tokio::test]
+async fn a_channel_that_dies_without_a_word_is_opened_anew_after_a_while_of_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let console = open(&format!("tcp = '{}'\nstall_seconds = 1", wire.local_addr().unwrap()), dir.path());
+    let (mut first, _) = wire.accept().await.unwrap();
+    first.write_all(b"up\n").await.unwrap();
+    until(&*console, "up\n").await;
+    // It stays open, as a BMC's session does that has forgotten whom it talks to.
+    let (mut second, _) = tokio::time::timeout(PATIENCE, wire.accept()).await.expect("it is opened anew").unwrap();
+    second.write_all(b"still here\n").await.unwrap();
+    let text = String::from_utf8(until(&*console, "still here\n").await).unwrap();
+    assert!(text.contains("it brought nothing for too long]\r\nstill here\n"), "{text}");
+    drop(first);
+}
+
+/// A serial port: the machine's end is a program's, which prints the port's name, then what it was typed.
+const PORT: &str = "import os, pty, sys, tty
+machine, port = pty.openpty()
+tty.setraw(port)
+print(os.ttyname(port), flush=True)
+sys.stdin.readline()
+os.write(machine, b'[    0.0] up\\n')
+print(os.read(machine, 5).decode(), flush=True)
+";
+
+#[tokio::test]
+async fn a_serial_port_is_heard_and_typed_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = Command::new("python3")
+        .args(["-c", PORT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("python3 (Debian package python3)");
+    let mut said = BufReader::new(machine.stdout.take().unwrap()).lines();
+    let port = said.next_line().await.unwrap().expect("the port's name");
+    let console = open(&format!("device = '{port}'\nbaud = 115200"), dir.path());
+    machine.stdin.take().unwrap().write_all(b"go\n").await.unwrap();
+    until(&*console, "[    0.0] up\n").await;
+    console.press(&words("typed")).await.unwrap();
+    let typed = tokio::time::timeout(PATIENCE, said.next_line()).await.expect("it arrives").unwrap();
+    assert_eq!(typed.as_deref(), Some("typed"));
 }
 
 #[tokio::test]
