@@ -16,43 +16,51 @@ pub struct Due {
     pub name: String,
     /// When it was checked last.
     pub health_at: Option<Timestamp>,
-    /// Whether its last attempt, or its return from quarantine, asks for it; else it is just time.
+    /// Whether its last attempt, its return from quarantine or a person's time with it asks for it; else it is just time.
     pub suspicious: bool,
 }
 
-/// Idle machines that satisfy a selector and were not checked since `before`, or have given reason since. The suspicious
-/// first. A machine with a check that is not over is not due.
+/// Machines in service that satisfy a selector and were not checked since `before`, or have given reason since. The suspicious
+/// first. A busy one counts as well: its check comes when it is free, where otherwise a farm that is never idle would never
+/// check. A machine with a check that is not over is not due.
 pub async fn due(db: &Db, selector: &SelectorId, before: Timestamp, limit: i64) -> DbResult<Vec<Due>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(
-        "SELECT * FROM (SELECT m.id, m.name, m.health_at, \
-         (m.probation > 0 AND COALESCE(m.health_at, 0) < m.trusted_since) OR EXISTS (SELECT 1 FROM attempt a \
-         WHERE a.id = (SELECT MAX(n.id) FROM attempt n WHERE n.machine_id = m.id) AND a.finished_at > COALESCE(m.health_at, 0) \
+            "SELECT * FROM (SELECT m.id, m.name, m.health_at, \
+         (m.probation > 0 AND COALESCE(m.health_at, 0) < m.trusted_since) \
+         OR COALESCE(p.ended_at, 0) > COALESCE(m.health_at, 0) OR EXISTS (SELECT 1 FROM attempt a \
+         WHERE a.id = (SELECT MAX(n.id) FROM attempt n WHERE n.machine_id = m.id AND n.state IN ('done', 'lost')) \
+         AND a.finished_at > COALESCE(m.health_at, 0) \
          AND NOT a.gave_way AND (a.verdict = 'MISS' OR (a.verdict = 'ERROR' \
          AND a.blamed_stage IN ('provisioned', 'triggered', 'dumped')))) AS suspicious \
-         FROM machine_selector ms JOIN machine m ON m.id = ms.machine_id WHERE ms.selector_id = $1 AND m.announced \
-         AND m.state = 'available' AND NOT EXISTS (SELECT 1 FROM run r WHERE r.health_machine_id = m.id AND r.state = 'open')) AS d \
+         FROM machine_selector ms JOIN machine m ON m.id = ms.machine_id \
+         LEFT JOIN (SELECT machine_id, MAX(ended_at) AS ended_at FROM reservation WHERE began_at IS NOT NULL \
+         AND attempt_id IS NULL GROUP BY machine_id) AS p ON p.machine_id = m.id \
+         WHERE ms.selector_id = $1 AND m.announced AND m.state IN ('available', 'leased') \
+         AND NOT EXISTS (SELECT 1 FROM run r WHERE r.health_machine_id = m.id AND r.state = 'open')) AS d \
          WHERE suspicious OR health_at IS NULL OR health_at <= $2 ORDER BY suspicious DESC, id LIMIT $3",
-    )
-    .bind(selector)
-    .bind(before)
-    .bind(limit)
-    .fetch_all(c)
-    .await
+        )
+        .bind(selector)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(c)
+        .await
     })?)
 }
 
-/// Takes the check of a machine on; `false` if another server was quicker, or the machine is not idle any more.
+/// Takes the check of a machine on; `false` if another server was quicker, or the machine is not in service any more.
 pub async fn begin(tx: &mut Tx, due: &Due, now: Timestamp) -> DbResult<bool> {
-    let begun = on_tx!(tx, |c| sqlx::query(
-        "UPDATE machine SET health_at = $2 WHERE id = $1 AND state = 'available' AND COALESCE(health_at, 0) = $3",
+    let begun = on_tx!(tx, |c| {
+        sqlx::query(
+        "UPDATE machine SET health_at = $2 WHERE id = $1 AND state IN ('available', 'leased') AND COALESCE(health_at, 0) = $3",
     )
     .bind(&due.id)
     .bind(now)
     .bind(due.health_at.unwrap_or(Timestamp(0)))
     .execute(c)
     .await
-    .map(|done| done.rows_affected()))?;
+    .map(|done| done.rows_affected())
+    })?;
     Ok(begun == 1)
 }
 

@@ -1,6 +1,6 @@
-//! Are the machines healthy? A plan with a kernel that is known to be good, run on each idle machine once in a while, and at
-//! once on those that gave reason: the lab failed on them last, or they are back from quarantine. Whoever does not pass is
-//! quarantined. And which machine fails differently from those that ran the same tests?
+//! Are the machines healthy? A plan with a kernel that is known to be good, run on each machine once in a while, and as its next
+//! job on those that gave reason: the lab failed on them last, they are back from quarantine, or a person had them. Whoever
+//! does not pass is quarantined. And which machine fails differently from those that ran the same tests?
 
 use super::Next;
 use crate::api::runs::{self, Place};

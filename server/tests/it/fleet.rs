@@ -610,6 +610,37 @@ async fn every_machine_is_checked_once_in_a_while_and_at_once_when_it_gave_reaso
 }
 
 #[tokio::test]
+async fn who_is_never_idle_is_checked_too_and_who_a_person_had_before_it_gets_a_job() {
+    let (server, lab) = checked_farm().await;
+    server.run(6).await;
+    let next = async |name: &str| {
+        let claimed = claim(&server, &only(&lab, name)).await.unwrap();
+        let run: Run = server.get(format!("/api/v1/runs/{}", claimed.brief.run)).await.ok();
+        (claimed, run.name)
+    };
+    // The lab fails on m1, which has its next job at once.
+    let (failed, _) = next("m1").await;
+    release(&server, &failed).await.no_content();
+    server.advance(1);
+    let (busy, name) = next("m1").await;
+    assert_eq!(name, "linux 6.1 · smoke");
+    // A person has m2 for a while, and leaves it who knows how.
+    server.call(reserve("m2", 60).token(&server.submit)).await.ok::<Machine>();
+    server.call(hand_back("m2").token(&server.submit)).await.ok::<Machine>();
+    let (also_busy, _) = next("m2").await;
+
+    server.advance(1);
+    for _ in 0..2 {
+        health::tick(&server.state).await.unwrap();
+    }
+    assert_eq!(runs(&server).await.len(), 3, "one check each");
+    for (busy, name) in [(busy, "m1"), (also_busy, "m2")] {
+        release(&server, &busy).await.no_content();
+        assert_eq!(next(name).await.1, format!("health of {name}"), "before all other jobs");
+    }
+}
+
+#[tokio::test]
 async fn a_check_whose_machine_goes_away_ends_and_holds_nobody_up() {
     let (server, _) = checked_farm().await;
     health::tick(&server.state).await.unwrap();
