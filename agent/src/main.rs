@@ -87,6 +87,20 @@ switched on, listened to, and switched off again; whatever runs on it is lost.
         #[arg(long)]
         json: bool,
     },
+    /// Switch a machine's light on, for who looks for it in the racks; its controller may run meanwhile.
+    #[command(
+        after_help = "  crashyard-agent machine identify r740 --config /etc/crashyard/controller.toml --seconds 120"
+    )]
+    Identify {
+        /// The machine's name.
+        machine: String,
+        /// The controller's configuration file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// For so long; 0 ends it.
+        #[arg(long, default_value_t = 15)]
+        seconds: u8,
+    },
 }
 
 fn main() -> ExitCode {
@@ -118,6 +132,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                     print!("{}", report.text());
                 }
                 return Ok(if report.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            Role::Machine(Machine::Identify { machine, config, seconds }) => {
+                println!("{}", check::identify(&config, &machine, seconds).await?);
             }
             Role::Target { directory } => target::run(&directory).await?,
             Role::Capture { directory, memory } => capture::run(&directory, &memory).await?,

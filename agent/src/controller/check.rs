@@ -5,8 +5,8 @@
 
 use super::config::Config;
 use super::console::{ConsoleConfig, GAP};
-use super::metal::Metal;
 use super::metal::chassis::Chassis;
+use super::metal::{Metal, MetalConfig};
 use super::watch::Watcher;
 use anyhow::{Context as _, bail};
 use serde::Serialize;
@@ -104,15 +104,28 @@ impl Report {
     }
 }
 
-/// Tries a machine of a configuration.
-pub async fn check(file: &Path, machine: &str, options: Options) -> anyhow::Result<Report> {
-    let config = Config::read(file)?;
+/// A real machine of a configuration.
+fn metal<'a>(config: &'a Config, file: &Path, machine: &str) -> anyhow::Result<&'a MetalConfig> {
     let known = || config.machines.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
     let one = config.machines.iter().find(|one| one.name == machine);
     let one = one.with_context(|| format!("{} has no machine {machine:?}, only {}", file.display(), known()))?;
     let Some(metal) = &one.metal else {
         bail!("{machine} is an emulated machine; there is no BMC and no wire to check");
     };
+    Ok(metal)
+}
+
+/// Makes a machine of a configuration show itself. Nothing else is done to it, so its controller may run meanwhile.
+pub async fn identify(file: &Path, machine: &str, seconds: u8) -> anyhow::Result<String> {
+    let config = Config::read(file)?;
+    let (chassis, _) = metal(&config, file, machine)?.chassis(machine)?;
+    chassis.identify(seconds).await
+}
+
+/// Tries a machine of a configuration.
+pub async fn check(file: &Path, machine: &str, options: Options) -> anyhow::Result<Report> {
+    let config = Config::read(file)?;
+    let metal = metal(&config, file, machine)?;
     // A check would take a running attempt's console away, and with it evidence; a cycle would take the rest.
     let _lock = super::lock(&config.state).context(
         "stop the controller before a check (`systemctl stop crashyard-controller`); machines go on meanwhile",

@@ -1,14 +1,14 @@
 /*
  * Module of OpenIPMI's ipmi_sim for tests: a chassis that only exists in memory. Stock ipmi_sim refuses the diagnostic
- * interrupt, and reaches everything else through a shell script. Each control (by number) and each boot option is
- * added to the file that the module is configured with, when it is carried out.
+ * interrupt, and reaches everything else through a shell script. Each control (by number), each boot option and
+ * the time of each identification is added to the file that the module is configured with, when it is carried out.
  */
 #include <stdio.h>
 #include <string.h>
 #include <OpenIPMI/mcserv.h>
 #include <OpenIPMI/serv.h>
 
-enum { CHASSIS = 0, GET_STATUS = 1, CONTROL = 2, SET_BOOT = 8, OFF = 0, ON = 1, LAST = 5 };
+enum { CHASSIS = 0, GET_STATUS = 1, CONTROL = 2, IDENTIFY = 4, SET_BOOT = 8, OFF = 0, ON = 1, LAST = 5 };
 enum { DONE = 0, INVALID_FIELD = 0xcc, WRONG_LENGTH = 0xc7 };
 
 static char journal[4096];
@@ -53,6 +53,15 @@ static void control(lmc_data_t *mc, msg_t *msg, unsigned char *reply, unsigned i
 	reply[0] = DONE;
 }
 
+static void identify(lmc_data_t *mc, msg_t *msg, unsigned char *reply, unsigned int *length, void *data)
+{
+	(void)mc, (void)data;
+	/* Without a time it is 15 s (IPMI 2.0, section 28.5). */
+	note("identify", msg->len < 1 ? 15 : msg->data[0]);
+	*length = 1;
+	reply[0] = DONE;
+}
+
 static void set_boot(lmc_data_t *mc, msg_t *msg, unsigned char *reply, unsigned int *length, void *data)
 {
 	(void)mc, (void)data;
@@ -74,6 +83,8 @@ int ipmi_sim_module_init(sys_data_t *sys, const char *options)
 	error = ipmi_emu_register_cmd_handler(CHASSIS, GET_STATUS, status, NULL);
 	if (!error)
 		error = ipmi_emu_register_cmd_handler(CHASSIS, CONTROL, control, NULL);
+	if (!error)
+		error = ipmi_emu_register_cmd_handler(CHASSIS, IDENTIFY, identify, NULL);
 	if (!error)
 		error = ipmi_emu_register_cmd_handler(CHASSIS, SET_BOOT, set_boot, NULL);
 	return error;

@@ -25,6 +25,25 @@ async fn each_command_does_what_it_says_and_is_seen() {
     assert!(events[0].starts_with("1 |"), "{events:?}");
 }
 
+#[tokio::test]
+async fn a_machine_shows_itself_to_who_looks_for_it() {
+    let sim = Sim::start().await;
+    for suite in [2, 3] {
+        assert_eq!(sim.bmc(suite).identify(120).await.unwrap(), "its light is on for 120 s");
+        assert_eq!(sim.bmc(suite).identify(0).await.unwrap(), "its light is off");
+    }
+    assert_eq!(sim.journal(), ["identify 120", "identify 0", "identify 120", "identify 0"]);
+}
+
+/// What this suite is called by BMCs that do not have it, so that a person knows what to change. OpenIPMI's has no SHA256.
+#[tokio::test]
+async fn a_suite_that_the_bmc_does_not_have_is_an_error_that_says_so() {
+    let sim = Sim::start().await;
+    let error = format!("{:#}", sim.bmc(17).control(Control::On).await.unwrap_err());
+    assert!(error.contains("(suite 17)") && error.contains("invalid authentication algorithm"), "{error}");
+    assert_eq!(sim.journal(), [""; 0]);
+}
+
 /// A BMC has few sessions (this one 63, and 10 for each user), and nobody waits until it has forgotten them.
 #[tokio::test]
 async fn a_session_is_closed_when_it_is_done_with() {

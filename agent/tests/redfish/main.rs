@@ -98,6 +98,8 @@ async fn power_and_boot_override_are_done_and_seen_and_what_is_not_there_is_said
     let refused = format!("{:#}", machine.nmi().await.unwrap_err());
     assert!(refused.contains("501"), "it advertises what it does not do, and that is seen: {refused}");
     assert_eq!(machine.events().await.unwrap(), None, "its log services are advertised at most");
+    assert!(machine.identify(15).await.unwrap().starts_with("its light is on"));
+    assert_eq!(machine.identify(0).await.unwrap(), "its light is off");
     machine.power(false).await.unwrap();
 }
 

@@ -33,6 +33,11 @@ pub trait Chassis: Send + Sync {
     /// Whether an NMI can be sent, without sending one: `Ok` says by what that is known.
     async fn can_nmi(&self) -> anyhow::Result<String>;
 
+    /// Makes the machine show itself to who stands before the rack, for so many seconds; 0 ends it.
+    async fn identify(&self, _seconds: u8) -> anyhow::Result<String> {
+        bail!("{} has no light that could be switched", self.what())
+    }
+
     /// Powers on or off and returns when that is seen; fine if it is so already.
     async fn power(&self, on: bool) -> anyhow::Result<String> {
         let (who, word) = (self.who(), if on { "on" } else { "off" });

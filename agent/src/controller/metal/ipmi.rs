@@ -220,6 +220,16 @@ impl Chassis for Bmc {
         Ok(Some(said.lines().map(|line| line.trim().to_owned()).collect()))
     }
 
+    async fn identify(&self, seconds: u8) -> anyhow::Result<String> {
+        let sent = if self.suite == BUILTIN_SUITE {
+            self.session(ChassisIdentify(seconds)).await
+        } else {
+            self.ipmitool(&["chassis", "identify", &seconds.to_string()]).await.map(drop)
+        };
+        sent.context("chassis identify")?;
+        Ok(if seconds == 0 { "its light is off".into() } else { format!("its light is on for {seconds} s") })
+    }
+
     async fn can_nmi(&self) -> anyhow::Result<String> {
         bail!("IPMI does not say whether the BMC takes a diagnostic interrupt; only sending one shows it")
     }
@@ -243,6 +253,9 @@ struct ChassisStatus;
 
 /// Chassis Control, section 28.3.
 struct ChassisControl(Control);
+
+/// Chassis Identify, section 28.5: for so many seconds.
+struct ChassisIdentify(u8);
 
 /// Set System Boot Options, section 28.12: boot flags, valid, once, PXE.
 struct NetworkBoot;
@@ -268,4 +281,5 @@ command!(Administrator, _this, App, 0x3b, vec![4], (), |data: &[u8]| data.first(
 command!(CloseSession, this, App, 0x3c, this.0.to_le_bytes().to_vec(), (), |_: &[u8]| Some(()));
 command!(ChassisStatus, _this, Chassis, 0x01, vec![], bool, |data: &[u8]| (data.len() >= 3).then(|| data[0] & 1 != 0));
 command!(ChassisControl, this, Chassis, 0x02, vec![this.0 as u8], (), |_: &[u8]| Some(()));
+command!(ChassisIdentify, this, Chassis, 0x04, vec![this.0], (), |_: &[u8]| Some(()));
 command!(NetworkBoot, _this, Chassis, 0x08, vec![5, 0x80, 0x04, 0, 0, 0], (), |_: &[u8]| Some(()));

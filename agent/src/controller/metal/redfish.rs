@@ -131,6 +131,17 @@ impl Redfish {
         }
     }
 
+    /// Changes properties of a system that was just read.
+    async fn change(&self, system: &Value, change: &Value) -> anyhow::Result<()> {
+        let path = link(system).context("the system has no path")?;
+        let mut request = self.request(Method::PATCH, &path)?.json(change);
+        // Services that keep versions refuse a change to one that they were not shown.
+        if let Some(tag) = system.get("@odata.etag").and_then(Value::as_str) {
+            request = request.header("If-Match", tag);
+        }
+        self.send(request).await.map(drop)
+    }
+
     async fn reset_to(&self, wanted: &[&str]) -> anyhow::Result<String> {
         let system = self.system().await?;
         let action = system.pointer("/Actions/#ComputerSystem.Reset").context("the system advertises no reset")?;
@@ -218,15 +229,8 @@ impl Chassis for Redfish {
             "the system advertises no boot from the network, only {}",
             allowed.join(", ")
         );
-        let path = link(&system).context("the system has no path")?;
-        let mut request = self
-            .request(Method::PATCH, &path)?
-            .json(&json!({ "Boot": { "BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe" } }));
-        // Services that keep versions refuse a change to one that they were not shown.
-        if let Some(tag) = system.get("@odata.etag").and_then(Value::as_str) {
-            request = request.header("If-Match", tag);
-        }
-        self.send(request).await.context("set the boot override")?;
+        let change = json!({ "Boot": { "BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe" } });
+        self.change(&system, &change).await.context("set the boot override")?;
         let now = self.system().await?;
         let set = now.pointer("/Boot/BootSourceOverrideTarget").and_then(Value::as_str);
         ensure!(set == Some("Pxe"), "the boot override was taken, and reads {set:?} afterwards");
@@ -257,6 +261,27 @@ impl Chassis for Redfish {
         // What comes during an attempt is at the end.
         lines.drain(..lines.len().saturating_sub(EVENTS));
         Ok(Some(lines))
+    }
+
+    /// The service knows no time after which it ends.
+    async fn identify(&self, seconds: u8) -> anyhow::Result<String> {
+        let (on, system) = (seconds > 0, self.system().await?);
+        // The first is what the newer schemas have in place of the second.
+        let (property, value) = if system.get("LocationIndicatorActive").is_some() {
+            ("LocationIndicatorActive", json!(on))
+        } else if system.get("IndicatorLED").is_some() {
+            ("IndicatorLED", json!(if on { "Blinking" } else { "Off" }))
+        } else {
+            bail!("the system advertises no light");
+        };
+        self.change(&system, &json!({ property: value })).await.context("switch the light")?;
+        let now = self.system().await?;
+        ensure!(
+            now.get(property) == Some(&value),
+            "the change was taken, and {property} reads {:?}",
+            now.get(property)
+        );
+        Ok(if on { "its light is on until somebody ends it (--seconds 0)".into() } else { "its light is off".into() })
     }
 
     async fn can_nmi(&self) -> anyhow::Result<String> {
