@@ -232,8 +232,12 @@ fn line(machine: &Machine, now: Timestamp) -> String {
     if let Some(until) = machine.quarantined_until {
         why = format!("{why} (until {})", when(until));
     }
-    if let Some(reservation) = machine.reservation.as_ref().filter(|one| one.began_at.is_none()) {
-        why = format!("next is {} ({}). {why}", reservation.owner, reservation.reason);
+    if let Some(one) = &machine.reservation {
+        why = match one.began_at {
+            None => format!("next is {} ({}). {why}", one.owner, one.reason),
+            Some(_) if one.warned => format!("{why} (until {}, which is soon)", when(one.until)),
+            Some(_) => format!("{why} (until {})", when(one.until)),
+        };
     }
     if let Some(how) = &machine.differs {
         why = format!("{why} Fails differently: {how}.").trim_start().to_owned();
@@ -366,11 +370,17 @@ mod tests {
         };
         let waits = Machine { reservation: Some(reservation.clone()), ..machine() };
         assert!(reserved(&waits).contains("as soon as its attempt is over"));
-        let began = Reservation { began_at: Some(Timestamp(0)), ..reservation };
+        let began = Reservation { began_at: Some(Timestamp(0)), ..reservation.clone() };
         assert_eq!(
             reserved(&Machine { reservation: Some(began), ..machine() }),
             "m1 is token:kris until 1970-01-01 00:01:00 UTC\n"
         );
         assert_eq!(reserved(&machine()), "m1 is back with the jobs\n");
+        let said = |warned| {
+            let reservation = Some(Reservation { began_at: Some(Timestamp(0)), warned, ..reservation.clone() });
+            line(&Machine { reservation, quarantined_until: None, ..machine() }, Timestamp(0))
+        };
+        assert!(said(false).contains("(until 1970-01-01 00:01:00 UTC)"), "{}", said(false));
+        assert!(said(true).contains("(until 1970-01-01 00:01:00 UTC, which is soon)"), "{}", said(true));
     }
 }

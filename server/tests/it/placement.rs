@@ -192,6 +192,7 @@ async fn a_waiting_job_says_what_it_asks_for_where_the_machines_are_and_who_come
     let page = server.get(format!("/jobs/{job}/waiting")).await;
     let page = String::from_utf8(page.body.to_vec()).unwrap();
     assert!(page.contains("vmx.unrestricted") && page.contains("fan") && page.contains("comes first"), "{page}");
+    assert!(page.contains("data-page=\"list\"") && page.contains("id=\"list\""), "and looks again by itself: {page}");
     let run_page = server.get(format!("/runs/{}", urgent.id)).await;
     let link = format!("/jobs/{}/waiting", server.jobs(&urgent).await[0].id);
     assert!(String::from_utf8(run_page.body.to_vec()).unwrap().contains(&link));
