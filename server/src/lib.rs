@@ -9,6 +9,7 @@
 //! evidence, [`judging`] asks [`triage`] what it means and writes the answer. A server keeps nothing that a `kill -9`
 //! could lose: what is in memory is a cache ([`consoles`]) or a wake-up ([`wake`]).
 
+pub mod accept;
 pub mod agent;
 pub mod api;
 pub mod app;

@@ -4,9 +4,8 @@ use crate::app::AppState;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::db::{self, Db};
-use crate::{api, passes, relay, routes};
+use crate::{accept, api, passes, relay, routes};
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use crashyard_protocol::Scope;
 use crashyard_protocol::clock::SystemClock;
 use rand::SeedableRng as _;
@@ -55,21 +54,14 @@ pub async fn run(state: AppState, listener: TcpListener) -> anyhow::Result<()> {
     let _relay = relay::start(&state).await?;
     start_work(&state).await?;
     let mut passes = passes::start(&state);
-    // Answers are small and waited for: never held back for more bytes.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
     let stop = state.stop.clone();
-    let app = routes::router(state.clone());
-    let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let routes = routes::router(state.clone());
     let late = async {
         stop.cancelled().await;
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        served = serving => served?,
+        () = accept::serve(listener, &routes, &stop) => {}
         () = late => tracing::warn!("requests were still open; what they wrote is safe"),
     }
     // Passes are safe to interrupt, but their connections should be back before the pools close.
