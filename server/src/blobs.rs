@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of a segment that are kept in its row.
-const IN_ROW: usize = 8 * 1024;
+pub const IN_ROW: usize = 8 * 1024;
 
 /// Why bytes could not be stored or read.
 #[derive(Debug, thiserror::Error)]

@@ -27,15 +27,18 @@ type Shared = Arc<AsyncMutex<ConsoleReader>>;
 
 /// The readers of live consoles.
 #[derive(Debug, Default)]
-pub struct Consoles(Mutex<HashMap<ArtifactId, Shared>>);
+pub struct Consoles {
+    readers: Mutex<HashMap<ArtifactId, Shared>>,
+    of_attempts: Mutex<HashMap<AttemptId, HashMap<String, ArtifactId>>>,
+}
 
 impl Consoles {
     fn kept_reader(&self, artifact: &ArtifactId) -> Option<Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned()
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned()
     }
 
     fn reader(&self, artifact: &ArtifactId, intent: Intent) -> Shared {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || Arc::new(AsyncMutex::new(ConsoleReader::new(intent)));
         readers.entry(artifact.clone()).or_insert_with(fresh).clone()
     }
@@ -48,15 +51,40 @@ impl Consoles {
         (reader.next_offset() >= end).then(|| reader.facts().clone())
     }
 
+    /// The console of this name, if it was read up to exactly `end`.
+    #[must_use]
+    pub fn ending_at(&self, attempt: &AttemptId, name: &str, end: u64) -> Option<ArtifactId> {
+        let known = self.of_attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let console = known.get(attempt)?.get(name)?.clone();
+        drop(known);
+        let reader = self.kept_reader(&console)?;
+        let reader = reader.try_lock().ok()?;
+        (reader.next_offset() == end).then_some(console)
+    }
+
+    /// Notes which console an attempt has under a name.
+    pub fn note(&self, attempt: &AttemptId, name: &str, console: &ArtifactId) {
+        let mut known = self.of_attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let consoles = known.entry(attempt.clone()).or_default();
+        if !consoles.contains_key(name) {
+            consoles.insert(name.to_owned(), console.clone());
+        }
+    }
+
+    /// Forgets which consoles an attempt has.
+    pub fn forget_attempt(&self, attempt: &AttemptId) {
+        self.of_attempts.lock().unwrap_or_else(PoisonError::into_inner).remove(attempt);
+    }
+
     /// Forgets a console that will not grow any more.
     pub fn forget(&self, artifact: &ArtifactId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(artifact);
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).remove(artifact);
     }
 
     /// How many consoles are kept.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a credential counts as it was found.
-pub const FRESH: Duration = Duration::from_secs(1);
+pub const FRESH: Duration = Duration::from_secs(5);
 /// Most that are kept; a farm has far fewer tokens that are in use at one moment.
 const MOST: usize = 1024;
 

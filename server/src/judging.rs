@@ -120,7 +120,7 @@ impl Together for Judging {
             }
         }
         tx.commit().await?;
-        self.announce(opinions.iter().zip(changed).filter(|(_, changed)| *changed).map(|(one, _)| one.full), held);
+        self.announce(judged.iter().zip(changed).filter(|(_, changed)| *changed).map(|(one, _)| one), held);
         let found: HashMap<&AttemptId, &Seen> = seen.iter().map(|one| (&one.full.attempt.id, one)).collect();
         let known: HashMap<&AttemptId, &Judgement> =
             opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
@@ -164,12 +164,14 @@ impl<'a> Opinion<'a> {
 }
 
 impl Judging {
-    fn announce<'a>(&self, changed: impl Iterator<Item = &'a FullAttempt>, held: bool) {
+    fn announce<'a>(&self, changed: impl Iterator<Item = &'a Judged<'a>>, held: bool) {
         let mut count = 0;
-        for full in changed {
+        for one in changed {
             count += 1;
-            self.wake.wake(&Topic::Attempt(full.attempt.id.clone()));
-            self.wake.wake(&Topic::Run(full.attempt.run_id.clone()));
+            if one.is_new() {
+                self.wake.wake(&Topic::Attempt(one.before.id.clone()));
+            }
+            self.wake.wake(&Topic::Run(one.before.run_id.clone()));
         }
         if count > 0 {
             self.metrics.add("crashyard_judgements_total", Vec::new(), count);

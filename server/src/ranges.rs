@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use crashyard_protocol::ArtifactId;
 use crashyard_vmcore::ReadAt;
 use futures::Stream;
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -22,10 +23,10 @@ const PAGE: i64 = 256;
 
 /// Reads a range into memory; the caller bounds its length.
 pub async fn read(state: &AppState, id: &ArtifactId, range: Range<u64>) -> AppResult<Bytes> {
-    let mut out = BytesMut::new();
+    let (mut out, mut segments) = (BytesMut::new(), VecDeque::new());
     let mut at = range.start;
     while at < range.end {
-        let piece = piece(state, id, at, range.end).await?;
+        let piece = next(state, id, at, range.end, &mut segments).await?;
         at += piece.len() as u64;
         out.extend_from_slice(&piece);
     }
@@ -34,28 +35,38 @@ pub async fn read(state: &AppState, id: &ArtifactId, range: Range<u64>) -> AppRe
 
 /// Streams a range, one piece in memory at a time.
 pub fn stream(state: AppState, id: ArtifactId, range: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
-    let start = (state, id, range, std::collections::VecDeque::<SegmentRow>::new());
+    let start = (state, id, range, VecDeque::new());
     futures::stream::try_unfold(start, |(state, id, mut range, mut segments)| async move {
         if range.is_empty() {
             return Ok(None);
         }
-        segments.retain(|segment| segment.end() > range.start);
-        if segments.is_empty() {
-            let found = artifact::segments_in(&state.db, &id, range.start, range.end, PAGE).await;
-            segments = found.map_err(io::Error::other)?.into();
-        }
-        let Some(segment) = segments.front() else { return Err(io::Error::other("a segment is missing")) };
-        let piece = match piece_of(&state.blobs, segment, range.start, range.end).await {
-            // The console was compacted while it was read: its bytes are in another object now.
-            Err(BlobError::Missing(_)) => {
-                segments.clear();
-                piece(&state, &id, range.start, range.end).await.map_err(|error| io::Error::other(error.to_string()))?
-            }
-            other => other.map_err(io::Error::other)?,
-        };
+        let piece = next(&state, &id, range.start, range.end, &mut segments).await;
+        let piece = piece.map_err(|error| io::Error::other(error.to_string()))?;
         range.start += piece.len() as u64;
         Ok(Some((piece, (state, id, range, segments))))
     })
+}
+
+/// The bytes from `at` on, as many as lie together. Segments are looked up many at a time and kept for the next call.
+async fn next(
+    state: &AppState,
+    id: &ArtifactId,
+    at: u64,
+    end: u64,
+    segments: &mut VecDeque<SegmentRow>,
+) -> AppResult<Bytes> {
+    segments.retain(|segment| segment.end() > at);
+    if segments.is_empty() {
+        *segments = artifact::segments_in(&state.db, id, at, end, PAGE).await?.into();
+    }
+    if let Some(segment) = segments.front().filter(|segment| unsigned(segment.start_at) <= at && at < segment.end()) {
+        match piece_of(&state.blobs, segment, at, end).await {
+            // The console was compacted while it was read: its bytes are elsewhere now.
+            Err(BlobError::Missing(_)) => segments.clear(),
+            other => return Ok(other?),
+        }
+    }
+    piece(state, id, at, end).await
 }
 
 async fn piece(state: &AppState, id: &ArtifactId, at: u64, end: u64) -> AppResult<Bytes> {

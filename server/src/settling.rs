@@ -23,6 +23,7 @@ pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
     }
     let settled = lease::settle(&mut tx, &ended, &state.config.care(), state.now()).await?;
     tx.commit().await?;
+    state.consoles.forget_attempt(id);
     for artifact in db::artifact::list(&state.db, &Owner::Attempt(id.clone())).await? {
         state.consoles.forget(&artifact.id);
         state.wake.wake(&Topic::Console(artifact.id));

@@ -21,7 +21,7 @@ pub enum Topic {
     Machine(MachineId),
     /// The run has a new event.
     Run(RunId),
-    /// The attempt was judged, or has ended.
+    /// The attempt has its verdict or has ended, its machine is to be returned, somebody typed, or it has one more console.
     Attempt(AttemptId),
     /// A console has grown or is closed.
     Console(ArtifactId),

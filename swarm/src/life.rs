@@ -178,7 +178,8 @@ impl Attempt<'_> {
     /// Renews for ever; ends when the lease is lost.
     async fn renew(&self) -> anyhow::Error {
         let wait = (self.claim.lease_seconds / 3).clamp(1, 30);
-        let (request, held) = (RenewRequest { wait_seconds: wait }, Duration::from_secs(u64::from(wait)));
+        let (request, held) =
+            (RenewRequest { wait_seconds: wait, keys: Some(0) }, Duration::from_secs(u64::from(wait)));
         loop {
             let begun = Instant::now();
             match Box::pin(self.controller.renew(&self.claim.attempt, &request)).await {

@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -94,8 +95,9 @@ impl Attempt {
             return Ok(how);
         }
         let collect = CancellationToken::new();
+        let pressed = watch::Sender::new(self.ledger.read(|record| record.next_press));
         let ending = tokio::select! {
-            why = self.renew(&collect) => {
+            why = self.renew(&collect, &pressed) => {
                 tracing::warn!(%why, attempt = %self.claim.attempt, "the lease is lost");
                 if !why.is(kind::MACHINE_TAKEN) {
                     self.stop_machine().await;
@@ -107,22 +109,29 @@ impl Attempt {
                 // Not beside the renewals: one of them might hear of the release first, and take it for a lost lease.
                 self.release().await?
             }
-            trouble = self.type_keys() => return Err(trouble),
+            trouble = self.type_keys(pressed.subscribe()) => return Err(trouble),
         };
         self.ledger.write(&Entry::Closed { how: ending })?;
         Ok(ending)
     }
 
-    /// Keeps the lease, and says when the server wants the machine back. Ends only when the lease is lost.
-    async fn renew(&self, collect: &CancellationToken) -> ClientError {
+    /// Keeps the lease, and says when the server wants the machine back and how often people typed. Ends only when the lease is
+    /// lost.
+    async fn renew(&self, collect: &CancellationToken, pressed: &watch::Sender<u64>) -> ClientError {
         let mut lease = Duration::from_secs(u64::from(self.claim.lease_seconds));
         loop {
             let third = (lease / 3).clamp(Duration::from_secs(1), LONG_POLL);
-            let request = RenewRequest { wait_seconds: u32::try_from(third.as_secs()).unwrap_or(1) };
+            let wait_seconds = u32::try_from(third.as_secs()).unwrap_or(1);
+            let request = RenewRequest { wait_seconds, keys: Some(*pressed.borrow()) };
             let reply = persist("renew", || self.client.renew(&self.claim.attempt, &request)).await;
             match reply {
                 Ok(reply) => {
                     lease = Duration::from_secs(u64::from(reply.lease_seconds));
+                    pressed.send_if_modified(|count| {
+                        let more = reply.keys > *count;
+                        *count = reply.keys.max(*count);
+                        more
+                    });
                     if reply.directive == Directive::Collect {
                         collect.cancel();
                         // Nothing can change any more that is worth holding a request for.
@@ -137,22 +146,23 @@ impl Attempt {
 
     /// Types what people want typed, each once: what a restart interrupted is told, and not typed again. Returns only with
     /// this host's trouble.
-    async fn type_keys(&self) -> anyhow::Error {
-        match self.type_until_trouble().await {
+    async fn type_keys(&self, pressed: watch::Receiver<u64>) -> anyhow::Error {
+        match self.type_until_trouble(pressed).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    async fn type_until_trouble(&self) -> anyhow::Result<Infallible> {
+    async fn type_until_trouble(&self, mut count: watch::Receiver<u64>) -> anyhow::Result<Infallible> {
         if let Some(press) = self.ledger.read(|record| record.typing.clone()) {
             let text = "the controller was restarted while it typed; it is not typed twice";
             self.typed(press, Err(std::io::Error::other(text)))?;
         }
-        let wait = u32::try_from(LONG_POLL.as_secs()).unwrap_or(1);
         loop {
             let next = self.ledger.read(|record| record.next_press);
-            let asked = persist("ask what was typed", || self.client.keys(&self.claim.attempt, next, wait)).await;
+            // The sender lives as long as this does.
+            let Ok(_) = count.wait_for(|count| *count > next).await else { return std::future::pending().await };
+            let asked = persist("ask what was typed", || self.client.keys(&self.claim.attempt, next)).await;
             // Whatever the server refuses here, renewing says it to the one who acts on it.
             let Ok(pressed) = asked else { return std::future::pending().await };
             for press in pressed {

@@ -400,12 +400,16 @@ pub struct ReportsReply {
     pub directive: Directive,
 }
 
-/// Renews a lease. The server may hold the request until the directive changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Renews a lease. The server may hold the request until the directive changes, or somebody types.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RenewRequest {
     /// How long the server may hold the request while there is nothing new (at most a third of the lease).
     pub wait_seconds: u32,
+    /// How often people typed, as far as the controller knows; the answer comes at once if it was more often. Without it the
+    /// controller does not want to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<u64>,
 }
 
 /// Answer to a renewal.
@@ -417,6 +421,9 @@ pub struct RenewReply {
     /// What to do next.
     #[serde(flatten)]
     pub directive: Directive,
+    /// How often people typed into the attempt's consoles.
+    #[serde(default)]
+    pub keys: u64,
 }
 
 /// How far a console log is with the server.

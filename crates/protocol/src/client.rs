@@ -484,9 +484,9 @@ impl Client {
         self.post(&format!("/agent/v1/attempts/{attempt}/artifacts/{name}/complete"), done).await
     }
 
-    /// What people typed from this number on; held open for a while if there is nothing.
-    pub async fn keys(&self, attempt: &AttemptId, from: u64, wait_seconds: u32) -> Answer<Vec<KeyPress>> {
-        self.get(&format!("/agent/v1/attempts/{attempt}/keys?from={from}&wait_seconds={wait_seconds}")).await
+    /// What people typed from this number on.
+    pub async fn keys(&self, attempt: &AttemptId, from: u64) -> Answer<Vec<KeyPress>> {
+        self.get(&format!("/agent/v1/attempts/{attempt}/keys?from={from}")).await
     }
 
     /// Hands the lease back; the attempt is over.

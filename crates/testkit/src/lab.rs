@@ -261,7 +261,8 @@ impl FakeAttempt {
         match self.controller {
             ControllerPhase::PowerOn => self.controller_report(wire, power("on"), ControllerPhase::Watch).await,
             ControllerPhase::Watch => {
-                let Ok(answer) = self.post(wire, Role::Controller, "renew", &RenewRequest { wait_seconds: 0 }).await
+                let Ok(answer) =
+                    self.post(wire, Role::Controller, "renew", &RenewRequest { wait_seconds: 0, keys: None }).await
                 else {
                     return Step::Go;
                 };

@@ -3,10 +3,9 @@
 use super::claim::brief_of;
 use crate::app::AppState;
 use crate::auth::{Acting, InAttempt};
-use crate::db;
-use crate::db::DbError;
 use crate::db::attempt::AttemptRow;
 use crate::db::lease::{self, End, Renewal, Standing};
+use crate::db::{self, DbError, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
 use crate::settling;
@@ -54,7 +53,8 @@ pub async fn renew(
         Err(error) => return Err(AppError::or_not_found(error, "attempt")),
     };
     let end = Instant::now() + wait;
-    while directive(&standing, state.now()) == Directive::Continue && Instant::now() < end {
+    let typed = |standing: &Standing| request.keys.is_some_and(|known| unsigned(standing.keys) > known);
+    while directive(&standing, state.now()) == Directive::Continue && !typed(&standing) && Instant::now() < end {
         tokio::select! {
             // If a wake-up is lost, the next renewal sees what it would have said.
             woken = timeout_at(end, waiter.woken()) => if woken.is_err() { break },
@@ -62,7 +62,11 @@ pub async fn renew(
         }
         standing = lease::standing(&state.db, &id, epoch).await?;
     }
-    Ok(Json(RenewReply { lease_seconds: state.config.lease_seconds, directive: directive(&standing, state.now()) }))
+    Ok(Json(RenewReply {
+        lease_seconds: state.config.lease_seconds,
+        directive: directive(&standing, state.now()),
+        keys: unsigned(standing.keys),
+    }))
 }
 
 /// Who has the machine of an attempt whose lease is lost, if somebody has: its old controller must not power it off.

@@ -5,6 +5,7 @@
 
 use crate::app::AppState;
 use crate::auth::{Acting, InAttempt};
+use crate::blobs::IN_ROW;
 use crate::consoles;
 use crate::db::artifact::{self, AppendOutcome, CONSOLE_PREFIX, Owner, SegmentRow};
 use crate::db::{self, signed, unsigned};
@@ -57,7 +58,12 @@ pub async fn put_console(
     let name = console_name(&source)?;
     // One time for the row and the reader, so that reading the rows again gives the same facts.
     let at = state.now();
-    let (console, mut size) = open(&state, &caller, &name).await?;
+    // Of few bytes at a known end nothing needs to be looked up: registering them finds out whether that is right.
+    let known = (bytes.len() <= IN_ROW).then(|| state.consoles.ending_at(&caller.attempt, &name, query.offset));
+    let (console, mut size) = match known.flatten() {
+        Some(console) => (console, query.offset),
+        None => open(&state, &caller, &name).await?,
+    };
     loop {
         let news = news(&state, &console, size, query.offset, &bytes).await?;
         if news.is_empty() {
@@ -68,6 +74,7 @@ pub async fn put_console(
                 let next_offset = size + news.len() as u64;
                 state.metrics.add("crashyard_console_bytes_total", Vec::new(), news.len() as u64);
                 state.wake.wake(&Topic::Console(console.clone()));
+                state.consoles.note(&caller.attempt, &name, &console);
                 look(&state, &caller.attempt, &console, at, size, news).await;
                 return Ok(Json(ConsoleAck { next_offset }));
             }
@@ -101,6 +108,7 @@ async fn open(state: &AppState, caller: &Acting, name: &str) -> AppResult<(Artif
     let owner = Owner::Attempt(caller.attempt.clone());
     let opened = artifact::open(&mut tx, &owner, &id, name, state.now()).await?;
     tx.commit().await?;
+    state.wake.wake(&Topic::Attempt(caller.attempt.clone()));
     Ok((opened.id, unsigned(opened.size)))
 }
 

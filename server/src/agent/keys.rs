@@ -1,6 +1,7 @@
 //! What people type into the consoles of an attempt: taken here, fetched by the attempt's controller, each once.
 //!
-//! The controller asks from the number on that it has not dealt with, and says what came of each in a report. So what was
+//! Each renewal of the lease says how often people typed: a machine in an attempt holds that one request open, and no other. The
+//! controller then asks from the number on that it has not dealt with, and says what came of each in a report. So what was
 //! typed stays in the ledger with who did it, and whether the console took it is evidence like everything else.
 
 use crate::app::AppState;
@@ -8,16 +9,12 @@ use crate::auth::{InAttempt, Submitter};
 use crate::db::{self, inventory, signed};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_path_name};
-use crate::wake::{SAFETY, Topic};
+use crate::wake::Topic;
 use axum::extract::State;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::agent::{KeyPress, Keys};
 use serde::Deserialize;
-use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
 
-/// Longest time a question is held open.
-const WAIT_MAX: u32 = 60;
 /// Most that is handed out at once.
 const AT_ONCE: i64 = 100;
 /// Longest text that is typed at once, in bytes.
@@ -28,12 +25,9 @@ const TEXT_MAX: usize = 4096;
 pub struct KeysQuery {
     /// The first number that is wanted.
     pub from: u64,
-    /// How long the question may be held open while there is nothing.
-    #[serde(default)]
-    pub wait_seconds: u32,
 }
 
-/// What people typed into the attempt's consoles; held open until there is something.
+/// What people typed into the attempt's consoles. That there is something, each renewal of the lease says.
 #[utoipa::path(get, path = "/agent/v1/attempts/{attempt}/keys", tag = "agent",
     params(("attempt" = String, Path), KeysQuery), responses((status = 200, body = Vec<KeyPress>)))]
 pub async fn get_keys(
@@ -42,21 +36,9 @@ pub async fn get_keys(
     Query(query): Query<KeysQuery>,
 ) -> AppResult<Json<Vec<KeyPress>>> {
     caller.controller_only()?;
-    let id = &caller.attempt.id;
+    caller.check_lease()?;
     let from = i64::try_from(query.from).map_err(|_| AppError::Invalid("`from` is too large".into()))?;
-    let mut waiter = state.wake.subscribe(Topic::Attempt(id.clone()));
-    let end = Instant::now() + Duration::from_secs(u64::from(query.wait_seconds.min(WAIT_MAX)));
-    loop {
-        db::attempt::get(&state.db, id).await?.check_epoch(caller.epoch)?;
-        let pressed = inventory::pressed(&state.db, id, from, AT_ONCE).await?;
-        if !pressed.is_empty() || Instant::now() >= end {
-            return Ok(Json(pressed));
-        }
-        tokio::select! {
-            _ = timeout_at(end.min(Instant::now() + SAFETY), waiter.woken()) => {}
-            () = state.stop.cancelled() => return Ok(Json(Vec::new())),
-        }
-    }
+    Ok(Json(inventory::pressed(&state.db, &caller.attempt.id, from, AT_ONCE).await?))
 }
 
 /// Types into a console of a live attempt. What is sent twice is typed twice.

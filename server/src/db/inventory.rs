@@ -115,27 +115,28 @@ pub async fn press(
     keys: &Keys,
     now: Timestamp,
 ) -> DbResult<u64> {
-    let live = on_tx!(tx, |c| sqlx::query(
-        "UPDATE attempt SET epoch = epoch WHERE id = $1 AND state IN ('running', 'collecting')",
+    let count: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
+        "UPDATE attempt SET keys = keys + 1 WHERE id = $1 AND state IN ('running', 'collecting') RETURNING keys",
     )
     .bind(attempt)
-    .execute(c)
-    .await
-    .map(|done| done.rows_affected()))?;
-    if live == 0 {
+    .fetch_optional(c)
+    .await)?;
+    let Some(count) = count else {
         return Err(DbError::Conflict("the attempt is over; nobody listens at its consoles any more".into()));
-    }
-    let number: i64 = on_tx!(tx, |c| sqlx::query_scalar(
-        "INSERT INTO key_press (attempt_id, number, source, typed_by, keys, at) \
-         SELECT $1, COALESCE(MAX(number) + 1, 0), $2, $3, $4, $5 FROM key_press WHERE attempt_id = $1 RETURNING number",
+    };
+    let number = count - 1;
+    on_tx!(tx, |c| sqlx::query(
+        "INSERT INTO key_press (attempt_id, number, source, typed_by, keys, at) VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(attempt)
+    .bind(number)
     .bind(source)
     .bind(by)
     .bind(Json(keys))
     .bind(now)
-    .fetch_one(c)
-    .await)?;
+    .execute(c)
+    .await
+    .map(drop))?;
     Ok(unsigned(number))
 }
 

@@ -41,6 +41,8 @@ pub struct Standing {
     pub state: AttemptState,
     /// Until when its machine is kept as it is.
     pub held_until: Option<Timestamp>,
+    /// How often people typed into its consoles.
+    pub keys: i64,
 }
 
 /// Prolongs leases. Time alone does not end one: as long as nobody has declared it lost, its holder may go on.
@@ -53,7 +55,7 @@ pub async fn renew(tx: &mut Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<S
         [attempt text, epoch bigint, until bigint],
         at "attempt.id" = "attempt",
         " AND attempt.epoch = given.epoch AND state IN ('running', 'collecting') \
-         RETURNING id, attempt.epoch, state, held_until"
+         RETURNING id, attempt.epoch, state, held_until, keys"
     );
     let rows: Vec<Standing> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(renewals)).fetch_all(c).await)?;
     let renewed: HashMap<AttemptId, Standing> = rows.into_iter().map(|row| (row.id.clone(), row)).collect();
@@ -82,7 +84,7 @@ async fn why_not(tx: &mut Tx, renewal: &Renewal) -> DbResult<DbError> {
 /// How a lease stands under this epoch; an error if it is over.
 pub async fn standing(db: &Db, id: &AttemptId, epoch: u64) -> DbResult<Standing> {
     let standing: Standing =
-        on!(db.read(), |c| sqlx::query_as("SELECT id, epoch, state, held_until FROM attempt WHERE id = $1",)
+        on!(db.read(), |c| sqlx::query_as("SELECT id, epoch, state, held_until, keys FROM attempt WHERE id = $1",)
             .bind(id)
             .fetch_one(c)
             .await)?;

@@ -219,11 +219,11 @@ async fn a_renewal_prolongs_the_lease_and_waits_for_the_verdict() {
     let server = Server::new().await;
     let claim = server.claimed().await;
     let renew = |wait_seconds| {
-        Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds })
+        Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds, keys: None })
             .by_controller(&server, &claim)
     };
     let reply: RenewReply = server.call(renew(0)).await.ok();
-    assert_eq!(reply, RenewReply { lease_seconds: 60, directive: Directive::Continue });
+    assert_eq!(reply, RenewReply { lease_seconds: 60, directive: Directive::Continue, keys: 0 });
     provision_and_arm(&server, &claim).await;
     // The machine dies without the marker: a held renewal learns of the verdict the moment the server has it.
     let ended = Report::MachineEnded { detail: "triple fault".into() };
@@ -250,10 +250,16 @@ async fn a_stale_epoch_is_refused_everywhere() {
     server.report(&claim, Role::Controller, 0, note("x")).await.problem(409, kind::LEASE_LOST);
     server.report(&claim, Role::Target, 0, note("x")).await.problem(409, kind::LEASE_LOST);
     server.put_console(&claim, 0, "x").await.problem(409, kind::LEASE_LOST);
-    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds: 0 });
+    let renew = Call::post(
+        format!("/agent/v1/attempts/{}/renew", claim.attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
     server.call(renew.by_controller(&server, &claim)).await.problem(409, kind::LEASE_LOST);
     release(&server, &claim, true).await.problem(409, kind::LEASE_LOST);
-    let without = Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds: 0 });
+    let without = Call::post(
+        format!("/agent/v1/attempts/{}/renew", claim.attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
     let problem = server.call(without.token(&server.controller)).await.problem(400, kind::INVALID);
     assert!(problem.detail.contains("crashyard-epoch"), "{}", problem.detail);
 }

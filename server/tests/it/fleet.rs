@@ -51,7 +51,10 @@ async fn release(server: &Server, claim: &Claim) -> Answer {
 }
 
 async fn directive(server: &Server, claim: &Claim) -> Directive {
-    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds: 0 });
+    let renew = Call::post(
+        format!("/agent/v1/attempts/{}/renew", claim.attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
     server.call(renew.by_controller(server, claim)).await.ok::<RenewReply>().directive
 }
 
@@ -475,7 +478,10 @@ async fn a_machine_moves_when_its_controller_is_gone_and_the_old_one_must_leave_
     let second = claim(&server, &new).await.unwrap();
     assert!(second.epoch > first.epoch);
     // The old one comes back with its journal.
-    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", first.attempt), &RenewRequest { wait_seconds: 0 });
+    let renew = Call::post(
+        format!("/agent/v1/attempts/{}/renew", first.attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
     let problem = server.call(renew.by_controller(&server, &first)).await.problem(409, kind::MACHINE_TAKEN);
     assert!(problem.detail.contains("m1 belongs to the controller spare now"), "{}", problem.detail);
     server.put_console(&first, 1, "y").await.problem(409, kind::LEASE_LOST);
@@ -491,7 +497,10 @@ async fn a_controller_that_comes_back_late_leaves_a_machine_alone_that_a_person_
     server.put_console(&claimed, 0, "x").await.ok::<serde_json::Value>();
     server.be_up_for(61).await;
     settle(&server).await;
-    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", claimed.attempt), &RenewRequest { wait_seconds: 0 });
+    let renew = Call::post(
+        format!("/agent/v1/attempts/{}/renew", claimed.attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
     server.call(renew.clone().by_controller(&server, &claimed)).await.problem(409, kind::LEASE_LOST);
     server.call(reserve("m1", 60).token(&server.submit)).await.ok::<Machine>();
     server.call(renew.by_controller(&server, &claimed)).await.problem(409, kind::MACHINE_TAKEN);
@@ -770,16 +779,20 @@ async fn what_people_type_is_kept_with_their_name_and_handed_to_the_controller_i
 }
 
 #[tokio::test]
-async fn a_controller_that_waits_for_keys_gets_them_when_they_come() {
+async fn a_renewal_that_is_held_says_at_once_that_somebody_typed() {
     let server = Server::new().await;
     let claimed = server.claimed().await;
-    let path = format!("/agent/v1/attempts/{}/keys?from=0&wait_seconds=30", claimed.attempt);
-    let wait = server.call(Call::get(path).by_controller(&server, &claimed));
-    let (got, _) = tokio::join!(wait, async {
+    let renew = |keys| {
+        let path = format!("/agent/v1/attempts/{}/renew", claimed.attempt);
+        Call::post(path, &RenewRequest { wait_seconds: 20, keys }).by_controller(&server, &claimed)
+    };
+    let (held, _) = tokio::join!(server.call(renew(Some(0))), async {
         tokio::task::yield_now().await;
         press(&server, &claimed, &Keys::Break).await.ok::<KeyPress>()
     });
-    assert_eq!(got.ok::<Vec<KeyPress>>().len(), 1);
+    assert_eq!(held.ok::<RenewReply>().keys, 1);
+    assert_eq!(server.call(renew(Some(0))).await.ok::<RenewReply>().keys, 1, "and again, until the controller knows");
+    assert_eq!(pressed(&server, &claimed, 0).await.len(), 1);
 }
 
 #[tokio::test]

@@ -50,7 +50,10 @@ async fn nobody_is_declared_lost_until_this_server_was_up_for_one_lease() {
     settle(&server).await;
     assert_eq!(attempt(&server, &claim).await.state, AttemptState::Running);
     // The controller was there all the time and renews as soon as it can.
-    let renew = Call::post(format!("/agent/v1/attempts/{}/renew", claim.attempt), &RenewRequest { wait_seconds: 0 });
+    let renew = Call::post(
+        format!("/agent/v1/attempts/{}/renew", claim.attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
     server.call(renew.by_controller(&server, &claim)).await.ok::<RenewReply>();
     server.advance(59);
     settle(&server).await;
