@@ -18,7 +18,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `sqlite:PATH` or `postgres://…`.
     pub database_url: String,
-    /// Connections to PostgreSQL (SQLite has one writer and eight readers).
+    /// Connections to PostgreSQL: more than a few times its processor cores only wait for each other. SQLite has one writer and
+    /// eight readers.
     pub database_connections: u32,
     /// Where bytes are kept: `dir:PATH`, or `s3://BUCKET/PREFIX` (with `AWS_*` in the environment).
     pub blobs: String,
@@ -76,7 +77,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8480)),
             database_url: "sqlite:crashyard.db".into(),
-            database_connections: 20,
+            database_connections: 8,
             blobs: "dir:blobs".into(),
             public_read: true,
             admin_token_file: "admin.token".into(),
