@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use crashyard_protocol::agent::{CHUNK_BYTES, CompleteRequest};
 use crashyard_protocol::api::{Build, NewBuild, NewCheckout, NewTree};
+use crashyard_protocol::bzimage;
 use crashyard_protocol::chunk::{chunk_hash, hex, whole_hash};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{ArtifactState, BuildId, CheckoutId};
@@ -29,12 +30,12 @@ pub enum BuildCommand {
 Its id goes to standard output, for `crashyard submit`. The same command given again gets the same build, and sends only
 what is not there yet.
 
-  crashyard-lab image > image.json && crashyard build add --name \"Debian's\" --image image.json
-  crashyard build add --name \"linux $(git describe)\" --kernel arch/x86/boot/bzImage --initrd farm.cpio.zst \\
+  crashyard-lab image --kernel arch/x86/boot/bzImage --modules mods > image.json
+  crashyard build add --name \"linux $(git describe)\" --image image.json \\
       --vmlinux vmlinux --config kvm --tree mainline --commit $(git rev-parse HEAD)
 
 With the build id, from --vmlinux or --build-id, the farm is sure that this kernel is what booted; without it, it has the
-release alone. The initramfs holds the agent (`crashyard-lab image` makes one). With --tree its runs take the tree's share
+release alone. The initramfs holds the agent (`crashyard-lab image` makes one, for Debian's kernel without --kernel). With --tree its runs take the tree's share
 of the machines, without it yours.")]
     Add(Box<Add>),
     /// List builds, newest first
@@ -228,23 +229,13 @@ fn key(new: &NewBuild, parts: &[Part]) -> anyhow::Result<String> {
     Ok(format!("build {}", blake3::hash(&serde_json::to_vec(&(new, files))?).to_hex()))
 }
 
-/// The release in the header of a bzImage (`Documentation/arch/x86/boot.rst`: `kernel_version`).
 fn release_of(kernel: &Path) -> anyhow::Result<String> {
     let mut head = Vec::new();
     File::open(kernel)
         .and_then(|file| file.take(64 << 10).read_to_end(&mut head))
         .with_context(|| format!("cannot read {}", kernel.display()))?;
-    release_in(&head).with_context(|| format!("{} does not say its release: give it with --release", kernel.display()))
-}
-
-fn release_in(head: &[u8]) -> Option<String> {
-    if head.get(0x202..0x206)? != b"HdrS" {
-        return None;
-    }
-    let at = usize::from(u16::from_le_bytes(head.get(0x20e..0x210)?.try_into().ok()?)) + 0x200;
-    let text = head.get(at..)?.split(|byte| *byte == 0).next()?;
-    let release = std::str::from_utf8(text).ok()?.split_whitespace().next()?;
-    Some(release.to_owned())
+    bzimage::release(&head)
+        .with_context(|| format!("{} does not say its release: give it with --release", kernel.display()))
 }
 
 /// A file of a build.
@@ -304,23 +295,4 @@ fn chunk(file: &mut File) -> std::io::Result<Option<Vec<u8>>> {
     let mut chunk = Vec::new();
     file.take(CHUNK_BYTES).read_to_end(&mut chunk)?;
     Ok((!chunk.is_empty()).then_some(chunk))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_release_is_read_from_a_kernels_header_and_from_nothing_else() {
-        let mut head = vec![0; 0x400];
-        head[0x202..0x206].copy_from_slice(b"HdrS");
-        head[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
-        let text = b"6.1.0-test (builder@host) #1 SMP\0rest";
-        head[0x300..0x300 + text.len()].copy_from_slice(text);
-        assert_eq!(release_in(&head).as_deref(), Some("6.1.0-test"));
-        for cut in [0, 0x202, 0x20f, 0x2ff] {
-            assert_eq!(release_in(&head[..cut]), None, "{cut}");
-        }
-        assert_eq!(release_in(&[0xff; 0x400]), None);
-    }
 }

@@ -65,10 +65,39 @@ pub struct Parts {
     pub compress: bool,
 }
 
+/// Arguments of `image`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// A kernel of yours (bzImage) in place of Debian's
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Where its modules were installed (INSTALL_MOD_PATH); without it, it must have built in what the machine needs
+    #[arg(long, value_name = "DIRECTORY", requires = "kernel")]
+    modules: Option<PathBuf>,
+    /// A module that the machine needs beside those of QEMU: its network card's, say (may be repeated)
+    #[arg(long = "module", value_name = "NAME")]
+    extra: Vec<String>,
+}
+
+/// Builds the image that was asked for, and says where it is.
+pub fn run(options: &Options, source: &Path) -> anyhow::Result<()> {
+    let cache = Cache::open()?;
+    let image = match &options.kernel {
+        Some(file) => with(&cache, source, kernel::own(file, options.modules.as_deref())?, &options.extra)?,
+        None => build(&cache, source, &options.extra)?,
+    };
+    println!("{}", serde_json::to_string_pretty(&image)?);
+    Ok(())
+}
+
 /// Builds the image for QEMU with Debian's kernel, or finds it in the cache. With modules that a real machine needs, its
 /// kernel is that for all hardware.
 pub fn build(cache: &Cache, source: &Path, extra: &[String]) -> anyhow::Result<Image> {
     let kernel = kernel::newest(cache, if extra.is_empty() { Flavour::Cloud } else { Flavour::Generic })?;
+    with(cache, source, kernel, extra)
+}
+
+fn with(cache: &Cache, source: &Path, kernel: Kernel, extra: &[String]) -> anyhow::Result<Image> {
     let hardware: Vec<&str> = MODULES.into_iter().chain(extra.iter().map(String::as_str)).collect();
     for name in extra {
         ensure!(!self::modules(&kernel, &[name])?.is_empty(), "{} has no module {name}", kernel.package);

@@ -3,6 +3,7 @@
 use crate::cache::Cache;
 use crate::command::{filter, output, output_in};
 use anyhow::{Context as _, bail};
+use crashyard_protocol::bzimage;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -103,6 +104,21 @@ fn fetch(name: &str, version: &str, into: &Path) -> anyhow::Result<()> {
     let release = only_entry(&into.join("lib/modules"))?;
     output("depmod", [Path::new("-b"), into, Path::new(&release)])?;
     Ok(())
+}
+
+/// A kernel that somebody built: its image, and the directory that its modules were installed in (`INSTALL_MOD_PATH`).
+pub fn own(image: &Path, modules: Option<&Path>) -> anyhow::Result<Kernel> {
+    let bytes = std::fs::read(image).with_context(|| format!("read {}", image.display()))?;
+    let release = bzimage::release(&bytes).with_context(|| format!("{} is no bzImage", image.display()))?;
+    let root = modules.unwrap_or(Path::new("/nonexistent")).to_owned();
+    if modules.is_some() && !root.join("lib/modules").join(&release).join("modules.dep").is_file() {
+        bail!(
+            "{} has no modules of {release}: make modules_install INSTALL_MOD_PATH={}",
+            root.display(),
+            root.display()
+        );
+    }
+    Ok(Kernel { package: format!("linux {release}"), release, image: image.to_owned(), root })
 }
 
 fn newest_kept(cache: &Cache, flavour: Flavour) -> anyhow::Result<(String, PathBuf)> {

@@ -12,7 +12,6 @@ mod kernel;
 mod vmcores;
 mod vmx;
 
-use cache::Cache;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -28,8 +27,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build the guest image, or find it in the cache, and print where it is.
-    Image,
+    /// Build the guest image, or find it in the cache, and print where it is (`crashyard build add --image` takes that).
+    Image(image::Options),
     /// Take a farm up on this machine and crash a real kernel, again and again.
     Demo(demo::Options),
     /// Crash many kernels in many ways and compare each dump with what the kernel said of itself before.
@@ -49,9 +48,8 @@ fn source() -> PathBuf {
 async fn main() -> anyhow::Result<std::process::ExitCode> {
     let Arguments { source, command } = Arguments::parse();
     match command {
-        Command::Image => {
-            let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source, &[])).await??;
-            println!("{}", serde_json::to_string_pretty(&image)?);
+        Command::Image(options) => {
+            tokio::task::spawn_blocking(move || image::run(&options, &source)).await??;
             Ok(std::process::ExitCode::SUCCESS)
         }
         Command::Demo(options) => demo::run(options, source).await,

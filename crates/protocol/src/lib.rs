@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod bzimage;
 pub mod catalogue;
 #[cfg(feature = "hash")]
 pub mod chunk;
