@@ -1,6 +1,6 @@
 //! The blob store: immutable objects, written once, durable before anything refers to them.
 //!
-//! Few bytes are no object: an object of a directory costs three flushes of the disk, and the row that holds the bytes is flushed
+//! Few bytes are no object: an object of a directory costs two flushes of the disk, and the row that holds the bytes is flushed
 //! anyway. A console that prints a line at a time is made of such rows until its attempt is over.
 //!
 //! One segment of an artifact is one object, whose key is made of the artifact, the offset and the hash, so that the

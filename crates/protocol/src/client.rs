@@ -240,18 +240,23 @@ impl Client {
         self.get(&format!("/api/v1/scenarios/{name}")).await
     }
 
-    /// Every stored scenario, newest first.
-    pub async fn scenarios(&self) -> Answer<Vec<api::StoredScenario>> {
-        let mut all: Vec<api::StoredScenario> = Vec::new();
-        let mut path = "/api/v1/scenarios?limit=200".to_owned();
+    /// Every item of a list, page after page.
+    async fn pages<T: DeserializeOwned>(&self, path: &str) -> Answer<Vec<T>> {
+        let mut all = Vec::new();
+        let mut next = format!("{path}?limit=200");
         loop {
-            let page: api::Page<api::StoredScenario> = self.get(&path).await?;
+            let page: api::Page<T> = self.get(&next).await?;
             all.extend(page.items);
             match page.next {
-                Some(next) => path = format!("/api/v1/scenarios?limit=200&before={next}"),
+                Some(before) => next = format!("{path}?limit=200&before={before}"),
                 None => return Ok(all),
             }
         }
+    }
+
+    /// Every stored scenario, newest first.
+    pub async fn scenarios(&self) -> Answer<Vec<api::StoredScenario>> {
+        self.pages("/api/v1/scenarios").await
     }
 
     /// Stores a plan under its name.
@@ -261,16 +266,7 @@ impl Client {
 
     /// Every stored plan, newest first.
     pub async fn plans(&self) -> Answer<Vec<api::Plan>> {
-        let mut all: Vec<api::Plan> = Vec::new();
-        let mut path = "/api/v1/plans?limit=200".to_owned();
-        loop {
-            let page: api::Page<api::Plan> = self.get(&path).await?;
-            all.extend(page.items);
-            match page.next {
-                Some(next) => path = format!("/api/v1/plans?limit=200&before={next}"),
-                None => return Ok(all),
-            }
-        }
+        self.pages("/api/v1/plans").await
     }
 
     /// Submits a run.

@@ -117,7 +117,9 @@ async fn put_stages(tx: &mut Tx, stages: &[(&AttemptId, &Stage)]) -> DbResult<()
 
 /// Writes judgements: for each, whether it changed anything.
 pub async fn apply_all(tx: &mut Tx, judged: &[Judged<'_>], now: Timestamp) -> DbResult<Vec<bool>> {
-    let changes: Vec<Judged<'_>> = judged.iter().copied().filter(Judged::is_change).collect();
+    let changed: Vec<bool> = judged.iter().map(Judged::is_change).collect();
+    let changes: Vec<Judged<'_>> =
+        judged.iter().zip(&changed).filter(|(_, changed)| **changed).map(|(one, _)| *one).collect();
     if !changes.is_empty() {
         write_attempts(tx, &changes, now).await?;
         let stages: Vec<_> =
@@ -126,7 +128,7 @@ pub async fn apply_all(tx: &mut Tx, judged: &[Judged<'_>], now: Timestamp) -> Db
         show_in_jobs(tx, &changes).await?;
         tell(tx, &changes, now).await?;
     }
-    Ok(judged.iter().map(Judged::is_change).collect())
+    Ok(changed)
 }
 
 #[derive(Serialize)]
