@@ -26,7 +26,7 @@ pub async fn load(tx: &mut Tx, consoles: &Consoles, ids: &[&AttemptId], now: Tim
     let attempts = attempt::lock(tx, ids).await?;
     let mut reports = by_attempt(report::of_attempts(tx, ids).await?, |row| Some(row.attempt_id.clone()));
     let mut artifacts = by_attempt(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
-    let mut stages = by_attempt(attempt::stages_of(tx, ids).await?, |(id, _)| Some(id.clone()));
+    let mut stages = attempt::stages_of(tx, ids).await?;
     let first = attempts.iter().map(|full| full.attempt.started_at).min().unwrap_or(now);
     let away = lease::away_since(tx, first).await?;
     let mut all = Vec::with_capacity(attempts.len());
@@ -44,7 +44,7 @@ pub async fn load(tx: &mut Tx, consoles: &Consoles, ids: &[&AttemptId], now: Tim
                 dump: artifacts.iter().find(|artifact| artifact.name == DUMP).map(dump_evidence),
                 reading: reading(&full.attempt)?,
                 server_away: away_for(&full.attempt, &away, now),
-                stages: stages.remove(id).unwrap_or_default().into_iter().map(|(_, stage)| stage.0).collect(),
+                stages: stages.remove(id).unwrap_or_default(),
             }),
         };
         all.push(Seen { full, evidence });

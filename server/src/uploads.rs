@@ -108,7 +108,9 @@ async fn open(state: &AppState, target: &Target, name: &str) -> AppResult<Artifa
         return Ok(found);
     }
     let mut tx = state.db.begin().await?;
-    target.check_lease(&mut tx).await?;
+    if let Target::Attempt { attempt, epoch } = target {
+        db::attempt::stays_held(&mut tx, &attempt.id, *epoch).await?;
+    }
     let id = ArtifactId::from_ulid(state.ids.next());
     let opened = artifact::open(&mut tx, &target.owner(), &id, name, state.now()).await?;
     tx.commit().await?;

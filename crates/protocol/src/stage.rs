@@ -64,6 +64,23 @@ pub struct Stage {
     pub proofs: Vec<Proof>,
 }
 
+impl Stage {
+    /// A stage whose turn has not come.
+    #[must_use]
+    pub const fn pending(name: StageName) -> Self {
+        Self {
+            name,
+            state: StageState::Pending,
+            status: None,
+            started_at: None,
+            deadline_at: None,
+            settled_at: None,
+            reason: None,
+            proofs: Vec::new(),
+        }
+    }
+}
+
 /// A pointer into the recorded evidence: anybody can look at exactly what convinced the judge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

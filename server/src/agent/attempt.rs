@@ -95,16 +95,18 @@ fn directive(lease: &Standing, now: Timestamp) -> Directive {
 #[utoipa::path(post, path = "/agent/v1/attempts/{attempt}/release", tag = "agent", params(("attempt" = String, Path)),
     request_body = ReleaseRequest, responses((status = 204)))]
 pub async fn release(
-    caller: InAttempt,
+    caller: Acting,
     State(state): State<AppState>,
     Json(request): Json<ReleaseRequest>,
 ) -> AppResult<StatusCode> {
     caller.controller_only()?;
     check_detail(&request.detail)?;
-    let id = &caller.attempt.id;
+    let id = &caller.attempt;
     let end = End::Released { epoch: caller.epoch, healthy: request.healthy, detail: &request.detail };
     let mut tx = state.db.begin().await?;
-    lease::end(&mut tx, id, &end, &state.config.care().rule, state.now()).await?;
+    let ended = lease::end(&mut tx, id, &end, &state.config.care().rule, state.now())
+        .await
+        .map_err(|error| AppError::or_not_found(error, "attempt"))?;
     tx.commit().await?;
     // The lease is back, whatever happens below: a pass finishes what is left undone here.
     if let Err(error) = settling::finish(&state, id).await {
@@ -112,7 +114,9 @@ pub async fn release(
         tracing::warn!(attempt.id = %id, %error, "released, and left to the next pass to settle");
     }
     // The machine is free: a claim of its controller that already waits looks again.
-    state.wake.wake(&Topic::Machine(caller.attempt.machine_id.clone()));
+    if let Some(ended) = ended {
+        state.wake.wake(&Topic::Machine(ended.machine_id));
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

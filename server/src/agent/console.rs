@@ -103,7 +103,7 @@ async fn open(state: &AppState, caller: &Acting, name: &str) -> AppResult<(Artif
         return Ok(end);
     }
     let mut tx = state.db.begin().await?;
-    db::attempt::get_in(&mut tx, &caller.attempt).await?.check_epoch(caller.epoch)?;
+    db::attempt::stays_held(&mut tx, &caller.attempt, caller.epoch).await?;
     let id = ArtifactId::from_ulid(state.ids.next());
     let owner = Owner::Attempt(caller.attempt.clone());
     let opened = artifact::open(&mut tx, &owner, &id, name, state.now()).await?;

@@ -73,11 +73,12 @@ fn check_sizes(request: &Reports) -> AppResult<()> {
 #[utoipa::path(get, path = "/agent/v1/attempts/{attempt}/reports/{by}/next", tag = "agent",
     params(("attempt" = String, Path), ("by" = Role, Path)), responses((status = 200, body = u64)))]
 pub async fn next_report(
-    caller: InAttempt,
+    caller: Acting,
     State(state): State<AppState>,
     Path((_attempt, by)): Path<(AttemptId, Role)>,
 ) -> AppResult<Json<u64>> {
-    Ok(Json(report::next_seq(&state.db, &caller.attempt.id, by).await?))
+    let next = report::next_seq(&state.db, &caller.attempt, by).await;
+    Ok(Json(next.map_err(|error| AppError::or_not_found(error, "attempt"))?))
 }
 
 fn target(caller: InAttempt) -> Target {

@@ -27,6 +27,17 @@ pub enum Owner {
     Attempt(AttemptId),
 }
 
+/// A text with the condition whose files are meant, as `$1`. One text for each owner: for a condition with `OR` PostgreSQL may
+/// walk through all artifacts in the order of their ids.
+macro_rules! owned {
+    ($owner:expr, $before:literal, $after:literal) => {
+        match $owner {
+            Owner::Build(id) => (concat!($before, "build_id = $1", $after), id.as_str()),
+            Owner::Attempt(id) => (concat!($before, "attempt_id = $1", $after), id.as_str()),
+        }
+    };
+}
+
 impl Owner {
     fn build(&self) -> Option<&BuildId> {
         match self {
@@ -126,23 +137,13 @@ pub async fn get(db: &Db, id: &ArtifactId) -> DbResult<ArtifactRow> {
 
 /// The artifact of this name.
 pub async fn find(db: &Db, owner: &Owner, name: &str) -> DbResult<Option<ArtifactRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT * FROM artifact WHERE (build_id = $1 OR attempt_id = $2) AND name = $3",
-    )
-    .bind(owner.build())
-    .bind(owner.attempt())
-    .bind(name)
-    .fetch_optional(c)
-    .await)?)
+    let (text, id) = owned!(owner, "SELECT * FROM artifact WHERE ", " AND name = $2");
+    Ok(on!(db.read(), |c| sqlx::query_as(text).bind(id).bind(name).fetch_optional(c).await)?)
 }
 
 /// Every artifact of a build or an attempt, oldest first.
 pub async fn list(db: &Db, owner: &Owner) -> DbResult<Vec<ArtifactRow>> {
-    // One text for each owner: for a condition with `OR` PostgreSQL may walk through all artifacts in the order of their ids.
-    let (text, id) = match owner {
-        Owner::Build(id) => ("SELECT * FROM artifact WHERE build_id = $1 ORDER BY id", id.as_str()),
-        Owner::Attempt(id) => ("SELECT * FROM artifact WHERE attempt_id = $1 ORDER BY id", id.as_str()),
-    };
+    let (text, id) = owned!(owner, "SELECT * FROM artifact WHERE ", " ORDER BY id");
     Ok(on!(db.read(), |c| sqlx::query_as(text).bind(id).fetch_all(c).await)?)
 }
 
@@ -154,13 +155,8 @@ pub async fn of_attempts(tx: &mut Tx, attempts: &[&AttemptId]) -> DbResult<Vec<A
 
 /// Bytes kept for a build or an attempt.
 pub async fn bytes_of(tx: &mut Tx, owner: &Owner) -> DbResult<u64> {
-    let sum: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
-        "SELECT CAST(SUM(size) AS BIGINT) FROM artifact WHERE build_id = $1 OR attempt_id = $2",
-    )
-    .bind(owner.build())
-    .bind(owner.attempt())
-    .fetch_one(c)
-    .await)?;
+    let (text, id) = owned!(owner, "SELECT CAST(SUM(size) AS BIGINT) FROM artifact WHERE ", "");
+    let sum: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(text).bind(id).fetch_one(c).await)?;
     Ok(unsigned(sum.unwrap_or(0)))
 }
 
@@ -180,12 +176,8 @@ pub async fn open(tx: &mut Tx, owner: &Owner, id: &ArtifactId, name: &str, now: 
     if let Some(made) = made {
         return Ok(made);
     }
-    Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM artifact WHERE (build_id = $1 OR attempt_id = $2) AND name = $3")
-        .bind(owner.build())
-        .bind(owner.attempt())
-        .bind(name)
-        .fetch_one(c)
-        .await)?)
+    let (text, id) = owned!(owner, "SELECT * FROM artifact WHERE ", " AND name = $2");
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(id).bind(name).fetch_one(c).await)?)
 }
 
 /// Every segment of an artifact, in order.
@@ -237,21 +229,18 @@ pub async fn segment_at(db: &Db, id: &ArtifactId, start_at: u64) -> DbResult<Opt
 
 /// Registers one chunk of an upload whose bytes are already durable in the blob store.
 pub async fn add_chunk(tx: &mut Tx, segment: &SegmentRow) -> DbResult<ChunkOutcome> {
-    let old: Option<SegmentRow> =
-        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 AND start_at = $2")
-            .bind(&segment.artifact_id)
-            .bind(segment.start_at)
-            .fetch_optional(c)
-            .await)?;
-    if let Some(old) = old {
-        return Ok(compare_chunk(&old, segment));
+    let there: Vec<SegmentRow> = on_tx!(tx, |c| sqlx::query_as(
+        "SELECT * FROM segment WHERE artifact_id = $1 AND (start_at = $2 OR start_at = \
+         (SELECT MAX(start_at) FROM segment WHERE artifact_id = $1)) ORDER BY start_at",
+    )
+    .bind(&segment.artifact_id)
+    .bind(segment.start_at)
+    .fetch_all(c)
+    .await)?;
+    if let Some(old) = there.iter().find(|old| old.start_at == segment.start_at) {
+        return Ok(compare_chunk(old, segment));
     }
-    let last: Option<SegmentRow> =
-        on_tx!(tx, |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 ORDER BY start_at DESC LIMIT 1",)
-            .bind(&segment.artifact_id)
-            .fetch_optional(c)
-            .await)?;
-    if let Some(last) = last {
+    if let Some(last) = there.last() {
         if last.start_at < segment.start_at && unsigned(last.length) < CHUNK_BYTES {
             return Ok(ChunkOutcome::Contradicts(format!(
                 "the chunk at {} is shorter than a full one, so the upload ends at {}; nothing can follow it",
@@ -426,12 +415,24 @@ pub async fn mark_mismatch(tx: &mut Tx, id: &ArtifactId, text: &str, now: Timest
     Ok(())
 }
 
-/// Consoles of attempts that are over and settled, which are still open: nothing will come any more.
+/// Notes that nothing will come into the consoles of an attempt any more.
+pub async fn finish_consoles(tx: &mut Tx, attempt: &AttemptId) -> DbResult<()> {
+    on_tx!(tx, |c| {
+        sqlx::query(
+        "UPDATE artifact SET finished = TRUE WHERE attempt_id = $1 AND state = 'open' AND substr(name, 1, 8) = 'console-'",
+    )
+    .bind(attempt)
+    .execute(c)
+    .await
+    .map(drop)
+    })?;
+    Ok(())
+}
+
+/// Consoles into which nothing will come any more, and which are still open.
 pub async fn finished_consoles(db: &Db, limit: i64) -> DbResult<Vec<ArtifactRow>> {
     Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT a.* FROM artifact a JOIN attempt t ON t.id = a.attempt_id \
-         WHERE a.state = 'open' AND t.state IN ('done', 'lost') AND t.check_at IS NULL \
-         AND substr(a.name, 1, 8) = 'console-' ORDER BY a.id LIMIT $1",
+        "SELECT * FROM artifact WHERE state = 'open' AND finished ORDER BY id LIMIT $1",
     )
     .bind(limit)
     .fetch_all(c)

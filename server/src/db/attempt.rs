@@ -120,7 +120,8 @@ pub struct FullAttempt {
 /// One stage as judged.
 #[derive(Clone, Debug, PartialEq, FromRow)]
 struct StageRow {
-    body: Json<Stage>,
+    attempt_id: AttemptId,
+    body: Option<Json<Stage>>,
 }
 
 /// One attempt.
@@ -131,6 +132,17 @@ pub async fn get(db: &Db, id: &AttemptId) -> DbResult<AttemptRow> {
 /// One attempt, as a transaction sees it.
 pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
     Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// Makes sure that an attempt is held under this epoch, and goes on being so until the transaction ends: for what would be
+/// forgotten if it came while the attempt ends.
+pub async fn stays_held(tx: &mut Tx, id: &AttemptId, epoch: u64) -> DbResult<()> {
+    let text = match tx {
+        Tx::Sqlite(_) => "SELECT * FROM attempt WHERE id = $1",
+        Tx::Postgres(_) => "SELECT * FROM attempt WHERE id = $1 FOR SHARE",
+    };
+    let row: AttemptRow = on_tx!(tx, |c| sqlx::query_as(text).bind(id).fetch_one(c).await)?;
+    row.check_epoch(epoch)
 }
 
 /// Attempts with what belongs to them.
@@ -186,31 +198,58 @@ pub async fn whose(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptI
     Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
-/// The stages of an attempt, in order.
+/// The eight stages of an attempt, in order. One without a row is pending: what an attempt never reaches is never written.
 pub async fn stages(db: &Db, id: &AttemptId) -> DbResult<Vec<Stage>> {
     let rows: Vec<StageRow> =
-        on!(db.read(), |c| sqlx::query_as("SELECT body FROM stage WHERE attempt_id = $1 ORDER BY ordinal")
+        on!(db.read(), |c| sqlx::query_as("SELECT attempt_id, body FROM stage WHERE attempt_id = $1")
             .bind(id)
             .fetch_all(c)
             .await)?;
-    Ok(rows.into_iter().map(|row| row.body.0).collect())
+    Ok(all_eight(rows.into_iter().filter_map(|row| row.body)))
 }
 
-/// The stages of several attempts: (attempt, stage), those of each in order.
-pub async fn stages_of(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<(AttemptId, Json<Stage>)>> {
-    let text = listed!(tx, "SELECT attempt_id, body FROM stage WHERE ", "attempt_id", " ORDER BY ordinal");
-    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
+/// The eight stages of each of these attempts.
+pub async fn stages_of(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId, Vec<Stage>>> {
+    let text = listed!(
+        tx,
+        "SELECT a.id AS attempt_id, s.body FROM attempt a LEFT JOIN stage s ON s.attempt_id = a.id WHERE ",
+        "a.id",
+        ""
+    );
+    let rows: Vec<StageRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
+    Ok(by_attempt(rows))
 }
 
-/// The stages of every attempt of a run: (attempt, stage), in order.
-pub async fn stages_of_run(db: &Db, run: &RunId) -> DbResult<Vec<(AttemptId, Json<Stage>)>> {
-    Ok(on!(db.read(), |c| sqlx::query_as(
-        "SELECT s.attempt_id, s.body FROM attempt a JOIN stage s ON s.attempt_id = a.id WHERE a.run_id = $1 \
-         ORDER BY a.number, s.attempt_id, s.ordinal",
+/// The eight stages of every attempt of a run.
+pub async fn stages_of_run(db: &Db, run: &RunId) -> DbResult<HashMap<AttemptId, Vec<Stage>>> {
+    let rows: Vec<StageRow> =
+        on!(db.read(), |c| {
+            sqlx::query_as(
+        "SELECT a.id AS attempt_id, s.body FROM attempt a LEFT JOIN stage s ON s.attempt_id = a.id WHERE a.run_id = $1",
     )
     .bind(run)
     .fetch_all(c)
-    .await)?)
+    .await
+        })?;
+    Ok(by_attempt(rows))
+}
+
+fn by_attempt(rows: Vec<StageRow>) -> HashMap<AttemptId, Vec<Stage>> {
+    let mut written: HashMap<AttemptId, Vec<Json<Stage>>> = HashMap::new();
+    for row in rows {
+        written.entry(row.attempt_id).or_default().extend(row.body);
+    }
+    written.into_iter().map(|(id, stages)| (id, all_eight(stages.into_iter()))).collect()
+}
+
+fn all_eight(written: impl Iterator<Item = Json<Stage>>) -> Vec<Stage> {
+    let mut stages: Vec<Stage> = StageName::ALL.iter().copied().map(Stage::pending).collect();
+    for Json(stage) in written {
+        if let Some(place) = stages.iter_mut().find(|one| one.name == stage.name) {
+            *place = stage;
+        }
+    }
+    stages
 }
 
 /// Every attempt of a run, oldest first.

@@ -63,7 +63,9 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
         return Ok(());
     }
     let more: Vec<More<'_>> = of_run.iter().map(|(run, events)| More { run, more: events.len() }).collect();
-    lock_in_order!(tx, "run", of_run.keys().collect::<Vec<_>>());
+    if of_run.len() > 1 {
+        lock_in_order!(tx, "run", of_run.keys().collect::<Vec<_>>());
+    }
     let text = given!(
         tx,
         "UPDATE run SET last_event = last_event + given.more FROM ",
@@ -91,27 +93,8 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
 }
 
 /// Records an event.
-pub async fn append(tx: &mut Tx, about: About<'_>, at: Timestamp, body: EventBody) -> DbResult<i64> {
-    let seq: i64 = on_tx!(tx, |c| sqlx::query_scalar(
-        "UPDATE run SET last_event = last_event + 1 WHERE id = $1 RETURNING last_event",
-    )
-    .bind(about.run)
-    .fetch_one(c)
-    .await)?;
-    let body = Json(body);
-    on_tx!(tx, |c| sqlx::query(
-        "INSERT INTO event (run_id, seq, at, job_id, attempt_id, body) VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(about.run)
-    .bind(seq)
-    .bind(at)
-    .bind(about.job)
-    .bind(about.attempt)
-    .bind(&body)
-    .execute(c)
-    .await
-    .map(drop))?;
-    Ok(seq)
+pub async fn append(tx: &mut Tx, about: About<'_>, at: Timestamp, body: EventBody) -> DbResult<()> {
+    append_all(tx, at, &BTreeMap::from([(about.run, vec![(about.job, about.attempt, body)])])).await
 }
 
 /// Events of a run behind `after`, in order.

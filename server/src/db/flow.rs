@@ -7,6 +7,7 @@
 //! Locks on PostgreSQL are taken in the order job, machine, run, flow, submitter, and inside each by id, so that no two
 //! transactions wait for each other.
 
+use super::attempt::AttemptRow;
 use super::given::{given, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
@@ -249,42 +250,25 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     Ok(())
 }
 
-#[derive(FromRow)]
-struct Ended {
-    submitter_id: SubmitterId,
-    charged_ms: Option<i64>,
-    flow_id: FlowId,
-    started_at: Timestamp,
-    finished_at: Option<Timestamp>,
-}
-
 /// Puts the real machine time of an attempt that has ended in the place of the estimate.
-pub async fn correct(tx: &mut Tx, attempt: &AttemptId) -> DbResult<()> {
-    let ended: Option<Ended> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT a.submitter_id, a.charged_ms, j.flow_id, a.started_at, a.finished_at \
-         FROM attempt a JOIN job j ON j.id = a.job_id WHERE a.id = $1 AND a.submitter_id IS NOT NULL",
-    )
-    .bind(attempt)
-    .fetch_optional(c)
-    .await)?;
-    // An attempt from before there was fair share was not charged.
-    let Some(ended) = ended else { return Ok(()) };
+pub async fn correct(tx: &mut Tx, ended: &AttemptRow) -> DbResult<()> {
     let finished = ended.finished_at.unwrap_or(ended.started_at);
     let took = i64::try_from(finished.since(ended.started_at).as_millis()).unwrap_or(i64::MAX / 2000);
     on_tx!(tx, |c| sqlx::query(
-        "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN $2 ELSE (mean_ms * 7 + $2) / 8 END WHERE id = $1",
+        "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN $2 ELSE (mean_ms * 7 + $2) / 8 END \
+         WHERE id = (SELECT flow_id FROM job WHERE id = $1)",
     )
-    .bind(&ended.flow_id)
+    .bind(&ended.job_id)
     .bind(took.max(1))
     .execute(c)
     .await
     .map(drop))?;
+    // An attempt from before there was fair share has no submitter, and was not charged.
     on_tx!(tx, |c| sqlx::query(
-        "UPDATE submitter SET virtual_time = virtual_time + $2 * 1000 / weight, machine_ms = machine_ms + $3 \
-         WHERE id = $1",
+        "UPDATE submitter SET virtual_time = virtual_time + ($2 - COALESCE(attempt.charged_ms, 0)) * 1000 / weight, \
+         machine_ms = machine_ms + $2 FROM attempt WHERE attempt.id = $1 AND submitter.id = attempt.submitter_id",
     )
-    .bind(&ended.submitter_id)
-    .bind(took - ended.charged_ms.unwrap_or(0))
+    .bind(&ended.id)
     .bind(took)
     .execute(c)
     .await

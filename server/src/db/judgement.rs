@@ -84,9 +84,12 @@ struct NewStage<'a> {
     body: Kept<'a, Stage>,
 }
 
-/// Writes the first stages of attempts whose leases are given.
+/// Writes the first stages of attempts whose leases are given. A stage that is pending needs no row
+/// ([`super::attempt::stages`]).
 pub async fn open_all(tx: &mut Tx, attempts: &[(AttemptId, Vec<Stage>)]) -> DbResult<()> {
-    let stages: Vec<_> = attempts.iter().flat_map(|(id, stages)| stages.iter().map(move |stage| (id, stage))).collect();
+    let reached = |stage: &&Stage| stage.state != StageState::Pending;
+    let stages: Vec<_> =
+        attempts.iter().flat_map(|(id, stages)| stages.iter().filter(reached).map(move |stage| (id, stage))).collect();
     put_stages(tx, &stages).await
 }
 

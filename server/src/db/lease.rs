@@ -5,7 +5,7 @@ use super::event::{self, About};
 use super::given::{given, lock_in_order};
 use super::life::{self, SERVER};
 use super::run::{self, JobChange, JobRow};
-use super::{Db, DbError, DbResult, Tx, flow, health, machine, on, on_tx, reservation, signed};
+use super::{Db, DbError, DbResult, Tx, artifact, flow, health, machine, on, on_tx, reservation, signed};
 use crate::retries::{self, Next, Tried};
 use crate::trust::Rule;
 use crashyard_protocol::api::EventBody;
@@ -221,12 +221,14 @@ pub async fn end(
         End::Released { .. } | End::Lost => None,
     };
     let seen = matches!(end, End::Released { .. });
-    machine::leave_attempt(tx, &ended.machine_id, id, machine_state, reason, seen, now).await?;
+    let trusted = machine::leave_attempt(tx, &ended.machine_id, id, machine_state, reason, seen, now).await?;
     if ended.held_until.is_some() {
         reservation::close_hold(tx, id, SERVER, now).await?;
     }
-    life::after_attempt(tx, &ended.machine_id, id, unhealthy, rule, now).await?;
-    flow::correct(tx, id).await?;
+    if let Some(trusted) = trusted {
+        life::after_attempt(tx, &ended.machine_id, id, &trusted, unhealthy, rule, now).await?;
+    }
+    flow::correct(tx, &ended).await?;
     Ok(Some(ended))
 }
 
@@ -313,13 +315,13 @@ async fn owed(tx: &mut Tx, ended: &AttemptRow) -> DbResult<Option<JobRow>> {
 
 /// Settles the job of an attempt that has ended: with a verdict, or with another try, as [`retries`] says.
 pub async fn settle(tx: &mut Tx, ended: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<Settled> {
+    artifact::finish_consoles(tx, &ended.id).await?;
     let Some(job) = owed(tx, ended).await? else { return Ok(Settled::Before) };
     let next = next(tx, &job, ended, care).await?;
     set_aside(tx, &next, ended, care, now).await?;
     unhealthy(tx, &next, ended, care, now).await?;
-    let about = About { run: &ended.run_id, job: Some(&ended.job_id), attempt: Some(&ended.id) };
-    event::append(tx, about, now, EventBody::AttemptDone).await?;
-    write(tx, &job, &next, now).await?;
+    let done = (Some(&ended.job_id), Some(&ended.id), EventBody::AttemptDone);
+    write(tx, &job, &next, Some(done), now).await?;
     Ok(if matches!(next, Next::Done { .. }) { Settled::Done } else { Settled::Queued })
 }
 
@@ -328,7 +330,7 @@ pub async fn settle_held(tx: &mut Tx, held: &AttemptRow, care: &Care, now: Times
     let Some(job) = owed(tx, held).await? else { return Ok(()) };
     let next = next(tx, &job, held, care).await?;
     if matches!(next, Next::Done { .. }) {
-        write(tx, &job, &next, now).await?;
+        write(tx, &job, &next, None, now).await?;
     }
     Ok(())
 }
@@ -379,16 +381,17 @@ pub async fn conclude(tx: &mut Tx, id: &JobId, why: &str, care: &Care, now: Time
     if let Some(last) = &last {
         set_aside(tx, &next, last, care, now).await?;
     }
-    write(tx, &job, &next, now).await?;
+    write(tx, &job, &next, None, now).await?;
     Ok(true)
 }
 
-async fn write(tx: &mut Tx, job: &JobRow, next: &Next, now: Timestamp) -> DbResult<()> {
+/// Writes what becomes of a job; `told` is told before it.
+async fn write(tx: &mut Tx, job: &JobRow, next: &Next, told: Option<event::Told<'_>>, now: Timestamp) -> DbResult<()> {
     match next {
         Next::Done { status, blamed, reason, .. } => {
             let change =
                 JobChange { state: JobState::Done, status: *status, reason: reason.as_deref(), blamed_stage: *blamed };
-            run::change_job(tx, &job.id, &change, now).await
+            run::change_job(tx, &job.id, &change, told, now).await
         }
         Next::Again { purpose, only, not, reason } => {
             on_tx!(tx, |c| sqlx::query(
@@ -403,7 +406,7 @@ async fn write(tx: &mut Tx, job: &JobRow, next: &Next, now: Timestamp) -> DbResu
             .map(drop))?;
             let change =
                 JobChange { state: JobState::Queued, status: Status::Miss, reason: Some(reason), blamed_stage: None };
-            run::change_job(tx, &job.id, &change, now).await
+            run::change_job(tx, &job.id, &change, told, now).await
         }
     }
 }

@@ -3,7 +3,7 @@
 //! What attempts do to a machine is in their own rows; the history that people see is both, in order of time. Nothing
 //! here touches a machine that an attempt owns: that is [`super::lease`]'s.
 
-use super::machine::MachineRow;
+use super::machine::{MachineRow, Trusted};
 use super::reservation;
 use super::{Db, DbResult, Tx, on, on_tx};
 use crate::trust::{Outcome, Rule, Trust};
@@ -128,16 +128,13 @@ pub async fn after_attempt(
     tx: &mut Tx,
     machine: &MachineId,
     attempt: &AttemptId,
+    trusted: &Trusted,
     unhealthy: Option<&str>,
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<()> {
     let taken = reservation::begin(tx, machine, now).await?;
-    let (times, since): (i64, Timestamp) =
-        on_tx!(tx, |c| sqlx::query_as("SELECT probation, trusted_since FROM machine WHERE id = $1")
-            .bind(machine)
-            .fetch_one(c)
-            .await)?;
+    let Trusted { probation: times, trusted_since: since } = *trusted;
     // Twice the window, because those that gave way are not counted.
     let outcomes: Vec<Outcome> = on_tx!(tx, |c| sqlx::query_as(
         "SELECT verdict, blamed_stage, gave_way FROM attempt WHERE machine_id = $1 AND started_at >= $2 \

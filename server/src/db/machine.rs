@@ -393,7 +393,16 @@ pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Id
     Ok(())
 }
 
-/// Takes a machine out of its attempt into a new state; `seen` if its controller said so.
+/// How far a machine is trusted.
+#[derive(Clone, Copy, Debug, FromRow)]
+pub struct Trusted {
+    /// How often it was quarantined since it last proved itself.
+    pub probation: i64,
+    /// What it did before this moment does not count.
+    pub trusted_since: Timestamp,
+}
+
+/// Takes a machine out of its attempt into a new state; `seen` if its controller said so. `None` if it was not in it.
 pub async fn leave_attempt(
     tx: &mut Tx,
     machine: &MachineId,
@@ -402,10 +411,11 @@ pub async fn leave_attempt(
     reason: Option<&str>,
     seen: bool,
     now: Timestamp,
-) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query(
+) -> DbResult<Option<Trusted>> {
+    Ok(on_tx!(tx, |c| sqlx::query_as(
         "UPDATE machine SET state = $3, reason = $4, state_since = $5, attempt_id = NULL, \
-         last_seen_at = CASE WHEN $6 THEN $5 ELSE last_seen_at END WHERE id = $1 AND attempt_id = $2",
+         last_seen_at = CASE WHEN $6 THEN $5 ELSE last_seen_at END WHERE id = $1 AND attempt_id = $2 \
+         RETURNING probation, trusted_since",
     )
     .bind(machine)
     .bind(attempt)
@@ -413,8 +423,6 @@ pub async fn leave_attempt(
     .bind(reason)
     .bind(now)
     .bind(seen)
-    .execute(c)
-    .await
-    .map(drop))?;
-    Ok(())
+    .fetch_optional(c)
+    .await)?)
 }

@@ -13,7 +13,7 @@ use crashyard_protocol::{
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Jobs written by one statement.
 const JOBS_AT_ONCE: usize = 200;
@@ -139,7 +139,8 @@ pub async fn create(tx: &mut Tx, run: &RunRow, jobs: &[JobRow]) -> DbResult<(Run
     }
     let about = About { run: &run.id, job: None, attempt: None };
     let owed = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
-    made.last_event = event::append(tx, about, run.created_at, EventBody::RunSubmitted { jobs: owed }).await?;
+    event::append(tx, about, run.created_at, EventBody::RunSubmitted { jobs: owed }).await?;
+    made.last_event += 1;
     for flow in jobs.iter().map(|job| &job.flow_id).collect::<BTreeSet<_>>() {
         flow::fill(tx, flow, run.created_at).await?;
     }
@@ -290,8 +291,14 @@ pub struct JobChange<'a> {
 
 /// Changes a leased or queued job, records the event, and closes the run when this was its last job.
 ///
-/// A job that is already done or cancelled keeps what it has.
-pub async fn change_job(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Timestamp) -> DbResult<()> {
+/// A job that is already done or cancelled keeps what it has. `first` is told just before it.
+pub async fn change_job(
+    tx: &mut Tx,
+    id: &JobId,
+    change: &JobChange<'_>,
+    first: Option<event::Told<'_>>,
+    now: Timestamp,
+) -> DbResult<()> {
     let done = matches!(change.state, JobState::Done | JobState::Cancelled);
     let job: Option<JobRow> = on_tx!(tx, |c| sqlx::query_as(
         "UPDATE job SET state = $2, status = $3, reason = $4, blamed_stage = $5, finished_at = $6 \
@@ -306,8 +313,9 @@ pub async fn change_job(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Ti
     .fetch_optional(c)
     .await)?;
     let Some(job) = job else { return Ok(()) };
-    let about = About { run: &job.run_id, job: Some(&job.id), attempt: None };
-    event::append(tx, about, now, EventBody::Job { state: job.state, status: job.status }).await?;
+    let change = (Some(&job.id), None, EventBody::Job { state: job.state, status: job.status });
+    let told = first.into_iter().chain([change]).collect();
+    event::append_all(tx, now, &BTreeMap::from([(&job.run_id, told)])).await?;
     if job.state == JobState::Queued {
         flow::fill(tx, &job.flow_id, now).await?;
     }
@@ -324,19 +332,25 @@ pub async fn cancel(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Timest
         .execute(c)
         .await
         .map(|done| done.rows_affected()))?;
-    if waiting == 1 { change_job(tx, id, change, now).await } else { Ok(()) }
+    if waiting == 1 { change_job(tx, id, change, None, now).await } else { Ok(()) }
 }
 
 async fn close_if_done(tx: &mut Tx, run: &RunId, now: Timestamp) -> DbResult<()> {
-    let rows: Vec<(JobState, Status)> =
-        on_tx!(tx, |c| sqlx::query_as("SELECT DISTINCT state, status FROM job WHERE run_id = $1")
-            .bind(run)
-            .fetch_all(c)
-            .await)?;
-    if rows.iter().any(|(state, _)| matches!(state, JobState::Queued | JobState::Leased)) {
+    // Jobs are done about in their order: most runs are found unfinished at their last job.
+    let unfinished: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
+        "SELECT ordinal FROM job WHERE run_id = $1 AND state IN ('queued', 'leased') ORDER BY ordinal DESC LIMIT 1",
+    )
+    .bind(run)
+    .fetch_optional(c)
+    .await)?;
+    if unfinished.is_some() {
         return Ok(());
     }
-    let status = worst(rows.into_iter().map(|(_, status)| status));
+    let rows: Vec<Status> = on_tx!(tx, |c| sqlx::query_scalar("SELECT DISTINCT status FROM job WHERE run_id = $1")
+        .bind(run)
+        .fetch_all(c)
+        .await)?;
+    let status = worst(rows.into_iter());
     let closed = on_tx!(tx, |c| sqlx::query(
         "UPDATE run SET state = 'done', status = $2, finished_at = $3 WHERE id = $1 AND state = 'open'",
     )

@@ -64,10 +64,7 @@ pub async fn run(state: &AppState, id: &RunId) -> AppResult<RunParts> {
     let build = wire::build(state, db::build::get(&state.db, &row.build_id).await?).await?;
     let rows = db::attempt::of_run(&state.db, id).await?;
     let names = machine_names(state).await?;
-    let mut stages: HashMap<AttemptId, Vec<Stage>> = HashMap::new();
-    for (attempt, stage) in db::attempt::stages_of_run(&state.db, id).await? {
-        stages.entry(attempt).or_default().push(stage.0);
-    }
+    let mut stages = db::attempt::stages_of_run(&state.db, id).await?;
     let mut tries: HashMap<JobId, Vec<AttemptId>> = HashMap::new();
     for row in &rows {
         tries.entry(row.job_id.clone()).or_default().push(row.id.clone());

@@ -56,7 +56,7 @@ pub fn judge(scenario: &Scenario, build: &BuildFacts, evidence: &EvidenceView, n
     let mut open = false;
     for name in StageName::ALL.iter().copied().filter(|name| *name != StageName::Returned) {
         let stage = if open {
-            blank(name)
+            Stage::pending(name)
         } else if let Some((blamed, _, at, _)) = &stop {
             skipped(name, *blamed, *at)
         } else {
@@ -84,7 +84,7 @@ pub fn judge(scenario: &Scenario, build: &BuildFacts, evidence: &EvidenceView, n
     };
     let returned = match judged_at {
         Some(at) => walk.settle(StageName::Returned, at),
-        None => blank(StageName::Returned),
+        None => Stage::pending(StageName::Returned),
     };
     let quarantine = (returned.state == StageState::Failed).then(|| returned.reason.clone().unwrap_or_default());
     walk.stages.push(returned);
@@ -220,20 +220,6 @@ fn is_settled(stage: &Stage) -> bool {
     matches!(stage.state, StageState::Proven | StageState::Failed | StageState::Skipped)
 }
 
-/// A stage whose turn has not come.
-fn blank(name: StageName) -> Stage {
-    Stage {
-        name,
-        state: StageState::Pending,
-        status: None,
-        started_at: None,
-        deadline_at: None,
-        settled_at: None,
-        reason: None,
-        proofs: Vec::new(),
-    }
-}
-
 fn skipped(name: StageName, blamed: StageName, at: Timestamp) -> Stage {
     let reason = format!("Not reached: the contract stopped at `{blamed}`.");
     Stage {
@@ -241,6 +227,6 @@ fn skipped(name: StageName, blamed: StageName, at: Timestamp) -> Stage {
         status: Some(Status::Skip),
         settled_at: Some(at),
         reason: Some(reason),
-        ..blank(name)
+        ..Stage::pending(name)
     }
 }

@@ -602,7 +602,7 @@ async fn judgements(db: &Db) {
     let id = &leased.attempt.id;
     write!(db, |tx| judgement::open_all(tx, &[(id.clone(), stages(0))]));
     assert_eq!(attempt::stages(db, id).await.unwrap(), stages(0));
-    assert_eq!(attempt::stages_of_run(db, &run.id).await.unwrap().len(), 8);
+    assert_eq!(attempt::stages_of_run(db, &run.id).await.unwrap().get(id), Some(&stages(0)));
     assert!(!attempt::due(db, at(39), 100).await.unwrap().contains(id));
     assert!(attempt::due(db, at(40), 100).await.unwrap().contains(id));
     assert!(attempt::next_due(db).await.unwrap().is_some());
@@ -651,7 +651,7 @@ async fn judged_together(db: &Db) {
     let locked = attempt::lock(&mut tx, &asked).await.unwrap();
     assert_eq!(locked.len(), 3, "who is not there is left out");
     let of = attempt::stages_of(&mut tx, &asked).await.unwrap();
-    assert!(ids.iter().all(|id| of.iter().filter(|(of, _)| of == id).count() == 8));
+    assert!(ids.iter().all(|id| of.get(id).is_some_and(|stages| stages.len() == 8)));
     let rows: Vec<attempt::AttemptRow> = locked.into_iter().map(|full| full.attempt).collect();
     let (before, open, fails) = (stages(0), verdict(2, None), verdict(4, Some(Status::Fail)));
     let untouched = Verdict { check_at: Some(at(40)), ..verdict(0, None) };
@@ -843,7 +843,8 @@ async fn consoles(db: &Db) {
     assert_eq!(artifact::segments(db, &other.id).await.unwrap(), [several[1].clone()]);
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
-    write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1)));
+    let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1))).unwrap();
+    write!(db, |tx| lease::settle(tx, &ended, &CARE, at(1)));
     assert!(artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
 }
 
@@ -884,13 +885,13 @@ async fn runs(db: &Db) {
     assert_eq!(listed[0].labels.0["farm"], "f-runs");
 
     let done = |status| JobChange { state: JobState::Done, status, reason: Some("r"), blamed_stage: None };
-    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Pass), at(1)));
-    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Fail), at(2)));
+    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Pass), None, at(1)));
+    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Fail), None, at(2)));
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.status, Status::Pass, "a done job keeps what it has");
     let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
     write!(db, |tx| run::cancel(tx, &jobs[1].id, &cancel, at(3)));
     assert_eq!(run::get(db, &run.id).await.unwrap().state, RunState::Open);
-    write!(db, |tx| run::change_job(tx, &jobs[2].id, &done(Status::Error), at(4)));
+    write!(db, |tx| run::change_job(tx, &jobs[2].id, &done(Status::Error), None, at(4)));
     let closed = run::get(db, &run.id).await.unwrap();
     assert_eq!((closed.state, closed.status, closed.finished_at), (RunState::Done, Status::Error, Some(at(4))));
     let last = event::of_run(db, &run.id, 0, 100).await.unwrap().pop().unwrap();

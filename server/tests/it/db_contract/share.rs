@@ -45,7 +45,7 @@ async fn serve(db: &Db, pool: &Pool, machine: usize, seconds: i64) -> Option<usi
     let end = End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy: true, detail: "" };
     let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(seconds))).unwrap();
     let done = JobChange { state: JobState::Done, status: Status::Pass, reason: None, blamed_stage: None };
-    write!(db, |tx| run::change_job(tx, &ended.job_id, &done, at(seconds)));
+    write!(db, |tx| run::change_job(tx, &ended.job_id, &done, None, at(seconds)));
     pool.flows.iter().position(|flow| *flow == leased.job.flow_id)
 }
 
