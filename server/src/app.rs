@@ -5,14 +5,17 @@ use crate::config::Config;
 use crate::consoles::Consoles;
 use crate::credentials::Credentials;
 use crate::db::Db;
+use crate::ending::Ending;
 use crate::group::Group;
 use crate::ids::Ids;
 use crate::judging::Judging;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
 use crate::placer::Placer;
+use crate::receiver::Receiver;
 use crate::recorder::Recorder;
 use crate::renewer::Renewer;
+use crate::settling::Settling;
 use crate::wake::Wake;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
@@ -60,6 +63,12 @@ pub struct App {
     pub renewer: Group<Renewer>,
     /// Records reports.
     pub recorder: Group<Recorder>,
+    /// Takes leases back.
+    pub ending: Group<Ending>,
+    /// Settles jobs.
+    pub settling: Group<Settling>,
+    /// Registers chunks of uploads.
+    pub receiver: Group<Receiver>,
     /// Judges attempts.
     pub judging: Group<Judging>,
     /// What is counted.
@@ -100,6 +109,9 @@ impl AppState {
             placer: Group::start(db.clone(), Placer),
             renewer: Group::start(db.clone(), Renewer),
             recorder: Group::start(db.clone(), Recorder),
+            ending: Group::start(db.clone(), Ending(care.rule)),
+            settling: Group::start(db.clone(), Settling(care)),
+            receiver: Group::start(db.clone(), Receiver),
             judging: Group::start(db.clone(), judging),
             db,
             blobs,

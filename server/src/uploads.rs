@@ -13,6 +13,7 @@ use crate::error::{AppError, AppResult};
 use crate::extract::check_path_name;
 use crate::findings;
 use crate::judging;
+use crate::receiver::{Arrived, Registered};
 use crate::wake::{Pass, Topic};
 use bytes::Bytes;
 use crashyard_protocol::agent::{CHUNK_BYTES, Chunk, CompleteRequest, Upload};
@@ -20,10 +21,6 @@ use crashyard_protocol::api::{DUMP, EventBody};
 use crashyard_protocol::chunk::{chunk_hash, from_hex, hex, is_well_placed, whole_hash};
 use crashyard_protocol::{ArtifactId, ArtifactState};
 use serde::Deserialize;
-use std::time::Duration;
-
-/// The progress of a dump is told at most this often.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// Where a chunk belongs, and what it must be.
 #[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
@@ -153,7 +150,7 @@ pub async fn put_chunk(
         return outcome(artifact::compare_chunk(&old, &segment)).map(drop);
     }
     let segment = state.blobs.keep(segment, bytes).await?;
-    register(state, target, &artifact, &segment).await
+    register(state, target, &artifact, segment).await
 }
 
 fn check_place(state: &AppState, query: &ChunkQuery, length: u64) -> AppResult<()> {
@@ -177,48 +174,38 @@ fn check_place(state: &AppState, query: &ChunkQuery, length: u64) -> AppResult<(
     Ok(())
 }
 
-async fn register(state: &AppState, target: &Target, artifact: &ArtifactRow, segment: &SegmentRow) -> AppResult<()> {
-    let mut tx = state.db.begin().await?;
-    target.check_lease(&mut tx).await?;
+async fn register(state: &AppState, target: &Target, artifact: &ArtifactRow, segment: SegmentRow) -> AppResult<()> {
+    let length = unsigned(segment.length);
     let quota = target.quota(state);
-    let total = artifact::bytes_of(&mut tx, &target.owner()).await?.saturating_add(unsigned(segment.length));
-    if total > quota {
-        return Err(AppError::TooLarge(format!(
-            "all files of this {} together may have {quota} bytes",
-            match target {
-                Target::Build(_) => "build",
-                Target::Attempt { .. } => "attempt",
+    let (what, epoch) = match target {
+        Target::Build(_) => ("build", None),
+        Target::Attempt { epoch, .. } => ("attempt", Some(*epoch)),
+    };
+    let arrived = Arrived { owner: target.owner(), epoch, name: artifact.name.clone(), segment, quota };
+    match state.receiver.ask(arrived).await? {
+        Registered::BeyondQuota => {
+            Err(AppError::TooLarge(format!("all files of this {what} together may have {quota} bytes")))
+        }
+        Registered::As(became, told) => {
+            if outcome(became)? {
+                state.metrics.add("crashyard_upload_bytes_total", Vec::new(), length);
             }
-        )));
+            if let Some(run) = told {
+                state.wake.wake(&Topic::Run(run));
+                state.wake.wake(&Topic::Pass(Pass::Glimpse));
+            }
+            Ok(())
+        }
     }
-    let Some(size) = outcome(artifact::add_chunk(&mut tx, segment).await?)? else { return Ok(()) };
-    let told = tell_progress(state, &mut tx, target, &artifact.name, size).await?;
-    tx.commit().await?;
-    state.metrics.add("crashyard_upload_bytes_total", Vec::new(), unsigned(segment.length));
-    if let (true, Target::Attempt { attempt, .. }) = (told, target) {
-        state.wake.wake(&Topic::Run(attempt.run_id.clone()));
-        state.wake.wake(&Topic::Pass(Pass::Glimpse));
-    }
-    Ok(())
 }
 
-fn outcome(outcome: ChunkOutcome) -> AppResult<Option<u64>> {
+/// Whether a chunk is new.
+fn outcome(outcome: ChunkOutcome) -> AppResult<bool> {
     match outcome {
-        ChunkOutcome::Added { size } => Ok(Some(size)),
-        ChunkOutcome::Had => Ok(None),
+        ChunkOutcome::Added { .. } => Ok(true),
+        ChunkOutcome::Had => Ok(false),
         ChunkOutcome::Contradicts(how) => Err(AppError::Conflict(how)),
     }
-}
-
-async fn tell_progress(state: &AppState, tx: &mut Tx, target: &Target, name: &str, size: u64) -> AppResult<bool> {
-    let Target::Attempt { attempt, .. } = target else { return Ok(false) };
-    let now = state.now();
-    if name != DUMP || !db::attempt::may_tell_progress(tx, &attempt.id, now, PROGRESS_EVERY).await? {
-        return Ok(false);
-    }
-    let about = About { run: &attempt.run_id, job: Some(&attempt.job_id), attempt: Some(&attempt.id) };
-    event::append(tx, about, now, EventBody::DumpProgress { bytes: size }).await?;
-    Ok(true)
 }
 
 /// Closes an upload: every byte must be there, and the whole must be what was announced.

@@ -4,8 +4,9 @@ use super::claim::brief_of;
 use crate::app::AppState;
 use crate::auth::{Acting, InAttempt};
 use crate::db::attempt::AttemptRow;
-use crate::db::lease::{self, End, Renewal, Standing};
+use crate::db::lease::{self, Renewal, Standing};
 use crate::db::{self, DbError, unsigned};
+use crate::ending::HandedBack;
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
 use crate::settling;
@@ -102,12 +103,9 @@ pub async fn release(
     caller.controller_only()?;
     check_detail(&request.detail)?;
     let id = &caller.attempt;
-    let end = End::Released { epoch: caller.epoch, healthy: request.healthy, detail: &request.detail };
-    let mut tx = state.db.begin().await?;
-    let ended = lease::end(&mut tx, id, &end, &state.config.care().rule, state.now())
-        .await
-        .map_err(|error| AppError::or_not_found(error, "attempt"))?;
-    tx.commit().await?;
+    let (epoch, at) = (caller.epoch, state.now());
+    let asked = HandedBack { attempt: id.clone(), epoch, healthy: request.healthy, detail: request.detail, at };
+    let ended = state.ending.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
     // The lease is back, whatever happens below: a pass finishes what is left undone here.
     if let Err(error) = settling::finish(&state, id).await {
         state.wake.wake(&Topic::Pass(Pass::Leases));

@@ -46,7 +46,9 @@ impl Owner {
         }
     }
 
-    fn attempt(&self) -> Option<&AttemptId> {
+    /// The attempt, if it is one.
+    #[must_use]
+    pub fn attempt(&self) -> Option<&AttemptId> {
         match self {
             Self::Attempt(id) => Some(id),
             Self::Build(_) => None,
@@ -415,17 +417,15 @@ pub async fn mark_mismatch(tx: &mut Tx, id: &ArtifactId, text: &str, now: Timest
     Ok(())
 }
 
-/// Notes that nothing will come into the consoles of an attempt any more.
-pub async fn finish_consoles(tx: &mut Tx, attempt: &AttemptId) -> DbResult<()> {
-    on_tx!(tx, |c| {
-        sqlx::query(
-        "UPDATE artifact SET finished = TRUE WHERE attempt_id = $1 AND state = 'open' AND substr(name, 1, 8) = 'console-'",
-    )
-    .bind(attempt)
-    .execute(c)
-    .await
-    .map(drop)
-    })?;
+/// Notes that nothing will come into the consoles of these attempts any more.
+pub async fn finish_consoles(tx: &mut Tx, attempts: &[&AttemptId]) -> DbResult<()> {
+    let text = listed!(
+        tx,
+        "UPDATE artifact SET finished = TRUE WHERE ",
+        "attempt_id",
+        " AND state = 'open' AND substr(name, 1, 8) = 'console-'"
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(attempts)).execute(c).await.map(drop))?;
     Ok(())
 }
 

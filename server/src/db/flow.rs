@@ -8,13 +8,14 @@
 //! transactions wait for each other.
 
 use super::attempt::AttemptRow;
-use super::given::{given, lock_in_order};
+use super::given::{given, listed, lock_in_order};
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Charged for an attempt of a flow that has had none yet, in milliseconds.
@@ -250,29 +251,90 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     Ok(())
 }
 
-/// Puts the real machine time of an attempt that has ended in the place of the estimate.
-pub async fn correct(tx: &mut Tx, ended: &AttemptRow) -> DbResult<()> {
-    let finished = ended.finished_at.unwrap_or(ended.started_at);
-    let took = i64::try_from(finished.since(ended.started_at).as_millis()).unwrap_or(i64::MAX / 2000);
-    on_tx!(tx, |c| sqlx::query(
-        "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN $2 ELSE (mean_ms * 7 + $2) / 8 END \
-         WHERE id = (SELECT flow_id FROM job WHERE id = $1)",
-    )
-    .bind(&ended.job_id)
-    .bind(took.max(1))
-    .execute(c)
-    .await
-    .map(drop))?;
+#[derive(FromRow)]
+struct Charged {
+    id: AttemptId,
+    submitter_id: SubmitterId,
+    charged_ms: Option<i64>,
+    flow_id: FlowId,
+}
+
+#[derive(Serialize)]
+struct Took<'a> {
+    flow: &'a FlowId,
+    took: i64,
+}
+
+#[derive(Serialize)]
+struct Correction<'a> {
+    submitter: &'a SubmitterId,
+    more: i64,
+    took: i64,
+}
+
+/// Puts the real machine time of attempts that have ended in the place of the estimates. Those of one flow that end together
+/// count there with their mean.
+pub async fn correct(tx: &mut Tx, ended: &[AttemptRow]) -> DbResult<()> {
+    if ended.is_empty() {
+        return Ok(());
+    }
     // An attempt from before there was fair share has no submitter, and was not charged.
-    on_tx!(tx, |c| sqlx::query(
-        "UPDATE submitter SET virtual_time = virtual_time + ($2 - COALESCE(attempt.charged_ms, 0)) * 1000 / weight, \
-         machine_ms = machine_ms + $2 FROM attempt WHERE attempt.id = $1 AND submitter.id = attempt.submitter_id",
-    )
-    .bind(&ended.id)
-    .bind(took)
-    .execute(c)
-    .await
-    .map(drop))?;
+    let text = listed!(
+        tx,
+        "SELECT a.id, a.submitter_id, a.charged_ms, j.flow_id FROM attempt a JOIN job j ON j.id = a.job_id WHERE ",
+        "a.id",
+        " AND a.submitter_id IS NOT NULL"
+    );
+    let ids: Vec<&AttemptId> = ended.iter().map(|one| &one.id).collect();
+    let charged: Vec<Charged> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&ids)).fetch_all(c).await)?;
+    let charged: HashMap<&AttemptId, &Charged> = charged.iter().map(|one| (&one.id, one)).collect();
+    let mut flows: BTreeMap<&FlowId, Vec<i64>> = BTreeMap::new();
+    let mut submitters: BTreeMap<&SubmitterId, (i64, i64)> = BTreeMap::new();
+    for one in ended {
+        let Some(charged) = charged.get(&one.id) else { continue };
+        let finished = one.finished_at.unwrap_or(one.started_at);
+        let took = i64::try_from(finished.since(one.started_at).as_millis()).unwrap_or(i64::MAX / 2000);
+        flows.entry(&charged.flow_id).or_default().push(took.max(1));
+        let (more, all) = submitters.entry(&charged.submitter_id).or_default();
+        *more += took - charged.charged_ms.unwrap_or(0);
+        *all += took;
+    }
+    let mean = |all: &[i64]| all.iter().sum::<i64>() / i64::try_from(all.len()).unwrap_or(i64::MAX);
+    let flows: Vec<Took<'_>> = flows.iter().map(|(flow, all)| Took { flow, took: mean(all) }).collect();
+    let submitters: Vec<Correction<'_>> =
+        submitters.iter().map(|(submitter, (more, took))| Correction { submitter, more: *more, took: *took }).collect();
+    write_means(tx, &flows).await?;
+    write_times(tx, &submitters).await
+}
+
+async fn write_means(tx: &mut Tx, flows: &[Took<'_>]) -> DbResult<()> {
+    if flows.len() > 1 {
+        lock_in_order!(tx, "flow", flows.iter().map(|one| one.flow).collect::<Vec<_>>());
+    }
+    let text = given!(
+        tx,
+        "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN given.took ELSE (mean_ms * 7 + given.took) / 8 END FROM ",
+        [flow text, took bigint],
+        at "flow.id" = "flow",
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(flows)).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+async fn write_times(tx: &mut Tx, submitters: &[Correction<'_>]) -> DbResult<()> {
+    if submitters.len() > 1 {
+        lock_in_order!(tx, "submitter", submitters.iter().map(|one| one.submitter).collect::<Vec<_>>());
+    }
+    let text = given!(
+        tx,
+        "UPDATE submitter SET virtual_time = virtual_time + given.more * 1000 / weight, \
+         machine_ms = machine_ms + given.took FROM ",
+        [submitter text, more bigint, took bigint],
+        at "submitter.id" = "submitter",
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(submitters)).execute(c).await.map(drop))?;
     Ok(())
 }
 

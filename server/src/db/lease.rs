@@ -178,6 +178,39 @@ pub async fn end(
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<Option<AttemptRow>> {
+    let ended = leave(tx, id, end, rule, now).await?;
+    flow::correct(tx, ended.as_slice()).await?;
+    Ok(ended)
+}
+
+/// Ends several, as [`end`] does it: an answer for each, in their order.
+pub async fn end_all(
+    tx: &mut Tx,
+    ends: &[(&AttemptId, End<'_>)],
+    rule: &Rule,
+    now: Timestamp,
+) -> DbResult<Vec<DbResult<Option<AttemptRow>>>> {
+    lock_in_order!(tx, "attempt", ends.iter().map(|(id, _)| id).collect::<Vec<_>>());
+    let mut answers = Vec::with_capacity(ends.len());
+    for (id, end) in ends {
+        answers.push(match leave(tx, id, end, rule, now).await {
+            // Refused before anything was written.
+            Err(refused @ (DbError::NotFound | DbError::LeaseLost(_))) => Err(refused),
+            left => Ok(left?),
+        });
+    }
+    let ended: Vec<AttemptRow> = answers.iter().flatten().flatten().cloned().collect();
+    flow::correct(tx, &ended).await?;
+    Ok(answers)
+}
+
+async fn leave(
+    tx: &mut Tx,
+    id: &AttemptId,
+    end: &End<'_>,
+    rule: &Rule,
+    now: Timestamp,
+) -> DbResult<Option<AttemptRow>> {
     let (state, expired_before, epoch, healthy, detail) = match end {
         End::Released { epoch, healthy, detail } => {
             (AttemptState::Done, Timestamp(i64::MAX), Some(signed(*epoch)), Some(*healthy), Some(*detail))
@@ -228,7 +261,6 @@ pub async fn end(
     if let Some(trusted) = trusted {
         life::after_attempt(tx, &ended.machine_id, id, &trusted, unhealthy, rule, now).await?;
     }
-    flow::correct(tx, &ended).await?;
     Ok(Some(ended))
 }
 
@@ -313,16 +345,38 @@ async fn owed(tx: &mut Tx, ended: &AttemptRow) -> DbResult<Option<JobRow>> {
     .await)?)
 }
 
-/// Settles the job of an attempt that has ended: with a verdict, or with another try, as [`retries`] says.
-pub async fn settle(tx: &mut Tx, ended: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<Settled> {
-    artifact::finish_consoles(tx, &ended.id).await?;
-    let Some(job) = owed(tx, ended).await? else { return Ok(Settled::Before) };
-    let next = next(tx, &job, ended, care).await?;
-    set_aside(tx, &next, ended, care, now).await?;
-    unhealthy(tx, &next, ended, care, now).await?;
-    let done = (Some(&ended.job_id), Some(&ended.id), EventBody::AttemptDone);
-    write(tx, &job, &next, Some(done), now).await?;
-    Ok(if matches!(next, Next::Done { .. }) { Settled::Done } else { Settled::Queued })
+/// Settles the jobs of attempts that have ended: with a verdict, or with another try, as [`retries`] says. An answer for each, in
+/// their order.
+pub async fn settle(tx: &mut Tx, ended: &[AttemptRow], care: &Care, now: Timestamp) -> DbResult<Vec<Settled>> {
+    artifact::finish_consoles(tx, &ended.iter().map(|one| &one.id).collect::<Vec<_>>()).await?;
+    if ended.len() > 1 {
+        lock_in_order!(tx, "job", ended.iter().map(|one| &one.job_id).collect::<Vec<_>>());
+    }
+    let mut decided = Vec::with_capacity(ended.len());
+    for one in ended {
+        decided.push(match owed(tx, one).await? {
+            Some(job) => {
+                let next = next(tx, &job, one, care).await?;
+                set_aside(tx, &next, one, care, now).await?;
+                unhealthy(tx, &next, one, care, now).await?;
+                Some((job, next))
+            }
+            None => None,
+        });
+    }
+    let mut owed: Vec<_> =
+        ended.iter().zip(&decided).filter_map(|(one, decided)| Some((one, decided.as_ref()?))).collect();
+    owed.sort_by(|(a, _), (b, _)| a.run_id.cmp(&b.run_id));
+    for (one, (job, next)) in owed {
+        let done = (Some(&one.job_id), Some(&one.id), EventBody::AttemptDone);
+        write(tx, job, next, Some(done), now).await?;
+    }
+    let settled = |decided: &Option<(JobRow, Next)>| match decided {
+        Some((_, Next::Done { .. })) => Settled::Done,
+        Some((_, Next::Again { .. })) => Settled::Queued,
+        None => Settled::Before,
+    };
+    Ok(decided.iter().map(settled).collect())
 }
 
 /// Settles the job of an attempt whose machine is held, unless it needs another try: that waits for the machine's return.

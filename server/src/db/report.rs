@@ -104,13 +104,15 @@ async fn compare(tx: &mut Tx, rows: &[&ReportRow]) -> DbResult<()> {
 
 /// The number the next report of one agent should have.
 pub async fn next_seq(db: &Db, attempt: &AttemptId, role: Role) -> DbResult<u64> {
-    let last: Option<i64> = on!(db.read(), |c| sqlx::query_scalar(
+    let last: Option<i64> = on!(db.read(), |c| {
+        sqlx::query_scalar(
         "SELECT (SELECT MAX(seq) FROM report WHERE attempt_id = attempt.id AND role = $2) FROM attempt WHERE id = $1",
     )
     .bind(attempt)
     .bind(role)
     .fetch_one(c)
-    .await)?;
+    .await
+    })?;
     Ok(last.map_or(0, |last| unsigned(last) + 1))
 }
 

@@ -64,6 +64,7 @@ macro_rules! write {
 mod dumps;
 mod fleet;
 mod share;
+mod together;
 
 #[tokio::test]
 async fn the_ledger_keeps_its_contract_on_sqlite() {
@@ -111,6 +112,7 @@ async fn every_check(db: &Db) {
     compaction(db).await;
     runs(db).await;
     endings(db).await;
+    together::together(db).await;
     presence(db).await;
     signatures(db).await;
     rolled_back(db).await;
@@ -844,7 +846,7 @@ async fn consoles(db: &Db) {
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
     let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1))).unwrap();
-    write!(db, |tx| lease::settle(tx, &ended, &CARE, at(1)));
+    write!(db, |tx| lease::settle(tx, std::slice::from_ref(&ended), &CARE, at(1)));
     assert!(artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
 }
 
@@ -920,8 +922,8 @@ async fn endings(db: &Db) {
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.attempt_id), (MachineState::Enrolled, None));
     assert!(lease::unsettled(db, 1000).await.unwrap().contains(&first.id));
-    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(91))), Settled::Queued);
-    assert_eq!(write!(db, |tx| lease::settle(tx, &lost, &CARE, at(92))), Settled::Before);
+    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(91))), [Settled::Queued]);
+    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(92))), [Settled::Before]);
     let released = |epoch| End::Released { epoch, healthy: false, detail: "does not boot" };
     let mut tx = begin(db).await;
     assert!(matches!(
@@ -946,7 +948,7 @@ async fn endings(db: &Db) {
     );
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Quarantined, Some("does not boot")));
-    assert_eq!(write!(db, |tx| lease::settle(tx, &done, &CARE, at(97))), Settled::Done);
+    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&done), &CARE, at(97))), [Settled::Done]);
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.state, JobState::Done);
     assert!(!lease::unsettled(db, 1000).await.unwrap().contains(&second.id));
     assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());

@@ -1,0 +1,89 @@
+//! Ends of attempts and chunks of uploads, many in one transaction: each gets its own answer.
+
+use super::*;
+use crashyard_server::group::Together as _;
+use crashyard_server::receiver::{Arrived, Receiver, Registered};
+
+pub async fn together(db: &Db) {
+    ended(db).await;
+    received(db).await;
+}
+
+async fn ended(db: &Db) {
+    let farm = farm(db, "f-ended-together", 3).await;
+    let (run, jobs) = submit(db, &farm, 3).await;
+    let mut leased = Vec::new();
+    for machine in 0..3 {
+        leased.push(lease(db, &farm, machine).await.unwrap().attempt);
+    }
+    let nobody = AttemptId::from_ulid(ulid());
+    let end = |epoch| End::Released { epoch, healthy: true, detail: "" };
+    let ends = [(&leased[2].id, end(1)), (&nobody, end(1)), (&leased[0].id, end(7)), (&leased[1].id, end(1))];
+    let answers = write!(db, |tx| lease::end_all(tx, &ends, &CARE.rule, at(10)));
+    assert!(
+        matches!(answers[..], [Ok(Some(_)), Err(DbError::NotFound), Err(DbError::LeaseLost(_)), Ok(Some(_))]),
+        "who is refused spoils nobody's end: {answers:?}"
+    );
+    assert!(attempt::get(db, &leased[0].id).await.unwrap().is_live());
+    let all = flow::submitters(db).await.unwrap();
+    let submitter = all.iter().find(|one| one.submitter.name == farm.name).unwrap();
+    assert_eq!((submitter.submitter.machine_ms, submitter.machines), (20_000, 1), "two attempts of ten seconds");
+
+    let ended: Vec<_> = answers.into_iter().flatten().flatten().collect();
+    let settled = write!(db, |tx| lease::settle(tx, &ended, &CARE, at(11)));
+    assert_eq!(settled, [Settled::Queued, Settled::Queued], "nothing was shown: it is tried again");
+    assert_eq!(write!(db, |tx| lease::settle(tx, &ended, &CARE, at(12))), [Settled::Before, Settled::Before]);
+    let events = event::of_run(db, &run.id, 0, 100).await.unwrap();
+    assert!(events.iter().zip(1..).all(|(event, seq)| event.seq == seq), "counted without a gap");
+    for one in &ended {
+        let told: Vec<_> = events.iter().filter(|event| event.job_id.as_ref() == Some(&one.job_id)).collect();
+        let [.., done, job] = &told[..] else { panic!("{told:?}") };
+        assert!(matches!(done.body.0, EventBody::AttemptDone));
+        assert!(matches!(job.body.0, EventBody::Job { state: JobState::Queued, .. }));
+    }
+    let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
+    for job in &jobs {
+        // Leave nothing for other checks to find.
+        write!(db, |tx| run::cancel(tx, &job.id, &cancel, at(13)));
+    }
+}
+
+async fn received(db: &Db) {
+    let farm = farm(db, "f-received-together", 1).await;
+    let (run, _) = submit(db, &farm, 1).await;
+    let attempt = lease(db, &farm, 0).await.unwrap().attempt;
+    let owner = Owner::Attempt(attempt.id.clone());
+    let dump = open(db, &owner, "vmcore").await;
+    let chunk = |start, length, hash, epoch, quota| Arrived {
+        owner: owner.clone(),
+        epoch: Some(epoch),
+        name: "vmcore".into(),
+        segment: segment(&dump.id, start, length, hash),
+        quota,
+    };
+    let asks = [
+        chunk(0, CHUNK_BYTES, "a", 1, u64::MAX),
+        chunk(0, CHUNK_BYTES, "a", 1, u64::MAX),
+        chunk(CHUNK_BYTES, CHUNK_BYTES, "b", 7, u64::MAX),
+        chunk(CHUNK_BYTES, CHUNK_BYTES, "b", 1, CHUNK_BYTES),
+        chunk(CHUNK_BYTES, 10, "c", 1, u64::MAX),
+        chunk(2 * CHUNK_BYTES, 10, "d", 1, u64::MAX),
+    ];
+    let answers = Receiver.write(db, begin(db).await, &asks).await.unwrap();
+    let [Ok(first), Ok(again), Err(DbError::LeaseLost(_)), Ok(Registered::BeyondQuota), Ok(last), Ok(behind)] =
+        &answers[..]
+    else {
+        panic!("{answers:?}")
+    };
+    let added = |size, told: Option<&RunId>| Registered::As(ChunkOutcome::Added { size }, told.cloned());
+    assert_eq!(*first, added(CHUNK_BYTES, None));
+    assert_eq!(*again, Registered::As(ChunkOutcome::Had, None));
+    assert_eq!(*last, added(CHUNK_BYTES + 10, Some(&run.id)), "progress is told once, as far as it came");
+    assert!(matches!(behind, Registered::As(ChunkOutcome::Contradicts(_), None)));
+    let events = event::of_attempt(db, &attempt.id, 0, 100).await.unwrap();
+    let told: Vec<_> = events.iter().filter(|one| matches!(one.body.0, EventBody::DumpProgress { .. })).collect();
+    assert!(
+        matches!(told[..], [one] if matches!(one.body.0, EventBody::DumpProgress { bytes } if bytes == CHUNK_BYTES + 10))
+    );
+    assert_eq!(artifact::get(db, &dump.id).await.unwrap().size, 10 + i64::try_from(CHUNK_BYTES).unwrap());
+}
