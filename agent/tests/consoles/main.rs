@@ -1,7 +1,14 @@
-//! Consoles against real ends: a terminal server (ser2net) that speaks telnet, conserver, sockets, and programs.
+//! Consoles against real ends: a terminal server (ser2net) that speaks telnet, conserver, a BMC's serial over LAN, sockets,
+//! and programs.
+
+#[path = "../ipmi/sim.rs"]
+#[expect(dead_code, reason = "its power is tested beside it")]
+mod sim;
+mod sol;
 
 use crashyard_agent::controller::console::{ConsoleConfig, GAP};
 use crashyard_agent::controller::machine::Console;
+use crashyard_agent::controller::metal::ipmi::Bmc;
 use crashyard_agent::controller::watch::Watcher;
 use crashyard_protocol::agent::Keys;
 use std::path::Path;
@@ -29,10 +36,14 @@ impl std::ops::Deref for Opened {
 }
 
 fn open(config: &str, directory: &Path) -> Opened {
+    open_by(config, directory, None)
+}
+
+fn open_by(config: &str, directory: &Path, bmc: Option<&Bmc>) -> Opened {
     let config: ConsoleConfig = toml::from_str(config).unwrap();
-    config.check(false).unwrap();
+    config.check(bmc.is_some()).unwrap();
     let watcher = Watcher::start().unwrap();
-    Opened { console: config.open(directory, None, &watcher).unwrap(), _watcher: watcher }
+    Opened { console: config.open(directory, bmc, &watcher).unwrap(), _watcher: watcher }
 }
 
 /// Reads until `text` is there; everything from the beginning.
@@ -95,6 +106,27 @@ async fn a_channel_that_dies_without_a_word_is_opened_anew_after_a_while_of_sile
     let text = String::from_utf8(until(&*console, "still here\n").await).unwrap();
     assert!(text.contains("it brought nothing for too long]\r\nstill here\n"), "{text}");
     drop(first);
+}
+
+#[tokio::test]
+async fn whoever_types_at_a_dead_session_does_not_keep_it_from_being_opened_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let console = open(&format!("tcp = '{}'\nstall_seconds = 1", wire.local_addr().unwrap()), dir.path());
+    let (_first, _) = wire.accept().await.unwrap();
+    let typing = async {
+        loop {
+            // It is refused while the console is opened anew.
+            let _ = console.press(&words("?")).await;
+        }
+    };
+    let again = tokio::time::timeout(PATIENCE, async {
+        tokio::select! {
+            again = wire.accept() => again,
+            () = typing => unreachable!("it never stops"),
+        }
+    });
+    again.await.expect("it is opened anew").unwrap();
 }
 
 /// A serial port: the machine's end is a program's, which prints the port's name, then what it was typed.

@@ -1,4 +1,4 @@
-//! `ipmi_sim` with a chassis in memory, and the wire in front of it.
+//! `ipmi_sim` with a chassis in memory, a serial port that the test holds the other end of, and the wire in front of it.
 
 use crashyard_agent::controller::metal::ipmi::Bmc;
 use std::collections::HashMap;
@@ -8,15 +8,21 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 
 const CHASSIS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ipmi/chassis.c");
+
+/// Where the wire begins. It has the BMC's port: serial over LAN names it, and `ipmitool` takes no other.
+const WIRE: &str = "127.0.0.2";
 
 /// One BMC; it ends with this.
 pub struct Sim {
     directory: tempfile::TempDir,
     _process: Child,
+    /// Where the BMC connects to the machine's serial port.
+    pub serial: TcpListener,
     /// What lies between it and its users.
     pub wire: Wire,
 }
@@ -37,11 +43,13 @@ impl Sim {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.local_addr().unwrap().port()
         };
+        let serial = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let board = serial.local_addr().unwrap().port();
         let at = path.display();
         let lan = format!(
             "name \"test\"\nset_working_mc 0x20\nstartlan 1\naddr 127.0.0.1 {port}\npriv_limit admin\n\
              allowed_auths_admin none md2 md5 straight\nguid 00112233445566778899aabbccddeeff\nendlan\n\
-             loadlib \"{at}/chassis.so\" \"{at}/journal\"\n\
+             loadlib \"{at}/chassis.so\" \"{at}/journal\"\nsol \"telnet:127.0.0.1:{board}\" 115200\n\
              user 2 true \"admin\" \"secret\" admin 10 none md2 md5 straight\n"
         );
         let emulation = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
@@ -65,20 +73,20 @@ impl Sim {
             assert!(read > 0, "ipmi_sim ended: {}", String::from_utf8_lossy(&said));
         }
         let wire = Wire::to(([127, 0, 0, 1], port).into()).await;
-        Self { directory, _process: process, wire }
+        Self { directory, _process: process, serial, wire }
     }
 
     /// The way to it, over the wire.
     pub fn bmc(&self, suite: u8) -> Bmc {
         let port = self.wire.address.port();
-        Bmc { host: "127.0.0.1".into(), port, user: "admin".into(), password: "secret".into(), suite }
+        Bmc { host: WIRE.into(), port, user: "admin".into(), password: "secret".into(), suite }
     }
 
     /// How many sessions are open, as another client sees it, whose own is one of them.
     pub async fn sessions(&self) -> String {
         let port = self.wire.address.port().to_string();
         let told = Command::new("ipmitool")
-            .args(["-I", "lanplus", "-C", "3", "-H", "127.0.0.1", "-p", &port, "-U", "admin", "-E", "session", "info"])
+            .args(["-I", "lanplus", "-C", "3", "-H", WIRE, "-p", &port, "-U", "admin", "-E", "session", "info"])
             .arg("active")
             .env("IPMI_PASSWORD", "secret")
             .output()
@@ -95,22 +103,53 @@ impl Sim {
     }
 }
 
+/// What a wire does not let through, in either direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cut {
+    /// All is well.
+    #[default]
+    Nothing,
+    /// Serial over LAN: the session lives, and nothing comes of it.
+    Console,
+    /// Everything.
+    Everything,
+}
+
+impl Cut {
+    fn lets_through(self, datagram: &[u8]) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Console => !is_console(datagram),
+            Self::Everything => false,
+        }
+    }
+}
+
+/// Whether it is serial over LAN: payload type 1, at byte 5 of an RMCP+ datagram (IPMI 2.0, table 13-16).
+fn is_console(datagram: &[u8]) -> bool {
+    datagram.get(5).is_some_and(|kind| kind & 0x3f == 1)
+}
+
 #[derive(Default)]
 struct Plan {
     replies_of_last: usize,
     lose: Option<usize>,
+    cut: Cut,
 }
 
-/// A wire that can lose one reply. Each client has a session of its own.
+/// A wire that can lose one reply, or be cut. Each client has a session of its own.
 pub struct Wire {
     address: SocketAddr,
     plan: Arc<Mutex<Plan>>,
+    clients: watch::Receiver<usize>,
+    console: watch::Receiver<usize>,
 }
 
 impl Wire {
     async fn to(bmc: SocketAddr) -> Self {
-        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let front = Arc::new(UdpSocket::bind((WIRE, bmc.port())).await.unwrap());
         let (address, plan) = (front.local_addr().unwrap(), Arc::<Mutex<Plan>>::default());
+        let ((seen, clients), (used, console)) = (watch::channel(0), watch::channel(0));
         let theirs = plan.clone();
         tokio::spawn(async move {
             let mut sessions: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
@@ -122,13 +161,20 @@ impl Wire {
                         let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                         back.connect(bmc).await.unwrap();
                         tokio::spawn(replies(back.clone(), front.clone(), client, theirs.clone()));
+                        seen.send_modify(|seen| *seen += 1);
                         new.insert(back)
                     }
                 };
-                session.send(&buffer[..size]).await.unwrap();
+                let cut = theirs.lock().unwrap().cut;
+                if cut.lets_through(&buffer[..size]) {
+                    session.send(&buffer[..size]).await.unwrap();
+                    if is_console(&buffer[..size]) {
+                        used.send_modify(|used| *used += 1);
+                    }
+                }
             }
         });
-        Self { address, plan }
+        Self { address, plan, clients, console }
     }
 
     /// How many replies the newest session got.
@@ -145,6 +191,29 @@ impl Wire {
     pub fn lost(&self) -> bool {
         self.plan.lock().unwrap().lose.is_none()
     }
+
+    /// Lets this through no longer, until told otherwise.
+    pub fn cut(&self, what: Cut) {
+        self.plan.lock().unwrap().cut = what;
+    }
+
+    /// Returns when somebody comes who was not there when it was called; what is cut is no matter.
+    pub fn next_client(&self) -> impl Future<Output = ()> {
+        next(&self.clients)
+    }
+
+    /// Returns when somebody uses the BMC's console, who has it then.
+    pub fn next_use_of_console(&self) -> impl Future<Output = ()> {
+        next(&self.console)
+    }
+}
+
+fn next(counter: &watch::Receiver<usize>) -> impl Future<Output = ()> + use<> {
+    let mut counter = counter.clone();
+    counter.mark_unchanged();
+    async move {
+        counter.changed().await.unwrap();
+    }
 }
 
 async fn replies(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, plan: Arc<Mutex<Plan>>) {
@@ -154,7 +223,8 @@ async fn replies(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr
         let lose = {
             let mut plan = plan.lock().unwrap();
             plan.replies_of_last = number;
-            plan.lose.take_if(|lose| *lose == number).is_some()
+            let lose = plan.lose.take_if(|lose| *lose == number).is_some();
+            lose || !plan.cut.lets_through(&buffer[..size])
         };
         if !lose {
             // A client that has given up is no trouble of the wire's.

@@ -130,17 +130,22 @@ impl Record {
             self.mark(&down)?;
         }
         let mut piece = vec![0; PIECE];
+        let mut brought = tokio::time::Instant::now();
         loop {
             let stall = async {
                 match self.stall {
-                    Some(stall) => tokio::time::sleep(stall).await,
+                    // Whoever types at a dead session does not keep it.
+                    Some(stall) => tokio::time::sleep_until(brought + stall).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 read = open.reader.read(&mut piece) => match read? {
                     0 => return Ok(("the other end closed it", open.last_words().await)),
-                    size => self.file.write_all(&piece[..size])?,
+                    size => {
+                        self.file.write_all(&piece[..size])?;
+                        brought = tokio::time::Instant::now();
+                    }
                 },
                 Some(typed) = typed.recv() => press(&mut open, typed).await?,
                 () = stall => return Ok(("it brought nothing for too long", String::new())),
