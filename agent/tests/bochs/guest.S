@@ -1,5 +1,5 @@
 # The smallest guest that the emulator's driver can boot: a Linux kernel by its boot protocol, of which only the real-mode
-# part is ever run. It greets on the serial port and then does what it is told there, one letter at a time:
+# part is ever run. It greets on the serial port, says so when an NMI arrives, and does what it is told there, one letter at a time:
 #   m  says the marker of the fake server     o  powers off by ACPI     t  makes a triple fault
 	.code16
 	.globl start
@@ -29,6 +29,11 @@ start:
 
 main:
 	cli
+	xor %ax, %ax		# vector 2 of the interrupt table; the code's segment begins behind the boot sector
+	mov %ax, %es
+	movw $(nmi - 0x200), %es:8
+	mov %cs, %ax
+	mov %ax, %es:10
 	mov $0x3fb, %dx		# 115200 baud, 8 bits, no parity
 	mov $0x83, %al
 	out %al, %dx
@@ -73,6 +78,11 @@ triple_fault:			# no interrupt table, not even for the fault of having none
 	lidt nothing
 	int3
 
+nmi:
+	mov $interrupted, %si
+	call say
+	iret
+
 say:				# the text at SI; the loader has DS point to this image
 	lodsb
 	test %al, %al
@@ -95,6 +105,8 @@ nothing:
 	.long 0
 greeting:
 	.asciz "the guest listens\r\n"
+interrupted:
+	.asciz "the guest got an NMI\r\n"
 trigger:
 	.asciz "crashyard: trigger job=J\r\n"
 	.org 0x400

@@ -1,32 +1,16 @@
 //! One machine under the real driver, running the guest of `guest.S`.
 
+use super::guest::{GREETING, guest};
 use crashyard_agent::controller::BochsConfig;
 use crashyard_agent::controller::bochs::Bochs;
 use crashyard_agent::controller::machine::{Attached, BootPlan, Driver as _, PowerStatus};
 use crashyard_agent::controller::watch::Watcher;
 use crashyard_protocol::agent::Keys;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tempfile::TempDir;
 
 /// The agent, which is also the keeper.
 pub const AGENT: &str = env!("CARGO_BIN_EXE_crashyard-agent");
-
-/// What the guest says when it listens.
-pub const GREETING: &str = "the guest listens\r\n";
-
-/// The guest as a kernel image.
-pub fn guest() -> Vec<u8> {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let at = |name: &str| directory.path().join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bochs/guest.S");
-    let run = |command: &mut Command| assert!(command.status().expect("gcc and binutils").success(), "{command:?}");
-    run(Command::new("gcc").arg("-c").arg("-o").arg(at("guest.o")).arg(source));
-    run(Command::new("ld")
-        .args(["-Ttext=0", "-e", "start", "--oformat", "binary", "-o"])
-        .args([at("guest"), at("guest.o")]));
-    std::fs::read(at("guest")).expect("the guest")
-}
 
 /// A machine's directory with everything it needs to boot.
 pub struct Machine {

@@ -2,6 +2,7 @@
 //! can end, what is left behind by one that was killed, and who can reach it.
 
 mod books;
+mod guest;
 mod machine;
 #[expect(dead_code, reason = "its story is another one; here only its books are read")]
 #[path = "../survival/server.rs"]
@@ -14,7 +15,8 @@ mod world;
 use books::{count, read};
 use crashyard_agent::controller::machine::PowerStatus;
 use crashyard_protocol::agent::Report;
-use machine::{AGENT, GREETING, Machine, gone, guest, lives, lock_of, processes, type_in, until};
+use guest::{GREETING, guest};
+use machine::{AGENT, Machine, gone, lives, lock_of, processes, type_in, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use server::Server;

@@ -1,8 +1,14 @@
 //! Redfish against a real service: OpenStack's sushy-emulator with its driver for machines that exist in memory only.
 //!
-//! It is installed from its registry into a directory of the build, once. What it gets wrong stays visible here: it
-//! advertises an NMI and refuses to send one, and its log services are not there.
+//! It is installed from its registry into a directory of the build, once. What its driver for machines in memory gets wrong
+//! stays visible here: it advertises an NMI and refuses to send one. With its driver for libvirt the machine is a real one,
+//! as far as QEMU is ([`board`]). Neither has log services.
 
+mod board;
+#[path = "../bochs/guest.rs"]
+mod guest;
+
+use board::Board;
 use crashyard_agent::controller::metal::chassis::Chassis as _;
 use crashyard_agent::controller::metal::redfish::{Redfish, RedfishConfig};
 use std::path::{Path, PathBuf};
@@ -17,7 +23,9 @@ fn installed() -> PathBuf {
     let lock = std::fs::File::create(home.join("lock")).unwrap();
     lock.lock().unwrap();
     let requirements = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/redfish/requirements.txt");
-    let wanted = std::fs::read_to_string(requirements).unwrap();
+    // With Debian's own packages, as libvirt's bindings come from there; they are for Debian's Python and no other.
+    let options = ["-m", "venv", "--clear", "--system-site-packages"];
+    let wanted = format!("{options:?}\n{}", std::fs::read_to_string(requirements).unwrap());
     let done = home.join("installed");
     if std::fs::read_to_string(&done).ok().as_ref() != Some(&wanted) {
         let run = |program: &Path, arguments: &[&str]| {
@@ -25,7 +33,7 @@ fn installed() -> PathBuf {
             assert!(status.unwrap().success(), "{} {arguments:?} (Debian package python3-venv)", program.display());
         };
         let venv = home.join("venv");
-        run(Path::new("python3"), &["-m", "venv", "--clear", venv.to_str().unwrap()]);
+        run(Path::new("/usr/bin/python3"), &[&options[..], &[venv.to_str().unwrap()]].concat());
         run(&venv.join("bin/pip"), &["install", "--quiet", "--requirement", requirements]);
         std::fs::write(&done, wanted).unwrap();
     }
@@ -40,7 +48,8 @@ struct Service {
 }
 
 impl Service {
-    async fn start() -> Self {
+    /// With the driver that these arguments choose.
+    async fn start(driver: &[&str]) -> Self {
         let program = installed();
         let directory = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -48,7 +57,8 @@ impl Service {
         std::fs::write(&config, format!("SUSHY_EMULATOR_STATE_DIR = {:?}\n", directory.path().display().to_string()))
             .unwrap();
         let mut process = Command::new(program)
-            .args(["--fake", "--interface", "127.0.0.1", "--port", &port.to_string(), "--config"])
+            .args(driver)
+            .args(["--interface", "127.0.0.1", "--port", &port.to_string(), "--config"])
             .arg(&config)
             .current_dir(directory.path())
             .stdout(Stdio::null())
@@ -85,11 +95,12 @@ impl Service {
 
 #[tokio::test]
 async fn power_and_boot_override_are_done_and_seen_and_what_is_not_there_is_said() {
-    let service = Service::start().await;
+    let service = Service::start(&["--fake"]).await;
     let machine = service.redfish();
     machine.power(false).await.unwrap();
     assert!(!machine.is_on().await.unwrap());
-    assert_eq!(machine.boot_from_network_once().await.unwrap(), "its next boot is from the network");
+    let boots = machine.boot_from_network_once().await.unwrap();
+    assert_eq!(boots, "its boots are from the network, all of them: the service says \"Continuous\"", "as it says");
     assert_eq!(machine.power(true).await.unwrap(), "the service says that it is on");
     assert!(machine.is_on().await.unwrap());
     assert_eq!(machine.power(true).await.unwrap(), "the service says that it is on already");
@@ -104,8 +115,29 @@ async fn power_and_boot_override_are_done_and_seen_and_what_is_not_there_is_said
 }
 
 #[tokio::test]
+async fn an_nmi_by_redfish_arrives_at_a_real_machine() {
+    let board = Board::start().await;
+    let service = Service::start(&["--libvirt-uri", &board.uri()]).await;
+    let machine = service.redfish();
+    assert!(!machine.is_on().await.unwrap());
+    assert!(machine.can_nmi().await.unwrap().contains("advertises Nmi"));
+    assert_eq!(machine.power(true).await.unwrap(), "the service says that it is on");
+    let mut serial = board.serial().await;
+    serial.says(guest::GREETING).await;
+    assert_eq!(machine.nmi().await.unwrap(), "the service took the reset Nmi");
+    serial.says("the guest got an NMI\r\n").await;
+    assert_eq!(machine.reset().await.unwrap(), "the service took the reset ForceRestart");
+    // Libvirt's driver makes another QEMU.
+    serial.ends().await;
+    serial = board.serial().await;
+    serial.says(guest::GREETING).await;
+    assert_eq!(machine.power(false).await.unwrap(), "the service says that it is off");
+    serial.ends().await;
+}
+
+#[tokio::test]
 async fn a_service_that_is_not_there_or_another_system_is_an_error_that_names_it() {
-    let service = Service::start().await;
+    let service = Service::start(&["--fake"]).await;
     let other = RedfishConfig {
         url: service.url.clone(),
         system: Some("no-such-system".into()),

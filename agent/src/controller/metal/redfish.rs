@@ -234,7 +234,14 @@ impl Chassis for Redfish {
         let now = self.system().await?;
         let set = now.pointer("/Boot/BootSourceOverrideTarget").and_then(Value::as_str);
         ensure!(set == Some("Pxe"), "the boot override was taken, and reads {set:?} afterwards");
-        Ok("its next boot is from the network".into())
+        // Not every service knows once.
+        match now.pointer("/Boot/BootSourceOverrideEnabled").and_then(Value::as_str) {
+            Some("Once") | None => Ok("its next boot is from the network".into()),
+            Some("Continuous") => {
+                Ok("its boots are from the network, all of them: the service says \"Continuous\"".into())
+            }
+            other => bail!("the boot override was taken, and is {other:?} afterwards"),
+        }
     }
 
     async fn events(&self) -> anyhow::Result<Option<Vec<String>>> {
