@@ -14,6 +14,7 @@ pub mod disk;
 pub mod download;
 pub mod guest;
 pub mod http;
+pub mod ipmi;
 pub mod journal;
 pub mod line;
 pub mod retry;

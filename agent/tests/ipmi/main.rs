@@ -26,6 +26,63 @@ async fn each_command_does_what_it_says_and_is_seen() {
     assert!(events[0].starts_with("1 |"), "{events:?}");
 }
 
+/// What BMCs write when a machine crashes, and what only their vendors understand.
+const EVENTS: [&str; 6] = [
+    // A kernel's panic.
+    "2 0 0 0 0 0x41 0 4 0x20 0x00 0x6f 0xa1 0x50 0x61",
+    // A watchdog that resets.
+    "2 0 0 0 0 0x20 0 4 0x23 0x71 0x6f 1 0xff 0xff",
+    // A voltage below its threshold, and no longer.
+    "2 0 0 0 0 0x20 0 4 0x02 0x30 0x81 0x52 0x10 0x20",
+    // Of no meaning that the specification gives.
+    "2 0 0 0 0 0x20 0 4 0xc5 0x31 0x70 0x0f 1 2",
+    // Dell's, with a time; and one without.
+    "0xc0 0 0 0 0 0xa2 0x02 0 1 2 3 4 5 6",
+    "0xe1 1 2 3 4 5 6 7 8 9 10 11 12 13",
+];
+
+#[tokio::test]
+async fn the_event_log_is_read_in_words_as_far_as_there_are_any_and_in_bytes() {
+    let sim = Sim::with_events(&EVENTS).await;
+    let events = sim.bmc(3).events().await.unwrap().unwrap();
+    // Its own clock is in there, when the records were added to it: in words, and behind number and kind in bytes.
+    let timeless = |line: &String| {
+        let (words, bytes) = line.rsplit_once(" | ").expect("bytes");
+        let words: Vec<&str> = words.split(" | ").filter(|word| !word.ends_with(" s after the BMC began")).collect();
+        format!("{} | {} … {}", words.join(" | "), &bytes[..8], &bytes[21..])
+    };
+    assert_eq!(
+        events.iter().map(timeless).collect::<Vec<_>>(),
+        [
+            "1 | OS Stop/Shutdown 0x00 | Run-time Critical Stop | asserted | 01 00 02 … 41 00 04 20 00 6f a1 50 61",
+            "2 | Watchdog 2 0x71 | Hard Reset | asserted | 02 00 02 … 20 00 04 23 71 6f 01 ff ff",
+            "3 | Voltage 0x30 | Lower Critical - going low | deasserted | 03 00 02 … 20 00 04 02 30 81 52 10 20",
+            "4 | OEM (0xC5) 0x31 | event 0x0f of type 0x70 | asserted | 04 00 02 … 20 00 04 c5 31 70 0f 01 02",
+            "5 | record 0xc0 of manufacturer 674 | 05 00 c0 … a2 02 00 01 02 03 04 05 06",
+            "6 | record 0xe1 | 06 00 e1 … 05 06 07 08 09 0a 0b 0c 0d",
+        ]
+    );
+    assert_eq!(sim.bmc(2).events().await.unwrap().unwrap().len(), events.len(), "as ipmitool has it");
+    assert_eq!(Sim::with_events(&[]).await.bmc(3).events().await.unwrap(), Some(Vec::new()));
+}
+
+#[tokio::test]
+async fn an_event_log_on_a_bad_wire_is_complete_and_no_entry_stands_for_another() {
+    let sim = Sim::with_events(&EVENTS).await;
+    let bmc = sim.bmc(3);
+    let events = bmc.events().await.unwrap();
+    // Behind it come the entry before the last one, the last one, and Close Session.
+    let entry = sim.wire.replies_of_last_session() - 3;
+
+    sim.wire.lose_reply(entry);
+    assert_eq!(bmc.events().await.unwrap(), events);
+    assert!(sim.wire.lost());
+
+    sim.wire.repeat_reply(entry);
+    assert_eq!(bmc.events().await.unwrap(), events);
+    assert!(sim.wire.repeated());
+}
+
 #[tokio::test]
 async fn a_machine_shows_itself_to_who_looks_for_it() {
     let sim = Sim::start().await;

@@ -30,6 +30,11 @@ pub struct Sim {
 impl Sim {
     /// Starts it, and returns when it is ready.
     pub async fn start() -> Self {
+        Self::with_events(&["2 0 0 0 0 0x20 0 4 0x23 0x71 0x6f 0 0xff 0xff"]).await
+    }
+
+    /// With these records in its event log: the type of each, and its bytes behind that.
+    pub async fn with_events(events: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let compiled = Command::new("gcc")
@@ -52,9 +57,11 @@ impl Sim {
              loadlib \"{at}/chassis.so\" \"{at}/journal\"\nsol \"telnet:127.0.0.1:{board}\" 115200\n\
              user 2 true \"admin\" \"secret\" admin 10 none md2 md5 straight\n"
         );
-        let emulation = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
-                         sel_enable 0x20 100 0x0a\nmc_enable 0x20\n\
-                         sel_add 0x20 2 0 0 0 0 0x20 0 4 0x23 0x71 0x6f 0 0xff 0xff\n";
+        let events: String = events.iter().map(|event| format!("sel_add 0x20 {event}\n")).collect();
+        let emulation = format!(
+            "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
+             sel_enable 0x20 1000 0x0a\nmc_enable 0x20\n{events}"
+        );
         std::fs::write(path.join("lan.conf"), lan).unwrap();
         std::fs::write(path.join("bmc.emu"), emulation).unwrap();
         std::fs::create_dir(path.join("state")).unwrap();
@@ -134,10 +141,11 @@ fn is_console(datagram: &[u8]) -> bool {
 struct Plan {
     replies_of_last: usize,
     lose: Option<usize>,
+    repeat: Option<usize>,
     cut: Cut,
 }
 
-/// A wire that can lose one reply, or be cut. Each client has a session of its own.
+/// A wire that can lose or repeat one reply, or be cut. Each client has a session of its own.
 pub struct Wire {
     address: SocketAddr,
     plan: Arc<Mutex<Plan>>,
@@ -187,6 +195,16 @@ impl Wire {
         self.plan.lock().unwrap().lose = Some(number);
     }
 
+    /// Has the reply with this number (from 1) arrive twice, so that each answer behind it is late by one.
+    pub fn repeat_reply(&self, number: usize) {
+        self.plan.lock().unwrap().repeat = Some(number);
+    }
+
+    /// Whether the reply was repeated.
+    pub fn repeated(&self) -> bool {
+        self.plan.lock().unwrap().repeat.is_none()
+    }
+
     /// Whether the reply was lost.
     pub fn lost(&self) -> bool {
         self.plan.lock().unwrap().lose.is_none()
@@ -220,13 +238,14 @@ async fn replies(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr
     let (mut buffer, mut number) = ([0; 2048], 0);
     while let Ok(size) = back.recv(&mut buffer).await {
         number += 1;
-        let lose = {
+        let times = {
             let mut plan = plan.lock().unwrap();
             plan.replies_of_last = number;
-            let lose = plan.lose.take_if(|lose| *lose == number).is_some();
-            lose || !plan.cut.lets_through(&buffer[..size])
+            let lose = plan.lose.take_if(|lose| *lose == number).is_some() || !plan.cut.lets_through(&buffer[..size]);
+            let repeat = plan.repeat.take_if(|repeat| *repeat == number).is_some();
+            if lose { 0 } else { 1 + usize::from(repeat) }
         };
-        if !lose {
+        for _ in 0..times {
             // A client that has given up is no trouble of the wire's.
             let _ = front.send_to(&buffer[..size], client).await;
         }

@@ -1,6 +1,7 @@
 //! Power of a real machine by IPMI over LAN.
 //!
-//! Cipher suite 3 is spoken by `ipmi-rs`, whose chassis commands are our own; every other suite by a child `ipmitool`.
+//! Cipher suite 3 is spoken by `ipmi-rs`, with commands of our own for chassis and event log; every other suite by a child
+//! `ipmitool`.
 //!
 //! What makes `ipmi-rs` safe to use, all of it seen to be needed: it does not compare a reply with what was asked, so
 //! **every operation has a socket and a session of its own**, dropped afterwards whatever came of it, and a late reply
@@ -9,12 +10,15 @@
 //! A command is never repeated unless its outcome can be seen: powering on and off is, an NMI and a reset are not.
 
 use super::chassis::Chassis;
-use anyhow::{Context as _, bail};
+use crate::ipmi::command;
+use crate::ipmi::sel::{self, Reading};
+use anyhow::{Context as _, bail, ensure};
 use async_trait::async_trait;
 use ipmi_rs::connection::{IpmiCommand, Message, NetFn, NotEnoughData};
 use ipmi_rs::{Ipmi, rmcp::Rmcp};
 use std::fmt;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::process::Command;
 
@@ -99,13 +103,21 @@ impl Bmc {
         sent.with_context(|| format!("chassis control {} by {self:?}", control.word()))
     }
 
-    /// One command in a session of its own, which is dropped afterwards.
+    /// One command in a session of its own.
     async fn session<C>(&self, command: C) -> anyhow::Result<C::Output>
     where
         C: IpmiCommand + Send + 'static,
         C::Output: Send,
         C::Error: fmt::Debug,
     {
+        self.in_session(|ipmi| ipmi.send_recv(command).map_err(|error| anyhow::anyhow!("{error:?}"))).await
+    }
+
+    /// Work in a session of its own, which is dropped afterwards.
+    async fn in_session<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Ipmi<Rmcp>) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
         let this = self.clone();
         let work = tokio::task::spawn_blocking(move || {
             let mut link = Rmcp::new((this.host.as_str(), this.port), REPLY).context("open a socket")?;
@@ -115,7 +127,7 @@ impl Bmc {
             let close = session_id(&link).map(CloseSession);
             let mut ipmi = Ipmi::new(link);
             ipmi.send_recv(Administrator).map_err(|error| anyhow::anyhow!("become administrator: {error:?}"))?;
-            let answer = ipmi.send_recv(command).map_err(|error| anyhow::anyhow!("{error:?}"));
+            let answer = work(&mut ipmi);
             // A BMC has few sessions, and ends one that is left open after a minute. After an error the next answer could be
             // that of the command, so nothing more is asked.
             if let (Ok(_), Some(close)) = (&answer, close) {
@@ -124,6 +136,32 @@ impl Bmc {
             answer
         });
         work.await.context("the IPMI library failed")?
+    }
+
+    /// The event log in one session, as one for each of a thousand entries would take minutes. What breaks off is gone on with
+    /// in another, as often as that gets further.
+    async fn event_log(&self) -> anyhow::Result<Vec<String>> {
+        let reading = Arc::new(Mutex::new(Reading::begin()));
+        let (mut known, mut left) = (0, TRIES);
+        loop {
+            let log = reading.clone();
+            let Err(error) = self.in_session(move |ipmi| locked(&log).read(ipmi)).await else { break };
+            let now = locked(&reading).lines().len();
+            left = if now > known { TRIES } else { left - 1 };
+            known = now;
+            if left == 0 {
+                return Err(error);
+            }
+        }
+        let lines = locked(&reading).lines().to_vec();
+        Ok(lines)
+    }
+
+    async fn event_list(&self) -> anyhow::Result<Vec<String>> {
+        let said = self.ipmitool(&["sel", "list"]).await?;
+        let lines: Vec<_> = said.lines().map(|line| line.trim().to_owned()).collect();
+        ensure!(lines.len() <= sel::ENTRIES, "it has more than {} entries: clear it", sel::ENTRIES);
+        Ok(lines)
     }
 
     /// Serial over LAN by `ipmitool`, not started: `activate` or `deactivate`.
@@ -213,11 +251,9 @@ impl Chassis for Bmc {
         Ok("its next boot is from the network".into())
     }
 
-    /// By `ipmitool` whatever the suite: it reads all of it in one session and knows the names of sensors, and a session for
-    /// each of a thousand entries would take minutes.
     async fn events(&self) -> anyhow::Result<Option<Vec<String>>> {
-        let said = self.ipmitool(&["sel", "list"]).await.context("read the event log")?;
-        Ok(Some(said.lines().map(|line| line.trim().to_owned()).collect()))
+        let events = if self.suite == BUILTIN_SUITE { self.event_log().await } else { self.event_list().await };
+        events.with_context(|| format!("read the event log of {self:?}")).map(Some)
     }
 
     async fn identify(&self, seconds: u8) -> anyhow::Result<String> {
@@ -233,6 +269,11 @@ impl Chassis for Bmc {
     async fn can_nmi(&self) -> anyhow::Result<String> {
         bail!("IPMI does not say whether the BMC takes a diagnostic interrupt; only sending one shows it")
     }
+}
+
+/// The library may have panicked meanwhile; an entry is either read or it is not.
+fn locked(reading: &Mutex<Reading>) -> MutexGuard<'_, Reading> {
+    reading.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The BMC's number of this session. The library has no other way to it than what it shows of itself.
@@ -259,23 +300,6 @@ struct ChassisIdentify(u8);
 
 /// Set System Boot Options, section 28.12: boot flags, valid, once, PXE.
 struct NetworkBoot;
-
-macro_rules! command {
-    ($name:ident, $self:ident, $netfn:ident, $number:expr, $data:expr, $output:ty, $parse:expr) => {
-        impl From<$name> for Message {
-            fn from($self: $name) -> Self {
-                Message::new_request(NetFn::$netfn, $number, $data)
-            }
-        }
-        impl IpmiCommand for $name {
-            type Output = $output;
-            type Error = NotEnoughData;
-            fn parse_success_response(data: &[u8]) -> Result<$output, NotEnoughData> {
-                $parse(data).ok_or(NotEnoughData)
-            }
-        }
-    };
-}
 
 command!(Administrator, _this, App, 0x3b, vec![4], (), |data: &[u8]| data.first().map(|_| ()));
 command!(CloseSession, this, App, 0x3c, this.0.to_le_bytes().to_vec(), (), |_: &[u8]| Some(()));
