@@ -2,6 +2,7 @@
 
 use super::sim::{Cut, Sim};
 use super::{Opened, PATIENCE, gaps, open_by, until, words};
+use crashyard_protocol::agent::Keys;
 use std::process::Stdio;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -43,6 +44,23 @@ async fn a_session_that_a_dead_controller_left_does_not_keep_the_next_one_out() 
     machine.write_all(b"[    1.0] up\r\n").await.unwrap();
     let heard = String::from_utf8(until(&*console, "[    1.0] up").await).unwrap();
     assert!(!heard.contains("already active"), "it is let in at once: {heard}");
+}
+
+/// By `ipmitool`'s own command for a break, which the BMC passes on as telnet's, since that is its way to this serial port.
+#[tokio::test]
+async fn a_break_and_a_sysrq_key_go_through_a_bmc() {
+    let (sim, dir) = (Sim::start().await, tempfile::tempdir().unwrap());
+    let (mut machine, bmc) = (machine(&sim).await, sim.bmc(3));
+    let console = open_by("sol = true", dir.path(), Some(&bmc));
+    console.press(&Keys::Sysrq('t')).await.unwrap();
+    let mut heard = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, async {
+        while !heard.ends_with(b"t") {
+            assert!(machine.read_buf(&mut heard).await.unwrap() > 0, "the BMC closed the port");
+        }
+    });
+    read.await.unwrap_or_else(|_| panic!("the key does not arrive: {heard:x?}"));
+    assert!(heard.windows(2).any(|two| two == [0xff, 243]), "no break: {heard:x?}");
 }
 
 /// A network that takes everything, which `ipmitool` notices after a minute and a half; and a session whose keep-alive the
