@@ -35,6 +35,8 @@ struct Wires {
     serial: u16,
     /// The network's boot service.
     netboot: u16,
+    /// Its own way to its BMC.
+    in_band: u16,
 }
 
 /// The wire between the machine's serial port and the BMC, which is there whether the machine is on or not: joins what
@@ -84,17 +86,19 @@ impl Lab {
             .expect("gcc (Debian package gcc)");
         assert!(compiled.success(), "the module needs the Debian package libopenipmi-dev");
         nix::unistd::mkfifo(&path.join("told"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
-        let (port, netboot) = (free_udp_port(), free_port());
+        let (port, netboot, in_band) = (free_udp_port(), free_port(), free_port());
         let (sol, serial) = serial_wire();
         let at = path.display();
         let lan = format!(
             "name \"lab\"\nset_working_mc 0x20\nstartlan 1\naddr 127.0.0.1 {port}\npriv_limit admin\n\
              allowed_auths_admin none md2 md5 straight\nguid 00112233445566778899aabbccddee00\nendlan\n\
              loadlib \"{at}/chassis.so\" \"{at}/told\"\nsol \"telnet:127.0.0.1:{sol}\" 115200\n\
+             serial 15 127.0.0.1 {in_band} codec VM\n\
              user 2 true \"admin\" \"secret\" admin 10 none md2 md5 straight\n"
         );
         let emulation = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
-                         sel_enable 0x20 100 0x0a\nmc_enable 0x20\n";
+                         sel_enable 0x20 100 0x0a\nmc_enable 0x20\n\
+                         sel_add 0x20 2 0 0 0 0 0x20 0 4 0x23 0x71 0x6f 1 0xff 0xff\n";
         std::fs::write(path.join("lan.conf"), lan).expect("lan.conf");
         std::fs::write(path.join("bmc.emu"), emulation).expect("bmc.emu");
         std::fs::create_dir(path.join("state")).expect("state");
@@ -116,7 +120,7 @@ impl Lab {
         }
         std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
         let lost = bad_wire(port);
-        let wires = Wires { serial, netboot };
+        let wires = Wires { serial, netboot, in_band };
         let machine = std::thread::spawn(move || be_a_machine(BufReader::new(told), &wires));
         Self { sim, machine: Some(machine), directory, port, netboot, lost }
     }
@@ -243,8 +247,8 @@ fn firmware(wires: &Wires, from_network: bool) -> Child {
         .args(["-serial", "chardev:s"])
         // Addresses that nobody could have guessed, and a card that the kernel for virtual machines has no driver for.
         .args(["-netdev", &format!("user,id=n,net=10.9.8.0/24,bootfile={script}"), "-device", "e1000e,netdev=n"])
-        // The machine's own way to its BMC.
-        .args(["-device", "ipmi-bmc-sim,id=bmc", "-device", "isa-ipmi-kcs,bmc=bmc"])
+        .args(["-chardev", &format!("socket,id=b,host=127.0.0.1,port={},reconnect=1", wires.in_band)])
+        .args(["-device", "ipmi-bmc-extern,id=bmc,chardev=b", "-device", "isa-ipmi-kcs,bmc=bmc"])
         .args(["-boot", if from_network { "order=n" } else { "order=c" }])
         .args(["-monitor", "stdio"])
         .stdin(Stdio::piped())
@@ -292,6 +296,10 @@ async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_and_is_judge
         assert!(found.facts.contains_key(fact), "{fact} in {found:?}");
     }
     assert_eq!(found.facts["network.cards"], "8086:10d3");
+    // In band, the BMC's log is the same that the controller reads over the network.
+    assert_eq!(found.facts["bmc.events"], "1");
+    let noted = &found.facts["bmc.last_event"];
+    assert!(noted.starts_with("1 | ") && noted.contains(" | Watchdog 2 0x71 | Hard Reset | asserted | "), "{noted}");
     let interfaces = found.interfaces();
     assert!(interfaces.iter().any(|one| one.starts_with("eth0: e1000e, 1000 Mbit/s, at 0000:")), "{interfaces:?}");
     assert!(lab.lost.load(Ordering::SeqCst) > 0, "the wire was as bad as it should be");

@@ -4,6 +4,7 @@
 //! there is left out, since a kernel without a driver says nothing about the hardware. What it means, and whether it is
 //! what it was yesterday, the server says.
 
+use crate::ipmi::sel;
 use crashyard_protocol::agent::Report;
 use ipmi_rs::{File as InBand, Ipmi, app::GetDeviceId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,14 +29,14 @@ const VALUE: usize = 2048;
 
 type Facts = BTreeMap<String, String>;
 
-/// The report `inventory`. A BMC that does not answer must not keep the machine from its job.
+/// The report `inventory`. A BMC that does not answer, or answers what the library panics at, must not keep the machine from
+/// its job, nor the rest from being told.
 pub async fn report() -> Report {
-    let read = tokio::task::spawn_blocking(|| {
-        let mut facts = collect(Path::new("/"));
-        facts.extend(bmc(Path::new("/dev/ipmi0")));
-        facts
-    });
-    Report::Inventory { facts: read.await.unwrap_or_default() }
+    let files = tokio::task::spawn_blocking(|| collect(Path::new("/")));
+    let bmc = tokio::task::spawn_blocking(|| bmc(Path::new("/dev/ipmi0")));
+    let mut facts = files.await.unwrap_or_default();
+    facts.extend(bmc.await.unwrap_or_default());
+    Report::Inventory { facts }
 }
 
 /// Everything that files say, below `root`.
@@ -180,16 +181,23 @@ fn file_name(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
 
-/// What the BMC says of itself over the machine's own interface to it.
+/// What the BMC says of itself over the machine's own interface to it, and the last that it has noted: where power has no
+/// IPMI, nobody else asks what it wrote when the machine crashed before.
 fn bmc(device: &Path) -> Facts {
     let Ok(link) = InBand::new(device, BMC) else { return Facts::new() };
-    let Ok(id) = Ipmi::new(link).send_recv(GetDeviceId) else { return Facts::new() };
-    Facts::from([
+    let mut ipmi = Ipmi::new(link);
+    let Ok(id) = ipmi.send_recv(GetDeviceId) else { return Facts::new() };
+    let mut facts = Facts::from([
         ("bmc.manufacturer".into(), id.manufacturer_id.to_string()),
         ("bmc.product".into(), id.product_id.to_string()),
         ("bmc.firmware".into(), format!("{}.{:02}", id.major_fw_revision, id.minor_fw_revision)),
         ("bmc.ipmi".into(), format!("{}.{}", id.major_version, id.minor_version)),
-    ])
+    ]);
+    if let Ok((count, last)) = sel::last(&mut ipmi) {
+        facts.insert("bmc.events".into(), count.to_string());
+        facts.extend(last.map(|last| ("bmc.last_event".into(), last)));
+    }
+    facts
 }
 
 #[cfg(test)]
