@@ -1,9 +1,10 @@
 //! `crashyard machine` and `crashyard reserve`: where machines are in their life, and taking one out of the farm.
 
+mod check;
+
 use crate::server::{Server, said};
 use crate::time::{ago, minutes, when};
 use crate::triage::vmcore::text;
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use crashyard_protocol::MachineState;
 use crashyard_protocol::api::{Extension, Inventory, Machine, MachineEvent, NewMachineState, NewReservation};
@@ -11,6 +12,7 @@ use crashyard_protocol::client::Client;
 use crashyard_protocol::clock::Timestamp;
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::process::ExitCode;
 
 /// What to do with machines.
 #[derive(Subcommand)]
@@ -35,8 +37,18 @@ ask for them: \"requires\": [\"vmx.unrestricted\", \"memory_mib >= 65536\"]. Wha
     Quarantine(Decide),
     /// Take a machine out of the farm for good
     Retire(Decide),
-    /// Say how a machine's power and console are tested
-    Check(Name),
+    /// Have a machine's power and consoles tried by its controller, and say what was seen
+    #[command(after_help = "\
+The check is wanted at the server; the machine's controller does it when the machine is idle, before its next job. Without
+--cycle nothing is done to the machine. With it, the machine is switched off, told to boot from the network, switched on,
+listened to, and switched off again; whatever runs on it is lost. Ctrl-C leaves the check wanted; --cancel takes it back.
+The exit status is 1 if something that the configuration names was not seen to work, or the check could not be done.
+
+  crashyard machine check r740
+  crashyard machine check r740 --cycle --json
+  crashyard machine check r740 --last
+  crashyard machine check r740 --cancel")]
+    Check(check::Check),
 }
 
 /// Arguments of `reserve`.
@@ -77,16 +89,9 @@ pub struct Reserve {
 pub struct Common {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     #[command(flatten)]
-    server: Server,
-}
-
-/// A machine's name alone.
-#[derive(Args)]
-pub struct Name {
-    /// The machine's name
-    machine: String,
+    pub server: Server,
 }
 
 /// One machine.
@@ -111,21 +116,17 @@ pub struct Decide {
 }
 
 impl MachineCommand {
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Check(what) => return what.run().await,
             Self::List(common) => list(&common).await,
             Self::Show(one) => show(&one).await,
             Self::Inventory(one) => inventory(&one).await,
             Self::Release(decide) => set(decide, MachineState::Available).await,
             Self::Quarantine(decide) => set(decide, MachineState::Quarantined).await,
             Self::Retire(decide) => set(decide, MachineState::Retired).await,
-            Self::Check(name) => bail!(
-                "power and console of {} are tested where their passwords are, on its controller's host:\n  \
-                 crashyard-agent machine check {} --config /etc/crashyard/controller.toml",
-                text::safe(&name.machine),
-                text::safe(&name.machine)
-            ),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -151,7 +152,7 @@ impl Reserve {
 }
 
 impl Common {
-    fn print(&self, value: &impl Serialize, human: impl FnOnce() -> String) -> anyhow::Result<()> {
+    pub fn print(&self, value: &impl Serialize, human: impl FnOnce() -> String) -> anyhow::Result<()> {
         if self.json {
             println!("{}", serde_json::to_string_pretty(value)?);
         } else {
@@ -239,6 +240,9 @@ fn line(machine: &Machine, now: Timestamp) -> String {
             Some(_) => format!("{why} (until {})", when(one.until)),
         };
     }
+    if let Some(errand) = &machine.errand {
+        why = format!("{why} First: {errand}.").trim_start().to_owned();
+    }
     if let Some(how) = &machine.differs {
         why = format!("{why} Fails differently: {how}.").trim_start().to_owned();
     }
@@ -262,7 +266,10 @@ fn reserved(machine: &Machine) -> String {
             format!("{name} is busy; it is {} as soon as its attempt is over, until {}", one.owner, when(one.until))
         }
         None if machine.attempt.is_some() => format!("{name} is handed back; its attempt returns it to the jobs"),
-        None => format!("{name} is back with the jobs"),
+        None if machine.state == MachineState::Quarantined => {
+            format!("{name} is handed back, and quarantined as before")
+        }
+        None => format!("{name} is handed back; its controller powers it off, and then jobs get it"),
     };
     format!("{}\n", text::safe(&said))
 }
@@ -328,6 +335,7 @@ mod tests {
             on_probation: false,
             differs: Some("MISS in 5 of 9 attempts; others in 0 of 40 at the same tests".into()),
             reservation: None,
+            errand: None,
         }
     }
 
@@ -375,7 +383,9 @@ mod tests {
             reserved(&Machine { reservation: Some(began), ..machine() }),
             "m1 is token:kris until 1970-01-01 00:01:00 UTC\n"
         );
-        assert_eq!(reserved(&machine()), "m1 is back with the jobs\n");
+        assert_eq!(reserved(&machine()), "m1 is handed back, and quarantined as before\n");
+        let enrolled = Machine { state: MachineState::Enrolled, ..machine() };
+        assert_eq!(reserved(&enrolled), "m1 is handed back; its controller powers it off, and then jobs get it\n");
         let said = |warned| {
             let reservation = Some(Reservation { began_at: Some(Timestamp(0)), warned, ..reservation.clone() });
             line(&Machine { reservation, quarantined_until: None, ..machine() }, Timestamp(0))

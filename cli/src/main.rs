@@ -80,12 +80,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Submit(what) => return server::wait(what.run()),
         Command::Run(what) => return server::wait(what.run()),
+        Command::Machine(what) => return server::wait(what.run()),
         Command::Build(what) => what.run(),
         Command::Plan(what) => what.run(),
         Command::Triage(what) => what.run(),
         Command::Job(what) => what.run(),
         Command::Scenario(what) => what.run(),
-        Command::Machine(what) => server::wait(what.run()),
         Command::Reserve(what) => server::wait(what.run()),
         Command::Console(what) => server::wait(what.run()),
         Command::Repro(what) => server::wait(what.run()),

@@ -87,6 +87,7 @@ fn messages(from: &str, told: &[Told]) -> Vec<String> {
 fn line(told: &Told) -> Option<String> {
     Some(match told {
         Told::Wake(Topic::Machine(id)) => format!("m {id}"),
+        Told::Wake(Topic::Errand(id)) => format!("e {id}"),
         Told::Wake(Topic::Run(id)) => format!("r {id}"),
         Told::Wake(Topic::Attempt(id)) => format!("a {id}"),
         Told::Wake(Topic::Console(id)) => format!("c {id}"),
@@ -101,6 +102,7 @@ fn read(line: &str) -> Option<Told> {
     let (kind, id) = (words.next()?, words.next()?);
     Some(match kind {
         "m" => Told::Wake(Topic::Machine(id.parse().ok()?)),
+        "e" => Told::Wake(Topic::Errand(id.parse().ok()?)),
         "r" => Told::Wake(Topic::Run(id.parse().ok()?)),
         "a" => Told::Wake(Topic::Attempt(id.parse().ok()?)),
         "c" => Told::Wake(Topic::Console(id.parse().ok()?)),

@@ -252,6 +252,9 @@ fn states(fitting: &[&NamedMachine], reserved: &Reserved, now: Timestamp) -> Str
                 format!("{} since {}{until} ({reason})", row.state, minute(row.state_since))
             }
             (None, Some(next)) => format!("{}, and then {}'s ({})", row.state, next.owner, next.reason),
+            (None, None) if row.errand_owed && row.attempt_id.is_none() => {
+                format!("{}, and first something else is done with it", row.state)
+            }
             (None, None) => row.state.to_string(),
         };
         let words = match silent_since(machine, now) {

@@ -17,8 +17,10 @@ pub const SAFETY: Duration = Duration::from_secs(10);
 /// What somebody may wait for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// There may be a job for this machine.
+    /// There may be a job for this machine, or an errand.
     Machine(MachineId),
+    /// An errand of this machine is wanted, given or over.
+    Errand(MachineId),
     /// The run has a new event.
     Run(RunId),
     /// The attempt has its verdict or has ended, its machine is to be returned, somebody typed, or it has one more console.

@@ -87,7 +87,12 @@ pub async fn claim_all(client: &Client, lab: &Enrolled) -> anyhow::Result<Vec<Cl
     let mut idle: Vec<_> = lab.machines.values().cloned().collect();
     let mut claims = Vec::new();
     while !idle.is_empty() {
-        let request = ClaimRequest { controller: lab.controller.clone(), machines: idle.clone(), wait_seconds: 10 };
+        let request = ClaimRequest {
+            controller: lab.controller.clone(),
+            machines: idle.clone(),
+            wait_seconds: 10,
+            errands: false,
+        };
         let Some(claim) = client.claim(&request).await? else { anyhow::bail!("no job for {} machines", idle.len()) };
         idle.retain(|machine| *machine != claim.machine);
         claims.push(claim);

@@ -109,7 +109,7 @@ impl Lab {
     /// the same moment.
     pub async fn live(&self, controller: ControllerId, machine: MachineId, first: f64) {
         let mut length = self.pace.length.mul_f64(first);
-        let request = ClaimRequest { controller, machines: vec![machine], wait_seconds: CLAIM_SECONDS };
+        let request = ClaimRequest { controller, machines: vec![machine], wait_seconds: CLAIM_SECONDS, errands: false };
         while !self.stop.load(Ordering::Relaxed) {
             let begun = Instant::now();
             let claim = match Box::pin(self.client.claim(&request)).await {

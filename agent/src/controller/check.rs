@@ -1,15 +1,16 @@
-//! `crashyard-agent machine check`: what can be seen of a real machine's power and consoles, before any job depends on it.
+//! `crashyard-agent machine check`, and the same when the server asks for it: what can be seen of a real machine's power and
+//! consoles, before any job depends on it.
 //!
 //! Each line is something that was tried just now and what came of it, never what should be so. Nothing is done to the
 //! machine unless that was asked for.
 
 use super::config::Config;
-use super::console::{ConsoleConfig, GAP};
+use super::console::GAP;
 use super::metal::chassis::Chassis;
 use super::metal::{Metal, MetalConfig};
 use super::watch::Watcher;
 use anyhow::{Context as _, bail};
-use serde::Serialize;
+use crashyard_protocol::check::{Finding, Report, Seen};
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,31 +20,6 @@ const LISTEN: Duration = Duration::from_secs(10);
 /// How long after power-on a firmware may take until it prints.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// What came of one thing that was tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Seen {
-    /// It works; it was seen to.
-    Works,
-    /// It does not.
-    Fails,
-    /// It was not tried, or trying it shows nothing.
-    Unknown,
-}
-
-/// One thing that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What: `power state`, `console serial`, …
-    pub capability: String,
-    /// What came of it.
-    pub seen: Seen,
-    /// In words.
-    pub detail: String,
-    /// Whether no job can run without it.
-    pub needed: bool,
-}
-
 /// What to try.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -51,57 +27,20 @@ pub struct Options {
     pub cycle: bool,
 }
 
-/// Everything that was seen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// The machine.
-    pub machine: String,
-    /// In the order in which it was tried.
-    pub findings: Vec<Finding>,
+/// Writes down what came of one thing; whether it works.
+fn add(report: &mut Report, capability: &str, needed: bool, outcome: anyhow::Result<String>) -> bool {
+    let works = outcome.is_ok();
+    let (seen, detail) = match outcome {
+        Ok(detail) => (Seen::Works, detail),
+        Err(error) => (Seen::Fails, format!("{error:#}")),
+    };
+    report.findings.push(Finding { capability: capability.into(), seen, detail, needed });
+    works
 }
 
-impl Report {
-    /// Whether everything is there that a job needs, as far as it was tried.
-    #[must_use]
-    pub fn passes(&self) -> bool {
-        self.findings.iter().all(|finding| !finding.needed || finding.seen != Seen::Fails)
-    }
-
-    /// For people.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let line = |finding: &Finding| {
-            let word = match (finding.seen, finding.needed) {
-                (Seen::Works, _) => "works",
-                (Seen::Fails, true) => "FAILS",
-                (Seen::Fails, false) => "is not there",
-                (Seen::Unknown, _) => "not known",
-            };
-            let detail: String = finding.detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            format!("{:<20} {word:<14} {detail}\n", finding.capability)
-        };
-        let end = if self.passes() {
-            format!("{} can take jobs, as far as was tried.\n", self.machine)
-        } else {
-            format!("{} cannot take jobs: mend what FAILS and check again.\n", self.machine)
-        };
-        self.findings.iter().map(line).collect::<String>() + &end
-    }
-
-    fn add(&mut self, capability: &str, needed: bool, outcome: anyhow::Result<String>) -> bool {
-        let works = outcome.is_ok();
-        let (seen, detail) = match outcome {
-            Ok(detail) => (Seen::Works, detail),
-            Err(error) => (Seen::Fails, format!("{error:#}")),
-        };
-        self.findings.push(Finding { capability: capability.into(), seen, detail, needed });
-        works
-    }
-
-    fn unknown(&mut self, capability: &str, detail: impl Into<String>) {
-        let capability = capability.to_owned();
-        self.findings.push(Finding { capability, seen: Seen::Unknown, detail: detail.into(), needed: false });
-    }
+fn unknown(report: &mut Report, capability: &str, detail: impl Into<String>) {
+    let capability = capability.to_owned();
+    report.findings.push(Finding { capability, seen: Seen::Unknown, detail: detail.into(), needed: false });
 }
 
 /// A real machine of a configuration.
@@ -134,26 +73,33 @@ pub async fn check(file: &Path, machine: &str, options: Options) -> anyhow::Resu
         bail!("{machine} is in an attempt that is not over: start the controller, and check when that has ended");
     }
     let watcher = Watcher::start()?;
-    let driver = Metal::new(machine, metal, &config.server, watcher.clone())?;
-    let mut report = Report { machine: machine.to_owned(), findings: Vec::new() };
-    power(&mut report, driver.chassis().as_ref()).await;
+    look(&Metal::new(machine, metal, &config.server, watcher)?, options).await
+}
+
+/// Tries a machine that no attempt has. The caller makes sure of that.
+pub async fn look(metal: &Metal, options: Options) -> anyhow::Result<Report> {
+    let report = &mut Report { machine: metal.machine().to_owned(), findings: Vec::new() };
+    power(report, metal.chassis().as_ref()).await;
     let directory = tempfile::tempdir().context("a directory for what the consoles bring")?;
-    let consoles = open(&mut report, &driver, &metal.consoles, directory.path(), &watcher);
+    let consoles = open(report, metal, directory.path());
     if options.cycle {
-        cycle(&mut report, driver.chassis().as_ref(), &consoles).await;
+        cycle(report, metal.chassis().as_ref(), &consoles).await;
     } else {
         for (name, console) in &consoles {
-            match heard(console.as_ref(), LISTEN).await {
-                Ok(said) => drop(report.add(&format!("console {name}"), true, Ok(said))),
-                Err(_) => report.unknown(
-                    &format!("console {name}"),
+            let capability = format!("console {name}");
+            match (heard(console.as_ref(), LISTEN).await, console.trouble()) {
+                (Ok(said), _) => drop(add(report, &capability, true, Ok(said))),
+                (Err(_), Some(why)) => drop(add(report, &capability, true, Err(anyhow::anyhow!("not open: {why}")))),
+                (Err(_), None) => unknown(
+                    report,
+                    &capability,
                     format!("opened, and silent for {} s; --cycle shows whether it speaks", LISTEN.as_secs()),
                 ),
             }
         }
-        report.unknown("power off and on", "not tried; --cycle does it");
+        unknown(report, "power off and on", "not tried; --cycle does it");
     }
-    Ok(report)
+    Ok(report.clone())
 }
 
 type Consoles = Vec<(String, std::sync::Arc<dyn super::machine::Console>)>;
@@ -161,36 +107,31 @@ type Consoles = Vec<(String, std::sync::Arc<dyn super::machine::Console>)>;
 async fn power(report: &mut Report, chassis: &dyn Chassis) {
     let state = chassis.is_on().await;
     let words = state.map(|on| format!("{} says that it is {}", chassis.what(), if on { "on" } else { "off" }));
-    if !report.add("power state", true, words) {
+    if !add(report, "power state", true, words) {
         return;
     }
     match chassis.can_nmi().await {
-        Ok(how) => report.unknown("NMI", how),
-        Err(error) => report.unknown("NMI", format!("{error:#}")),
+        Ok(how) => unknown(report, "NMI", how),
+        Err(error) => unknown(report, "NMI", format!("{error:#}")),
     }
     match chassis.events().await {
         Ok(Some(events)) => {
-            report.add("event log", false, Ok(format!("{} entries", events.len())));
+            add(report, "event log", false, Ok(format!("{} entries", events.len())));
         }
-        Ok(None) => report.unknown("event log", "it has none"),
+        Ok(None) => unknown(report, "event log", "it has none"),
         Err(error) => {
-            report.add("event log", false, Err(error));
+            add(report, "event log", false, Err(error));
         }
     }
 }
 
-fn open(
-    report: &mut Report,
-    driver: &Metal,
-    configs: &[ConsoleConfig],
-    directory: &Path,
-    watcher: &Watcher,
-) -> Consoles {
+fn open(report: &mut Report, metal: &Metal, directory: &Path) -> Consoles {
     let mut consoles = Vec::new();
+    let (configs, watcher) = metal.consoles();
     for config in configs {
-        match config.open(directory, driver.bmc(), watcher) {
+        match config.open(directory, metal.bmc(), watcher) {
             Ok(console) => consoles.push((config.name.clone(), console)),
-            Err(error) => drop(report.add(&format!("console {}", config.name), true, Err(error))),
+            Err(error) => drop(add(report, &format!("console {}", config.name), true, Err(error))),
         }
     }
     consoles
@@ -224,18 +165,21 @@ fn first_line(text: &str) -> Option<String> {
 
 /// Off, on, heard, off.
 async fn cycle(report: &mut Report, chassis: &dyn Chassis, consoles: &Consoles) {
-    if !report.add("power off", true, chassis.power(false).await) {
+    if !add(report, "power off", true, chassis.power(false).await) {
         return;
     }
-    report.add("network boot", true, chassis.boot_from_network_once().await);
-    if report.add("power on", true, chassis.power(true).await) {
+    add(report, "network boot", true, chassis.boot_from_network_once().await);
+    if add(report, "power on", true, chassis.power(true).await) {
         for (name, console) in consoles {
             let said = heard(console.as_ref(), BOOT).await;
-            let said = said.with_context(|| format!("it brought nothing in {} s after power-on", BOOT.as_secs()));
-            report.add(&format!("console {name}"), true, said);
+            let said = said.with_context(|| match console.trouble() {
+                Some(why) => format!("not open: {why}"),
+                None => format!("it brought nothing in {} s after power-on", BOOT.as_secs()),
+            });
+            add(report, &format!("console {name}"), true, said);
         }
     }
-    report.add("power off again", true, chassis.power(false).await);
+    add(report, "power off again", true, chassis.power(false).await);
 }
 
 #[cfg(test)]
@@ -264,5 +208,7 @@ mod tests {
         drop(controller);
         let report = check(&file, "m1", Options::default()).await.unwrap();
         assert!(!report.passes(), "and afterwards it is tried: {report:?}");
+        let console = report.findings.iter().find(|one| one.capability == "console serial").unwrap();
+        assert!(console.seen == Seen::Fails && console.detail.contains("refused"), "nobody is there: {console:?}");
     }
 }

@@ -4,9 +4,11 @@
 //! directory after the controller was killed. So everything a driver needs to find its machine again lives in that
 //! directory or on the machine, never in this process's memory.
 
+use anyhow::bail;
 use async_trait::async_trait;
 use bytes::Bytes;
 use crashyard_protocol::agent::Keys;
+use crashyard_protocol::check::Report;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -63,6 +65,10 @@ pub trait Console: Send + Sync {
     async fn read(&self, offset: u64, limit: usize) -> std::io::Result<Bytes>;
     /// Returns when there may be bytes behind `offset`.
     async fn grown(&self, offset: u64) -> std::io::Result<()>;
+    /// Why nobody listens to it at this moment, where somebody should and that is known.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
     /// Types into the console, where that is possible, and returns when the other end has taken it.
     async fn press(&self, _keys: &Keys) -> std::io::Result<()> {
         Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "this console cannot be written to"))
@@ -83,6 +89,7 @@ pub struct Attached {
 }
 
 /// Drives one machine.
+#[async_trait]
 pub trait Driver: Send + Sync {
     /// `qemu`, `bochs`, `ipmi`, …
     fn name(&self) -> &'static str;
@@ -99,4 +106,12 @@ pub trait Driver: Send + Sync {
     }
     /// Finds the machine of an attempt, whether it was ever powered on or not.
     fn attach(&self, directory: &Path) -> anyhow::Result<Attached>;
+    /// Powers off at once what no attempt has; fine if it is off already. An emulated machine is there in attempts only.
+    async fn off(&self) -> anyhow::Result<String> {
+        Ok("an emulated machine is off between attempts".into())
+    }
+    /// Tries power and consoles of a machine that no attempt has; with `cycle`, by switching it off, on and off again.
+    async fn look(&self, _cycle: bool) -> anyhow::Result<Report> {
+        bail!("it is an emulated machine; there is no BMC and no wire to check")
+    }
 }

@@ -10,6 +10,7 @@ pub mod check;
 mod config;
 pub mod console;
 mod emulated;
+mod errand;
 mod filelog;
 mod forward;
 mod images;
@@ -29,7 +30,7 @@ use crate::http::LONG_POLL;
 use crate::retry::{Backoff, persist};
 use anyhow::{Context as _, bail};
 use attempt::Attempt;
-use crashyard_protocol::agent::{ClaimRequest, EnrolRequest, Enrolled, MachineSpec};
+use crashyard_protocol::agent::{ClaimRequest, EnrolRequest, Enrolled, MachineSpec, Work};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{ControllerId, MachineId};
 use images::Images;
@@ -265,14 +266,18 @@ impl Controller {
                 }
             };
             let wait_seconds = u32::try_from(LONG_POLL.as_secs()).unwrap_or(30);
-            let request = ClaimRequest { controller, machines: vec![machine], wait_seconds };
-            let claim = tokio::select! {
-                claim = self.farm.client.claim(&request) => claim,
+            let request = ClaimRequest { controller, machines: vec![machine], wait_seconds, errands: true };
+            let work = tokio::select! {
+                work = self.farm.client.job_or_errand(&request) => work,
                 () = drain.cancelled() => return Ok(()),
             };
-            match claim {
+            match work {
                 Ok(None) => backoff = Backoff::default(),
-                Ok(Some(claim)) => {
+                Ok(Some(Work::Errand(errand))) => {
+                    backoff = Backoff::default();
+                    errand::run(&self.farm.client, member, &errand).await;
+                }
+                Ok(Some(Work::Lease(claim))) => {
                     backoff = Backoff::default();
                     let directory = self.state.join("attempts").join(claim.attempt.as_str());
                     tracing::info!(attempt = %claim.attempt, machine = member.config.name, scenario = claim.brief.scenario.name, "claimed");

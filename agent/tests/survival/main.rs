@@ -51,12 +51,13 @@ fn start(state: &Path, server: &Server, world: &Arc<World>) -> JoinHandle<()> {
     })
 }
 
-/// Runs one attempt, killing the controller at each of the given points in turn. `false` if the last of them was never
+/// Runs one errand and one attempt, killing the controller at each of the given points in turn. `false` if the last of them was never
 /// reached.
 async fn story(kills: &[u64]) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let world = Arc::new(World::default());
     let server = Server::start(&world).await;
+    server.want_off();
     let mut died_at_all = true;
     for kill in kills {
         world.arm(*kill);

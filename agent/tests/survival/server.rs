@@ -9,15 +9,16 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use crashyard_protocol::agent::{
     ArtifactBrief, Brief, BuildBrief, Chunk, Claim, CompleteRequest, ConsoleAck, Directive, EPOCH_HEADER, Enrolled,
-    KeyPress, Keys, Numbered, ReleaseRequest, RenewReply, RenewRequest, Report, Reports, ReportsReply, Role, Upload,
+    Errand, ErrandDone, KeyPress, Keys, Numbered, Order, ReleaseRequest, RenewReply, RenewRequest, Report, Reports,
+    ReportsReply, Role, Upload,
 };
 use crashyard_protocol::api::Artifact;
 use crashyard_protocol::chunk::{chunk_hash, hex};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::problem::{Problem, kind};
 use crashyard_protocol::{
-    ArtifactId, ArtifactState, AttemptId, Boot, BuildId, Capture, ControllerId, Deadlines, Expect, JobId, MachineId,
-    RunId, Scenario, Trigger, VmxState,
+    ArtifactId, ArtifactState, AttemptId, Boot, BuildId, Capture, ControllerId, Deadlines, ErrandId, Expect, JobId,
+    MachineId, RunId, Scenario, Trigger, VmxState,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -54,6 +55,10 @@ pub struct Books {
     /// It is not there any more.
     ended: bool,
     pub released: u32,
+    /// The machine is to be powered off before its job.
+    pub off_wanted: bool,
+    /// How often a controller said that it had done that.
+    pub off_done: u32,
     /// The lease is over, and how that is said.
     lost: Option<&'static str>,
 }
@@ -76,7 +81,7 @@ trait From2 {
 macro_rules! from2 {
     ($($id:ident),*) => {$(impl From2 for $id { fn from2(ulid: ulid::Ulid) -> Self { Self::from_ulid(ulid) } })*};
 }
-from2!(ArtifactId, AttemptId, BuildId, ControllerId, JobId, MachineId, RunId);
+from2!(ArtifactId, AttemptId, BuildId, ControllerId, ErrandId, JobId, MachineId, RunId);
 
 impl Server {
     pub async fn start(world: &Arc<World>) -> Self {
@@ -97,6 +102,7 @@ impl Server {
             .route("/agent/v1/enrol", post(enrol))
             .route("/agent/v1/claim", post(claim))
             .route("/api/v1/artifacts/{id}/content", get(download))
+            .route("/agent/v1/errands/{errand}", post(errand_done))
             .route(&format!("{attempt}/renew"), post(renew))
             .route(&format!("{attempt}/keys"), get(keys))
             .route(&format!("{attempt}/reports"), post(reports))
@@ -117,6 +123,11 @@ impl Server {
         self.shared.idle.notified().await;
     }
 
+    /// Wants the machine powered off before its job.
+    pub fn want_off(&self) {
+        self.shared.books.lock().unwrap().off_wanted = true;
+    }
+
     /// Ends the lease; this kind of problem says so.
     pub fn lose_lease(&self, kind: &'static str) {
         self.shared.books.lock().unwrap().lost = Some(kind);
@@ -128,6 +139,8 @@ impl Server {
         let books = self.shared.books.lock().unwrap();
         let machines = world.machines.lock().unwrap();
         assert!(books.released >= 1, "{story}: released");
+        let offs = world.idle_offs.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(books.off_done >= 1 && offs >= 1 && !books.off_wanted, "{story}: powered off before its job");
         assert!(!machines.values().any(|life| life.running), "{story}: a machine runs on");
         let last = &books.claims.last().unwrap().1;
         for (directory, life) in machines.iter() {
@@ -210,6 +223,10 @@ async fn claim(State(shared): S) -> Response {
         shared.idle.notify_one();
         std::future::pending::<()>().await;
     }
+    if shared.books.lock().unwrap().off_wanted {
+        let errand = shared.act(|_| Errand { errand: ulid(3), machine: ulid(1), order: Order::Off }).await;
+        return Json(errand).into_response();
+    }
     // Whoever holds an attempt works on it before asking for another. So an earlier claim's answer was lost with the
     // controller that asked, its lease has run out, and the job is placed again.
     let claim = shared
@@ -228,6 +245,17 @@ async fn claim(State(shared): S) -> Response {
         })
         .await;
     Json(claim).into_response()
+}
+
+async fn errand_done(State(shared): S, Path(errand): Path<ErrandId>, Json(done): Json<ErrandDone>) -> StatusCode {
+    assert_eq!((errand, done.ok, done.detail.as_str()), (ulid(3), true, "off"));
+    shared
+        .act(|books| {
+            books.off_wanted = false;
+            books.off_done += 1;
+        })
+        .await;
+    StatusCode::NO_CONTENT
 }
 
 fn brief(attempt: AttemptId, [kernel, initrd]: &[Vec<u8>; 2]) -> Brief {

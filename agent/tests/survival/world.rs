@@ -26,6 +26,8 @@ pub struct World {
     /// A machine's life, by the directory of its attempt.
     pub machines: Mutex<BTreeMap<PathBuf, Life>>,
     pub printed: Notify,
+    /// How often the machine was powered off between attempts.
+    pub idle_offs: AtomicU64,
 }
 
 /// What became of the machine under one attempt.
@@ -98,6 +100,7 @@ pub struct FakeDriver(pub Arc<World>);
 
 struct FakeMachine(Arc<World>, PathBuf);
 
+#[async_trait]
 impl Driver for FakeDriver {
     fn name(&self) -> &'static str {
         "fake"
@@ -117,6 +120,14 @@ impl Driver for FakeDriver {
             dump_disk: None,
             logs: vec![("emulator.log".into(), log)],
         })
+    }
+
+    async fn off(&self) -> anyhow::Result<String> {
+        self.0.moment().await;
+        assert!(!self.0.anything_runs(), "an attempt has it");
+        self.0.idle_offs.fetch_add(1, Ordering::SeqCst);
+        self.0.moment().await;
+        Ok("off".into())
     }
 }
 

@@ -15,7 +15,10 @@
 //! capture:              report `capture_started` ─► chunks … ─► complete ─► report `dump_finished` ─► power off
 //! ```
 
-use crate::{ArtifactId, AttemptId, BuildId, ControllerId, JobId, MachineId, RunId, Scenario, VmxState, text_enum};
+use crate::check::Finding;
+use crate::{
+    ArtifactId, AttemptId, BuildId, ControllerId, ErrandId, JobId, MachineId, RunId, Scenario, VmxState, text_enum,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -77,6 +80,61 @@ pub struct ClaimRequest {
     pub machines: Vec<MachineId>,
     /// How long the server may hold the request open (at most 60).
     pub wait_seconds: u32,
+    /// Whether it does errands; one that does not is never given any.
+    #[serde(default)]
+    pub errands: bool,
+}
+
+/// Answer to a claim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(untagged)]
+pub enum Work {
+    /// A job.
+    Lease(Box<Claim>),
+    /// Something else, which comes before the machine's next job.
+    Errand(Errand),
+}
+
+/// Something that a controller shall do with an idle machine, and that is no attempt. It may be given again, so whatever it asks
+/// for may be done twice; it is over when the controller says what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Errand {
+    /// Names it in the answer.
+    pub errand: ErrandId,
+    /// The machine.
+    pub machine: MachineId,
+    /// What to do.
+    #[serde(flatten)]
+    pub order: Order,
+}
+
+/// What an errand asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// Try its power and consoles.
+    Check {
+        /// Also switch it off and on, and off again.
+        cycle: bool,
+    },
+    /// Power it off.
+    Off,
+}
+
+/// What came of an errand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ErrandDone {
+    /// Whether it could be done. A check that finds faults was done.
+    pub ok: bool,
+    /// What was done, or why it could not be.
+    pub detail: String,
+    /// What a check found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// A lease: one attempt of one job on one machine.

@@ -2,11 +2,12 @@
 //!
 //! Lists are pages: newest first, `?before=ID&limit=N`. Ids are ULIDs, times are milliseconds since the epoch.
 
+use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::{
-    ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId, CheckoutId, ControllerId, JobId, JobState, MachineId,
-    MachineState, PlanId, Priority, Purpose, ReservationId, RunId, RunState, Scenario, ScenarioId, Scope, SignatureId,
-    Stage, StageName, Status, SubmitterId, TokenId, TreeId,
+    ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId, CheckoutId, ControllerId, ErrandId, JobId, JobState,
+    MachineId, MachineState, PlanId, Priority, Purpose, ReservationId, RunId, RunState, Scenario, ScenarioId, Scope,
+    SignatureId, Stage, StageName, Status, SubmitterId, TokenId, TreeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -587,6 +588,43 @@ wire! {
         /// Who has it or gets it next.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub reservation: Option<Reservation>,
+        /// What its controller does with it before its next job, in words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub errand: Option<String>,
+    }
+
+    /// Wants a machine's power and consoles tried by its controller.
+    pub struct NewCheck {
+        /// Also switch it off and on, and off again; whatever runs on it is lost.
+        #[serde(default)]
+        pub cycle: bool,
+    }
+
+    /// A check of a machine's power and consoles: wanted, or what came of it.
+    pub struct Check {
+        /// Id.
+        pub id: ErrandId,
+        /// The machine's name.
+        pub machine: String,
+        /// Whether it is also switched off and on.
+        pub cycle: bool,
+        /// Who wants it: `token:NAME`.
+        pub wanted_by: String,
+        /// Since when.
+        pub wanted_at: Timestamp,
+        /// When its controller took it up (the last time, if more than once).
+        pub begun_at: Option<Timestamp>,
+        /// When it was over.
+        pub ended_at: Option<Timestamp>,
+        /// What it waits for, as long as it is not over.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub waits: Option<String>,
+        /// Why it could not be done.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub failed: Option<String>,
+        /// What was seen, in the order in which it was tried.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub findings: Vec<Finding>,
     }
 
     /// A machine taken by a person, or kept for one.

@@ -4,11 +4,11 @@
 //! [`ClientError::is_transient`] is what it needs to know.
 
 use crate::agent::{
-    Brief, Claim, ClaimRequest, CompleteRequest, ConsoleAck, EPOCH_HEADER, EnrolRequest, Enrolled, KeyPress, Keys,
-    ReleaseRequest, RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload,
+    Brief, Claim, ClaimRequest, CompleteRequest, ConsoleAck, EPOCH_HEADER, EnrolRequest, Enrolled, ErrandDone,
+    KeyPress, Keys, ReleaseRequest, RenewReply, RenewRequest, Reports, ReportsReply, Role, Upload, Work,
 };
 use crate::problem::{Problem, kind};
-use crate::{ArtifactId, AttemptId, BuildId, JobId, RunId, Scenario, SubmitterId, api};
+use crate::{ArtifactId, AttemptId, BuildId, ErrandId, JobId, RunId, Scenario, SubmitterId, api};
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -338,6 +338,22 @@ impl Client {
         self.get(&format!("/api/v1/machines/{}/history", segment(machine))).await
     }
 
+    /// Wants a machine's power and consoles tried; one that is wanted already is not wanted twice.
+    pub async fn want_check(&self, machine: &str, new: &api::NewCheck) -> Answer<api::Check> {
+        self.post(&format!("/api/v1/machines/{}/check", segment(machine)), new).await
+    }
+
+    /// The newest check of a machine; held for some seconds while it is not over and nothing changes.
+    pub async fn check(&self, machine: &str, wait_seconds: u32) -> Answer<api::Check> {
+        self.get(&format!("/api/v1/machines/{}/check?wait_seconds={wait_seconds}", segment(machine))).await
+    }
+
+    /// Takes back that a check is wanted.
+    pub async fn cancel_check(&self, machine: &str) -> Answer<api::Check> {
+        let path = format!("/api/v1/machines/{}/check", segment(machine));
+        Ok(self.send(self.request(Method::DELETE, &path)).await?.json().await?)
+    }
+
     /// What a machine is made of.
     pub async fn machine_inventory(&self, machine: &str) -> Answer<api::Inventory> {
         self.get(&format!("/api/v1/machines/{}/inventory", segment(machine))).await
@@ -423,13 +439,28 @@ impl Client {
         self.post("/agent/v1/enrol", request).await
     }
 
-    /// Asks for work; `None` when there was none in the time given.
+    /// Asks for a job, by a controller that does no errands; `None` when there was none in the time given.
     pub async fn claim(&self, request: &ClaimRequest) -> Answer<Option<Claim>> {
+        self.work(request).await
+    }
+
+    /// Asks for work: a job, or an errand; `None` when there was none in the time given.
+    pub async fn job_or_errand(&self, request: &ClaimRequest) -> Answer<Option<Work>> {
+        self.work(request).await
+    }
+
+    async fn work<T: DeserializeOwned>(&self, request: &ClaimRequest) -> Answer<Option<T>> {
         let response = self.send(self.request(Method::POST, "/agent/v1/claim").json(request)).await?;
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(None);
         }
         Ok(Some(response.json().await?))
+    }
+
+    /// Says what came of an errand; saying it again is harmless.
+    pub async fn errand_done(&self, errand: &ErrandId, done: &ErrandDone) -> Answer<()> {
+        self.send(self.request(Method::POST, &format!("/agent/v1/errands/{errand}")).json(done)).await?;
+        Ok(())
     }
 
     /// What the attempt is to do.

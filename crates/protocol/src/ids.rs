@@ -107,4 +107,6 @@ ids! {
     FlowId,
     /// A machine taken by a person, or kept for one.
     ReservationId,
+    /// Something that a controller shall do with an idle machine.
+    ErrandId,
 }

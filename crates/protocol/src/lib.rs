@@ -8,6 +8,7 @@ pub mod agent;
 pub mod api;
 pub mod bzimage;
 pub mod catalogue;
+pub mod check;
 #[cfg(feature = "hash")]
 pub mod chunk;
 #[cfg(feature = "client")]

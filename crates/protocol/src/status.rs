@@ -186,6 +186,16 @@ text_enum! {
     }
 }
 
+text_enum! {
+    /// What a controller shall do with an idle machine.
+    ErrandKind {
+        /// Power and consoles are tried.
+        Check = "check",
+        /// The machine is powered off, as a person had it.
+        Off = "off",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

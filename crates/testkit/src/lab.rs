@@ -195,7 +195,7 @@ impl FakeLab {
     }
 
     async fn claim(&mut self, wire: &mut Wire, controller: ControllerId, machines: Vec<MachineId>) -> Progress {
-        let request = ClaimRequest { controller, machines, wait_seconds: 0 };
+        let request = ClaimRequest { controller, machines, wait_seconds: 0, errands: false };
         match wire.post("/agent/v1/claim", &self.token, None, &request).await {
             Ok(answer) if answer.status == StatusCode::OK => {
                 self.attempts.push(FakeAttempt::new(answer.json(), &self.token));

@@ -1,9 +1,11 @@
 //! Claims: a controller's idle machines wait here for jobs.
 //!
 //! Nothing polls. A claim listens for its machines, looks at the queue, and waits; whoever submits a run, requeues a
-//! job or releases a machine wakes claims that could take it. A job is offered to a few more claims than it needs and
+//! job or releases a machine wakes claims that could take it. What is to be done with a machine and is no job
+//! ([`super::errands`]) is told to a claim that got none. A job is offered to a few more claims than it needs and
 //! not to a thousand: whoever takes one passes the rest on ([`pass_on`]).
 
+use super::errands;
 use crate::app::AppState;
 use crate::auth::{Controller, secret_hash};
 use crate::db::artifact::{ArtifactRow, Owner};
@@ -19,7 +21,7 @@ use crate::wake::{Pass, SAFETY, Told, Topic};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest};
+use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest, Work};
 use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scenario, SelectorId, SubmitterId, TokenId};
 use futures::future::select_all;
 use std::collections::HashMap;
@@ -35,7 +37,7 @@ const MACHINES_AT_ONCE: usize = 32;
 
 /// Asks for work for idle machines; answered when there is some, or `204` when the time is up.
 #[utoipa::path(post, path = "/agent/v1/claim", tag = "agent", request_body = ClaimRequest,
-    responses((status = 200, body = Claim), (status = 204, description = "no work in the time given")))]
+    responses((status = 200, body = Work), (status = 204, description = "no work in the time given")))]
 pub async fn claim(
     _: Controller,
     State(state): State<AppState>,
@@ -45,16 +47,16 @@ pub async fn claim(
     // Listen first, look second: what is submitted in between wakes this claim.
     let mut waiters: Vec<_> =
         request.machines.iter().map(|id| state.wake.subscribe(Topic::Machine(id.clone()))).collect();
-    let found = match Box::pin(look(&state, &request)).await? {
-        Some(claim) => Some(claim),
-        // Whatever is wrong with the request turns up when it gets nothing.
-        None => {
-            let busy = Box::pin(check_machines(&state, &request)).await?;
-            Box::pin(hand_out_again(&state, &request, &busy)).await?
-        }
-    };
-    if let Some(claim) = found {
+    if let Some(claim) = Box::pin(look(&state, &request)).await? {
         return Ok(Json(claim).into_response());
+    }
+    // Whatever is wrong with the request turns up when it gets nothing; and so does what is no job.
+    let Checked { busy, errands } = Box::pin(check_machines(&state, &request)).await?;
+    if let Some(claim) = Box::pin(hand_out_again(&state, &request, &busy)).await? {
+        return Ok(Json(claim).into_response());
+    }
+    if let Some(errand) = Box::pin(errands::give(&state, &request, &errands)).await? {
+        return Ok(Json(errand).into_response());
     }
     let end = Instant::now() + Duration::from_secs(u64::from(request.wait_seconds.min(WAIT_MAX)));
     while Instant::now() < end && !waiters.is_empty() {
@@ -63,9 +65,13 @@ pub async fn claim(
             _ = timeout_at(end.min(Instant::now() + SAFETY), woken) => {}
             () = state.stop.cancelled() => break,
         }
-        if let Some(claim) = Box::pin(look_again(&state, &request)).await? {
-            Box::pin(pass_on(&state, &claim.machine)).await?;
-            return Ok(Json(claim).into_response());
+        match Box::pin(look_again(&state, &request)).await? {
+            Some(Work::Lease(claim)) => {
+                Box::pin(pass_on(&state, &claim.machine)).await?;
+                return Ok(Json(claim).into_response());
+            }
+            Some(Work::Errand(errand)) => return Ok(Json(errand).into_response()),
+            None => {}
         }
     }
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -79,34 +85,48 @@ async fn look(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Clai
     }
     // Reading first: of a thousand idle machines, only those with work are tried.
     let work = queue::with_work(&state.db, &request.machines).await?;
-    try_machines(state, request, &work, idle).await
+    try_machines(state, request, &work.jobs, idle).await
 }
 
 /// Looks again, reading first: most who are woken find that somebody else was faster.
-async fn look_again(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Claim>> {
+async fn look_again(state: &AppState, request: &ClaimRequest) -> AppResult<Option<Work>> {
     let work = queue::with_work(&state.db, &request.machines).await?;
-    if work.is_empty() { Ok(None) } else { try_machines(state, request, &work, Vec::new()).await }
+    if !work.jobs.is_empty()
+        && let Some(claim) = try_machines(state, request, &work.jobs, Vec::new()).await?
+    {
+        return Ok(Some(Work::Lease(Box::new(claim))));
+    }
+    Ok(errands::give(state, request, &work.errands).await?.map(Work::Errand))
 }
 
-/// Refuses machines that are not the controller's; returns those that have an attempt.
-async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<Vec<MachineId>> {
+/// Machines of a claim that got no job.
+struct Checked {
+    /// Those that have an attempt.
+    busy: Vec<MachineId>,
+    /// Those that have an errand.
+    errands: Vec<MachineId>,
+}
+
+/// Refuses machines that are not the controller's.
+async fn check_machines(state: &AppState, request: &ClaimRequest) -> AppResult<Checked> {
     let own = machine::announced(&state.db, &request.controller, &request.machines).await?;
-    let own: HashMap<_, _> = own.into_iter().collect();
+    let own: HashMap<_, _> = own.into_iter().map(|one| (one.id.clone(), one)).collect();
     if own.is_empty() && !machine::controller_exists(&state.db, &request.controller).await? {
         return Err(AppError::NotFound("this controller is not enrolled; enrol first".into()));
     }
-    let mut busy = Vec::new();
+    let mut checked = Checked { busy: Vec::new(), errands: Vec::new() };
     for id in &request.machines {
         match own.get(id) {
-            Some(Some(_)) => busy.push(id.clone()),
-            Some(None) => {}
+            Some(one) if one.attempt_id.is_some() => checked.busy.push(id.clone()),
+            Some(one) if one.errand_owed => checked.errands.push(id.clone()),
+            Some(_) => {}
             None => {
                 let text = format!("machine {id} is not enrolled by this controller; enrol first");
                 return Err(AppError::NotFound(text));
             }
         }
     }
-    Ok(busy)
+    Ok(checked)
 }
 
 async fn hand_out_again(state: &AppState, request: &ClaimRequest, busy: &[MachineId]) -> AppResult<Option<Claim>> {

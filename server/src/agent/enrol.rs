@@ -57,6 +57,7 @@ pub async fn enrol(
             probation: 0,
             seen_labels: sqlx::types::Json(Labels::new()),
             differs: None,
+            errand_owed: false,
         };
         let put = match machine::put_machine(&mut tx, &row).await {
             Ok(put) => put,

@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod claim;
 pub mod console;
 pub mod enrol;
+pub mod errands;
 pub mod evidence;
 pub mod keys;
 
@@ -18,6 +19,7 @@ pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(enrol::enrol))
         .routes(routes!(claim::claim))
+        .routes(routes!(errands::errand_done))
         .routes(routes!(attempt::get_brief))
         .routes(routes!(attempt::renew))
         .routes(routes!(attempt::release))

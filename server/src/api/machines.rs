@@ -4,7 +4,7 @@ use super::{PageQuery, wire};
 use crate::app::AppState;
 use crate::auth::{Admin, Reader};
 use crate::db::machine::{self, MachineRow, NamedMachine};
-use crate::db::{self, life, reservation};
+use crate::db::{self, errand, life, reservation};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name};
 use crate::wake::Topic;
@@ -32,12 +32,17 @@ pub async fn list_machines(
 pub async fn shown(state: &AppState, rows: Vec<NamedMachine>) -> AppResult<Vec<Machine>> {
     let open = reservation::all_open(&state.db).await?;
     let mut open: HashMap<MachineId, _> = open.into_iter().map(|row| (row.machine_id.clone(), row)).collect();
+    let mut errands: HashMap<MachineId, Vec<_>> = HashMap::new();
+    for row in errand::all_open(&state.db).await? {
+        errands.entry(row.machine_id.clone()).or_default().push(row);
+    }
     let now = state.now();
     Ok(rows
         .into_iter()
         .map(|row| {
             let reserved = open.remove(&row.machine.id);
-            wire::machine(row, reserved, now)
+            let errands = errands.remove(&row.machine.id).unwrap_or_default();
+            wire::machine(row, reserved, &errands, now)
         })
         .collect())
 }
@@ -55,7 +60,8 @@ pub async fn find(state: &AppState, key: &str) -> AppResult<NamedMachine> {
 pub async fn show(state: &AppState, id: &MachineId) -> AppResult<Json<Machine>> {
     let row = machine::get(&state.db, id).await?;
     let reserved = reservation::open(&state.db, id).await?;
-    Ok(Json(wire::machine(row, reserved, state.now())))
+    let errands = errand::open(&state.db, id).await?;
+    Ok(Json(wire::machine(row, reserved, &errands, state.now())))
 }
 
 /// One machine.

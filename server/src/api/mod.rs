@@ -3,6 +3,7 @@
 pub mod artifacts;
 pub mod attempts;
 pub mod builds;
+pub mod checks;
 pub mod dumps;
 pub mod machines;
 pub mod owed;
@@ -99,6 +100,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(machines::set_machine_state))
         .routes(routes!(machines::machine_history))
         .routes(routes!(machines::machine_inventory))
+        .routes(routes!(checks::want_check, checks::get_check, checks::cancel_check))
         .routes(routes!(reservations::reserve, reservations::extend, reservations::hand_back))
         .routes(routes!(owed::list_owed))
         .routes(routes!(submitters::list_submitters))

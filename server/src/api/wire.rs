@@ -4,6 +4,7 @@ use crate::app::AppState;
 use crate::db::artifact::{ArtifactRow, Owner};
 use crate::db::attempt::FullAttempt;
 use crate::db::build::BuildRow;
+use crate::db::errand::{ErrandRow, Kind};
 use crate::db::event::EventRow;
 use crate::db::flow::SubmitterNow;
 use crate::db::machine::NamedMachine;
@@ -222,9 +223,14 @@ pub fn evidence(row: ReportRow) -> api::Evidence {
     api::Evidence { by: row.role, seq: unsigned(row.seq), report: row.body.0, received_at: row.received_at }
 }
 
-/// A machine with the reservation that is open for it.
+/// A machine with the reservation and the errands that are open for it.
 #[must_use]
-pub fn machine(named: NamedMachine, reserved: Option<ReservationRow>, now: Timestamp) -> api::Machine {
+pub fn machine(
+    named: NamedMachine,
+    reserved: Option<ReservationRow>,
+    errands: &[ErrandRow],
+    now: Timestamp,
+) -> api::Machine {
     let reachable = named.is_reachable(now);
     let row = named.machine;
     api::Machine {
@@ -233,6 +239,8 @@ pub fn machine(named: NamedMachine, reserved: Option<ReservationRow>, now: Times
         differs: row.differs,
         on_probation: row.probation > 0 && row.state != MachineState::Quarantined,
         reservation: reserved.map(reservation),
+        // That an enrolled machine is powered off first, its state says.
+        errand: errands.iter().find(|one| one.kind == Kind::Check || row.state != MachineState::Enrolled).map(in_words),
         id: row.id,
         name: row.name,
         driver: row.driver,
@@ -246,6 +254,15 @@ pub fn machine(named: NamedMachine, reserved: Option<ReservationRow>, now: Times
         lease_epoch: unsigned(row.lease_epoch),
         last_seen_at: row.last_seen_at,
     }
+}
+
+/// An open errand.
+fn in_words(row: &ErrandRow) -> String {
+    let what = match row.kind {
+        Kind::Check => format!("before its next job, as {} wants it, power and consoles are checked", row.wanted_by),
+        Kind::Off => format!("before its next job it is powered off, as {} had it", row.wanted_by),
+    };
+    if row.given_at.is_some() { format!("{what}; its controller is at it") } else { what }
 }
 
 /// A reservation.

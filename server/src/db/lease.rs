@@ -398,7 +398,7 @@ async fn next(tx: &mut Tx, job: &JobRow, last: &AttemptRow, care: &Care) -> DbRe
 /// Quarantines the machine that a comparison has found out, before anything of the run is locked.
 async fn set_aside(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
     if let Next::Done { suspect: Some((machine, why)), .. } = next {
-        life::quarantine(tx, machine, why, &last.id, &care.rule, now).await?;
+        life::quarantine(tx, machine, why, Some(&last.id), &care.rule, now).await?;
     }
     Ok(())
 }
@@ -412,7 +412,7 @@ async fn unhealthy(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now
     let Some(machine) = health::checks(tx, &last.run_id).await? else { return Ok(()) };
     let at = blamed.map_or_else(String::new, |stage| format!(" at {stage}"));
     let why = reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-    life::quarantine(tx, &machine, &format!("Its health check got {status}{at}{why}"), &last.id, &care.rule, now)
+    life::quarantine(tx, &machine, &format!("Its health check got {status}{at}{why}"), Some(&last.id), &care.rule, now)
         .await?;
     Ok(())
 }

@@ -79,9 +79,12 @@ pub async fn decide(
     .fetch_optional(c)
     .await)?;
     if row.is_some() {
-        reservation::close(tx, machine, by, now).await?;
+        let closed = reservation::close(tx, machine, by, now).await?;
         let reason = reason.map(str::to_owned);
         note(tx, machine, &ChangeRow { at: now, state, reason, decided_by: by.to_owned(), attempt_id: None }).await?;
+        if let Some(closed) = closed.filter(|closed| closed.began_at.is_some()) {
+            reservation::owe_off(tx, &closed, now).await?;
+        }
     }
     Ok(row)
 }
@@ -91,7 +94,7 @@ pub async fn quarantine(
     tx: &mut Tx,
     machine: &MachineId,
     reason: &str,
-    attempt: &AttemptId,
+    attempt: Option<&AttemptId>,
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<bool> {
@@ -116,7 +119,7 @@ pub async fn quarantine(
         state: MachineState::Quarantined,
         reason: Some(reason.to_owned()),
         decided_by: SERVER.to_owned(),
-        attempt_id: Some(attempt.clone()),
+        attempt_id: attempt.cloned(),
     };
     note(tx, machine, &change).await?;
     Ok(true)
@@ -160,7 +163,7 @@ pub async fn after_attempt(
         }
         Trust::Quarantine(why) if taken => reservation::distrust(tx, machine, &why, rule.until(times, now)).await?,
         Trust::Quarantine(why) => {
-            quarantine(tx, machine, &why, attempt, rule, now).await?;
+            quarantine(tx, machine, &why, Some(attempt), rule, now).await?;
         }
     }
     Ok(())

@@ -50,6 +50,8 @@ pub struct MachineRow {
     pub seen_labels: Json<Labels>,
     /// How its failures differ from those of its siblings.
     pub differs: Option<String>,
+    /// Whether its controller has something else to do with it before its next job ([`super::errand`]).
+    pub errand_owed: bool,
 }
 
 /// A machine with its controller's name, for people.
@@ -314,15 +316,26 @@ pub async fn list(db: &Db, before: Option<&str>, limit: i64) -> DbResult<Vec<Nam
     })?)
 }
 
-/// Of these machines those that a controller announces, each with the attempt that owns it.
-pub async fn announced(
-    db: &Db,
-    controller: &ControllerId,
-    machines: &[MachineId],
-) -> DbResult<Vec<(MachineId, Option<AttemptId>)>> {
+/// What a claim that got no job wants to know of a machine.
+#[derive(Clone, Debug, FromRow)]
+pub struct Announced {
+    /// The machine.
+    pub id: MachineId,
+    /// The attempt that owns it.
+    pub attempt_id: Option<AttemptId>,
+    /// Whether its controller has something else to do with it.
+    pub errand_owed: bool,
+}
+
+/// Of these machines those that a controller announces.
+pub async fn announced(db: &Db, controller: &ControllerId, machines: &[MachineId]) -> DbResult<Vec<Announced>> {
     let pool = db.read();
-    let text =
-        listed!(pool, "SELECT id, attempt_id FROM machine WHERE controller_id = $2 AND announced AND ", "id", "");
+    let text = listed!(
+        pool,
+        "SELECT id, attempt_id, errand_owed FROM machine WHERE controller_id = $2 AND announced AND ",
+        "id",
+        ""
+    );
     Ok(on!(pool, |c| sqlx::query_as(text).bind(Json(machines)).bind(controller).fetch_all(c).await)?)
 }
 
@@ -345,7 +358,7 @@ pub struct Idle {
 }
 
 /// Records that controllers asked: they are seen now, and so are machines of theirs that they call idle; those never seen idle
-/// are available. Who was seen a moment ago is not written again, and who is being written by others waits for the next time.
+/// are available, unless they have an errand first. Who was seen a moment ago is not written again, and who is being written by others waits for the next time.
 pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Idle], now: Timestamp) -> DbResult<()> {
     let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
     let text = listed!(
@@ -367,7 +380,7 @@ pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Id
     let text = listed!(
         tx,
         "SELECT controller_id AS controller, id AS machine FROM machine \
-         WHERE (state = 'enrolled' OR last_seen_at < $2) AND ",
+         WHERE ((state = 'enrolled' AND NOT errand_owed) OR last_seen_at < $2) AND ",
         "id",
         "",
         lock " FOR NO KEY UPDATE SKIP LOCKED"
@@ -382,9 +395,10 @@ pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Id
     }
     let text = listed!(
         tx,
-        "UPDATE machine SET last_seen_at = $2, state_since = CASE WHEN state = 'enrolled' THEN $2 ELSE state_since END, \
-         reason = CASE WHEN state = 'enrolled' THEN NULL ELSE reason END, \
-         state = CASE WHEN state = 'enrolled' THEN 'available' ELSE state END WHERE ",
+        "UPDATE machine SET last_seen_at = $2, \
+         state_since = CASE WHEN state = 'enrolled' AND NOT errand_owed THEN $2 ELSE state_since END, \
+         reason = CASE WHEN state = 'enrolled' AND NOT errand_owed THEN NULL ELSE reason END, \
+         state = CASE WHEN state = 'enrolled' AND NOT errand_owed THEN 'available' ELSE state END WHERE ",
         "id",
         ""
     );

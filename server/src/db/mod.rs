@@ -16,6 +16,7 @@ pub mod attempt;
 pub mod build;
 mod choice;
 pub mod dump;
+pub mod errand;
 pub mod event;
 pub mod flow;
 mod given;

@@ -105,25 +105,39 @@ pub struct Batch {
     choice: Choice,
 }
 
-/// Of these machines those that are free and for which any job may wait. Reads only.
-pub async fn with_work(db: &Db, machines: &[MachineId]) -> DbResult<Vec<MachineId>> {
+/// What there may be to do for machines.
+#[derive(Clone, Debug, Default)]
+pub struct WithWork {
+    /// Those that are free and for which any job may wait.
+    pub jobs: Vec<MachineId>,
+    /// Those that have an errand first.
+    pub errands: Vec<MachineId>,
+}
+
+/// Of these machines those for which there may be something to do. Reads only.
+pub async fn with_work(db: &Db, machines: &[MachineId]) -> DbResult<WithWork> {
     let pool = db.read();
     let text = listed!(
         pool,
-        "SELECT m.id FROM machine m WHERE m.announced AND m.state IN ('enrolled', 'available') \
+        "SELECT m.id, m.errand_owed FROM machine m WHERE m.announced AND (m.errand_owed OR (m.state IN ('enrolled', 'available') \
          AND EXISTS (SELECT 1 FROM machine_selector ms JOIN flow f ON f.selector_id = ms.selector_id AND f.waiting \
-         WHERE ms.machine_id = m.id) AND ",
+         WHERE ms.machine_id = m.id))) AND ",
         "m.id",
         ""
     );
-    Ok(on!(pool, |c| sqlx::query_scalar(text).bind(Json(machines)).fetch_all(c).await)?)
+    let rows: Vec<(MachineId, bool)> = on!(pool, |c| sqlx::query_as(text).bind(Json(machines)).fetch_all(c).await)?;
+    let mut work = WithWork::default();
+    for (machine, errand) in rows {
+        if errand { work.errands.push(machine) } else { work.jobs.push(machine) }
+    }
+    Ok(work)
 }
 
 /// Machines that could take a job of this selector now.
 pub async fn idle_machines(db: &Db, selector: &SelectorId) -> DbResult<Vec<MachineId>> {
     Ok(on!(db.read(), |c| sqlx::query_scalar(
         "SELECT m.id FROM machine_selector ms JOIN machine m ON m.id = ms.machine_id \
-         WHERE ms.selector_id = $1 AND m.announced AND m.state IN ('enrolled', 'available')",
+         WHERE ms.selector_id = $1 AND m.announced AND NOT m.errand_owed AND m.state IN ('enrolled', 'available')",
     )
     .bind(selector)
     .fetch_all(c)
@@ -258,7 +272,7 @@ async fn free_machines(tx: &mut Tx, ids: &BTreeSet<&MachineId>) -> DbResult<BTre
         tx,
         "SELECT id, name, controller_id, lease_epoch FROM machine WHERE ",
         "id",
-        " AND announced AND state IN ('enrolled', 'available') ORDER BY id",
+        " AND announced AND NOT errand_owed AND state IN ('enrolled', 'available') ORDER BY id",
         lock " FOR UPDATE SKIP LOCKED"
     );
     let rows: Vec<FreeMachine> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;

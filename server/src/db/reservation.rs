@@ -3,10 +3,11 @@
 //! A machine has at most one open reservation (the database refuses a second). One on a machine that an attempt owns
 //! waits for the attempt's end; one that *holds* an attempt's machine keeps the attempt from returning it.
 
+use super::errand::{self, ErrandRow, Kind};
 use super::life::{self, ChangeRow, SERVER};
-use super::{Db, DbResult, Tx, on, on_tx};
+use super::{Db, DbError, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, MachineId, MachineState, ReservationId};
+use crashyard_protocol::{AttemptId, ErrandId, MachineId, MachineState, ReservationId};
 use sqlx::FromRow;
 
 /// A machine somebody has, or gets next.
@@ -97,6 +98,9 @@ pub async fn take(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult
 /// Gives a machine that is free to the reservation that waits for it; `false` if none does, or it is not free.
 pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult<bool> {
     let Some(row) = open_in(tx, machine).await?.filter(|row| row.began_at.is_none()) else { return Ok(false) };
+    if errand::under_way(tx, machine, now).await? {
+        return Ok(false);
+    }
     // Who takes a machine says nothing about whether it can be trusted.
     on_tx!(tx, |c| sqlx::query(
         "UPDATE reservation SET quarantine_reason = m.reason, quarantine_until = m.quarantined_until FROM machine m \
@@ -126,7 +130,28 @@ pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult
         .await
         .map(drop))?;
     tell(tx, &row, MachineState::Reserved, row.reason.clone(), &row.owner, now).await?;
+    // What the person before left running is this one's to look at.
+    errand::cancel(tx, machine, Kind::Off, &format!("{} took it before that", row.owner), now).await?;
     Ok(true)
+}
+
+/// Machines that are free, and that somebody waits for nevertheless: their controller was busy with them and never said that it
+/// was done.
+pub async fn unbegun(db: &Db, limit: i64) -> DbResult<Vec<MachineId>> {
+    Ok(on!(db.read(), |c| sqlx::query_scalar(
+        "SELECT r.machine_id FROM reservation r JOIN machine m ON m.id = r.machine_id WHERE r.ended_at IS NULL \
+         AND r.began_at IS NULL AND m.attempt_id IS NULL AND m.state <> 'retired' ORDER BY r.id LIMIT $1",
+    )
+    .bind(limit)
+    .fetch_all(c)
+    .await)?)
+}
+
+/// Has a machine powered off that somebody had, before it is offered to jobs. Each reservation ends once, so its errand has its
+/// id.
+pub async fn owe_off(tx: &mut Tx, ended: &ReservationRow, now: Timestamp) -> DbResult<()> {
+    let id: ErrandId = ended.id.as_str().parse().map_err(|_| DbError::NotFound)?;
+    errand::want(tx, &ErrandRow::new(id, &ended.machine_id, Kind::Off, &ended.owner, now)).await.map(drop)
 }
 
 /// Remembers that a machine which somebody has just got is not trusted, for when they hand it back.
@@ -227,7 +252,8 @@ pub async fn close_hold(tx: &mut Tx, attempt: &AttemptId, by: &str, now: Timesta
     Ok(())
 }
 
-/// Hands a machine back: one that was reserved is free again and as trusted as before, one that was held returns as its attempt ends.
+/// Hands a machine back: one that was reserved is free again and as trusted as before, once its controller has powered it off; one
+/// that was held returns as its attempt ends.
 pub async fn end(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> DbResult<Option<ReservationRow>> {
     // The machine first: everybody takes these locks in this order.
     on_tx!(tx, |c| sqlx::query("UPDATE machine SET last_seen_at = last_seen_at WHERE id = $1")
@@ -268,20 +294,24 @@ pub async fn end(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -> 
         if back == 1 {
             let text = format!("{why}, and quarantined as before: {reason}");
             tell(tx, &closed, MachineState::Quarantined, text, by, now).await?;
+            owe_off(tx, &closed, now).await?;
         }
         return Ok(Some(closed));
     }
+    let next = format!("{why}; its controller powers it off before its next job");
     let back = on_tx!(tx, |c| sqlx::query(
-        "UPDATE machine SET state = 'enrolled', reason = NULL, state_since = $2 \
+        "UPDATE machine SET state = 'enrolled', reason = $3, state_since = $2 \
          WHERE id = $1 AND state = 'reserved'",
     )
     .bind(machine)
     .bind(now)
+    .bind(&next)
     .execute(c)
     .await
     .map(|done| done.rows_affected()))?;
     if back == 1 {
-        tell(tx, &closed, MachineState::Enrolled, why.to_owned(), by, now).await?;
+        tell(tx, &closed, MachineState::Enrolled, next, by, now).await?;
+        owe_off(tx, &closed, now).await?;
     }
     Ok(Some(closed))
 }

@@ -18,7 +18,7 @@ mod tests;
 mod text;
 mod view;
 
-use crate::api::{PageQuery, machines, signatures, wire};
+use crate::api::{PageQuery, checks, machines, signatures, wire};
 use crate::app::AppState;
 use crate::auth::Reader;
 use crate::error::{AppError, AppResult, PendingProblem};
@@ -262,8 +262,9 @@ async fn get_machine(_: Reader, State(state): State<AppState>, Path(name): Path<
     let row = machines::find(&state, &name).await?.machine;
     let machine = machines::show(&state, &row.id).await?.0;
     let inventory = machines::inventory(&state, &row).await?;
+    let check = checks::last(&state, &row.id).await?;
     let history = machines::history(&state, &row.id).await?;
-    show(&MachinePage::new(&machine, &inventory, &history, state.now()))
+    show(&MachinePage::new(&machine, &inventory, check.as_ref(), &history, state.now()))
 }
 
 async fn get_asset(Path((hash, name)): Path<(String, String)>) -> Response {

@@ -503,6 +503,7 @@ pub fn machines() -> Vec<Machine> {
         on_probation: false,
         differs: None,
         reservation: None,
+        errand: None,
     };
     vec![
         machine(0, "vmx-crash-1", MachineState::Available, None, None, 3),

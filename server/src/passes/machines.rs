@@ -27,6 +27,11 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
         reservation::warn(&mut tx, &row, now).await?;
         tx.commit().await?;
     }
+    for machine in reservation::unbegun(&state.db, BATCH).await? {
+        let mut tx = state.db.begin().await?;
+        reservation::begin(&mut tx, &machine, now).await?;
+        tx.commit().await?;
+    }
     for machine in life::forgiven(&state.db, now, BATCH).await? {
         let mut tx = state.db.begin().await?;
         let back = life::forgive(&mut tx, &machine, now).await?;

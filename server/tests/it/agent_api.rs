@@ -30,8 +30,12 @@ async fn enrolling_again_keeps_ids_and_takes_new_labels() {
     assert_eq!(again.machines["m2"], first.machines["m2"]);
     // A machine that is no longer named stays known, and is not offered jobs.
     assert_eq!(machine(&server, &first.machines["m1"]).await.name, "m1");
-    let claim =
-        ClaimRequest { controller: first.controller, machines: vec![first.machines["m1"].clone()], wait_seconds: 0 };
+    let claim = ClaimRequest {
+        controller: first.controller,
+        machines: vec![first.machines["m1"].clone()],
+        wait_seconds: 0,
+        errands: false,
+    };
     let claim = Call::post("/agent/v1/claim", &claim).token(&server.controller);
     server.call(claim).await.problem(404, kind::NOT_FOUND);
 }

@@ -274,6 +274,7 @@ fn machine_row(name: &str, controller: &ControllerId) -> MachineRow {
         probation: 0,
         seen_labels: Json([].into()),
         differs: None,
+        errand_owed: false,
     }
 }
 
@@ -469,10 +470,10 @@ async fn lease_next(
 async fn queue_and_leases(db: &Db) {
     let farm = farm(db, "f-queue", 2).await;
     let machine = &farm.machines[0].id;
-    assert!(!queue::with_work(db, std::slice::from_ref(machine)).await.unwrap().contains(machine));
+    assert!(!queue::with_work(db, std::slice::from_ref(machine)).await.unwrap().jobs.contains(machine));
     assert!(lease(db, &farm, 0).await.is_none());
     let (run, jobs) = submit(db, &farm, 3).await;
-    assert!(queue::with_work(db, std::slice::from_ref(machine)).await.unwrap().contains(machine));
+    assert!(queue::with_work(db, std::slice::from_ref(machine)).await.unwrap().jobs.contains(machine));
     assert_eq!(queue::waiting_for(db, machine).await.unwrap(), [(farm.selector.clone(), 3)]);
     let first = lease(db, &farm, 0).await.unwrap();
     assert_eq!((first.job.id.clone(), first.attempt.number, first.attempt.epoch), (jobs[0].id.clone(), 1, 1));

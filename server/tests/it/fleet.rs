@@ -1,6 +1,7 @@
 //! Machines in the hands of people, machines that are not trusted, and failures that are put to the proof.
 
 use crate::agent_api::provision_and_arm;
+use crate::errands::powered_off;
 use crate::harness::{Answer, Call, Server};
 use crate::leases::settle;
 use crashyard_protocol::agent::{
@@ -15,24 +16,24 @@ use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineState, Priority, Purpose, Status};
 use crashyard_server::passes::{Next, health, machines};
 
-async fn machine(server: &Server, name: &str) -> Machine {
+pub async fn machine(server: &Server, name: &str) -> Machine {
     server.get(format!("/api/v1/machines/{name}")).await.ok()
 }
 
-async fn history(server: &Server, name: &str) -> Vec<MachineEvent> {
+pub async fn history(server: &Server, name: &str) -> Vec<MachineEvent> {
     server.get(format!("/api/v1/machines/{name}/history")).await.ok()
 }
 
-fn reserve(name: &str, minutes: u32) -> Call {
+pub fn reserve(name: &str, minutes: u32) -> Call {
     let new = NewReservation { minutes, reason: "debugs the VMXON fault".into() };
     Call::post(format!("/api/v1/machines/{name}/reservation"), &new)
 }
 
-fn hand_back(name: &str) -> Call {
+pub fn hand_back(name: &str) -> Call {
     Call::get(format!("/api/v1/machines/{name}/reservation")).method(axum::http::Method::DELETE)
 }
 
-async fn claim(server: &Server, lab: &Enrolled) -> Option<Claim> {
+pub async fn claim(server: &Server, lab: &Enrolled) -> Option<Claim> {
     let answer = server.call(server.claim_call(lab, 0)).await;
     (answer.status != axum::http::StatusCode::NO_CONTENT).then(|| answer.ok())
 }
@@ -44,7 +45,7 @@ fn only(lab: &Enrolled, name: &str) -> Enrolled {
     lab
 }
 
-async fn release(server: &Server, claim: &Claim) -> Answer {
+pub async fn release(server: &Server, claim: &Claim) -> Answer {
     let release = ReleaseRequest { healthy: true, detail: String::new() };
     let release = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
     server.call(release.by_controller(server, claim)).await
@@ -107,6 +108,7 @@ async fn a_person_takes_a_free_machine_prolongs_it_is_warned_and_loses_it() {
     machines::tick(&server.state).await.unwrap();
     let free = machine(&server, "m1").await;
     assert!(free.reservation.is_none() && free.state == MachineState::Enrolled, "{free:?}");
+    powered_off(&server, &lab).await;
     assert!(claim(&server, &lab).await.is_some(), "and the job gets it");
     let page = server.get("/machines/m1").await;
     let page = String::from_utf8(page.body.to_vec()).unwrap();
@@ -117,7 +119,7 @@ async fn a_person_takes_a_free_machine_prolongs_it_is_warned_and_loses_it() {
     assert_eq!(server.get("/machines/m9").await.status.as_u16(), 404);
     let states: Vec<_> = history(&server, "m1").await.into_iter().map(|event| event.state).collect();
     use MachineState::{Enrolled, Leased, Reserved};
-    assert_eq!(states, [Leased, Enrolled, Reserved, Reserved]);
+    assert_eq!(states, [Leased, Enrolled, Enrolled, Reserved, Reserved]);
 }
 
 async fn reserve_is_for_those_who_may_submit(server: &Server) {
@@ -234,7 +236,7 @@ async fn where_the_other_machine_goes_away_the_first_one_is_tried_again() {
     assert!(claim(&server, &only(&lab, "m1")).await.is_some());
 }
 
-async fn set_state(server: &Server, name: &str, state: MachineState) -> Answer {
+pub async fn set_state(server: &Server, name: &str, state: MachineState) -> Answer {
     let new = NewMachineState { state, reason: Some("the fan".into()) };
     server.call(Call::put_json(format!("/api/v1/machines/{name}/state"), &new).token(&server.admin)).await
 }
@@ -389,6 +391,7 @@ async fn a_machine_whose_controller_is_silent_is_not_reachable() {
     server.call(reserve("m1", 60).token(&server.submit)).await.ok::<Machine>();
     a_reservation_shows_beside_the_silence(&server, job).await;
     server.call(hand_back("m1").token(&server.submit)).await.ok::<Machine>();
+    powered_off(&server, &lab).await;
     assert!(claim(&server, &lab).await.is_some());
     assert!(machine(&server, "m1").await.reachable);
 }
@@ -447,7 +450,7 @@ async fn a_machine_that_could_not_be_returned_is_not_trusted_after_a_reservation
     );
 }
 
-async fn enrol_as(server: &Server, controller: &str, machines: &[&str]) -> Enrolled {
+pub async fn enrol_as(server: &Server, controller: &str, machines: &[&str]) -> Enrolled {
     let machines = machines
         .iter()
         .map(|name| MachineSpec { name: (*name).into(), driver: "fake".into(), labels: [].into() })
@@ -636,6 +639,7 @@ async fn who_is_never_idle_is_checked_too_and_who_a_person_had_before_it_gets_a_
     // A person has m2 for a while, and leaves it who knows how.
     server.call(reserve("m2", 60).token(&server.submit)).await.ok::<Machine>();
     server.call(hand_back("m2").token(&server.submit)).await.ok::<Machine>();
+    powered_off(&server, &only(&lab, "m2")).await;
     let (also_busy, _) = next("m2").await;
 
     server.advance(1);

@@ -279,7 +279,7 @@ impl Server {
 
     pub fn claim_call(&self, enrolled: &Enrolled, wait_seconds: u32) -> Call {
         let machines = enrolled.machines.values().cloned().collect();
-        let request = ClaimRequest { controller: enrolled.controller.clone(), machines, wait_seconds };
+        let request = ClaimRequest { controller: enrolled.controller.clone(), machines, wait_seconds, errands: false };
         Call::post("/agent/v1/claim", &request).token(&self.controller)
     }
 

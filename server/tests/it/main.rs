@@ -5,6 +5,7 @@ mod auth;
 mod consoles;
 mod db_contract;
 mod dumps;
+mod errands;
 mod events;
 mod faults;
 mod fleet;

@@ -80,8 +80,12 @@ async fn two_servers_that_claim_at_once_place_no_job_twice_and_leave_none() {
     let mut claims = tokio::task::JoinSet::new();
     for (at, lab) in labs.iter().enumerate() {
         for machine in lab.machines.values() {
-            let request =
-                ClaimRequest { controller: lab.controller.clone(), machines: vec![machine.clone()], wait_seconds: 60 };
+            let request = ClaimRequest {
+                controller: lab.controller.clone(),
+                machines: vec![machine.clone()],
+                wait_seconds: 60,
+                errands: false,
+            };
             let farm = farm.clone();
             claims.spawn(async move {
                 let server = if at == 0 { &farm.one } else { &farm.two };

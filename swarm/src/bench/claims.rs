@@ -231,6 +231,7 @@ impl Bench<'_> {
                     controller: lab.controller.clone(),
                     machines: vec![machine.clone()],
                     wait_seconds: 10,
+                    errands: false,
                 };
                 let begun = Instant::now();
                 let claim = self.servers[at].admin.claim(&request).await?;

@@ -17,7 +17,7 @@ pub async fn measure() -> anyhow::Result<Figure> {
         let lab = farm::enrol(&server.admin, &format!("lab-{i}"), 1).await?;
         let client = server.admin.clone();
         let machines = lab.machines.values().cloned().collect();
-        let request = ClaimRequest { controller: lab.controller, machines, wait_seconds: 60 };
+        let request = ClaimRequest { controller: lab.controller, machines, wait_seconds: 60, errands: false };
         polls.push(tokio::spawn(async move { client.claim(&request).await }));
     }
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -17,7 +17,12 @@ pub async fn measure() -> anyhow::Result<Figure> {
     let mut samples = Vec::with_capacity(SUBMISSIONS);
     for _ in 0..SUBMISSIONS {
         let client = server.admin.clone();
-        let request = ClaimRequest { controller: lab.controller.clone(), machines: idle.clone(), wait_seconds: 30 };
+        let request = ClaimRequest {
+            controller: lab.controller.clone(),
+            machines: idle.clone(),
+            wait_seconds: 30,
+            errands: false,
+        };
         let poll = tokio::spawn(async move {
             let claim = client.claim(&request).await;
             (claim, Instant::now())

@@ -51,8 +51,12 @@ pub async fn measure() -> anyhow::Result<Figure> {
         labs.spawn(async move {
             let mut had = Vec::new();
             for round in 0..ATTEMPTS / MACHINES {
-                let request =
-                    ClaimRequest { controller: controller.clone(), machines: vec![machine.clone()], wait_seconds: 30 };
+                let request = ClaimRequest {
+                    controller: controller.clone(),
+                    machines: vec![machine.clone()],
+                    wait_seconds: 30,
+                    errands: false,
+                };
                 let Some(claim) = client.claim(&request).await? else { anyhow::bail!("no job") };
                 let begun = Instant::now();
                 tokio::time::sleep(Duration::from_millis(300 + (index * 37 + round * 61) as u64 % 300)).await;

@@ -151,8 +151,12 @@ impl Lab {
 
     /// One machine's life: attempts, one after another. Ends when it is aborted.
     async fn machine(&self, lab: &Enrolled, machine: &MachineId, number: usize) -> anyhow::Result<()> {
-        let request =
-            ClaimRequest { controller: lab.controller.clone(), machines: vec![machine.clone()], wait_seconds: 5 };
+        let request = ClaimRequest {
+            controller: lab.controller.clone(),
+            machines: vec![machine.clone()],
+            wait_seconds: 5,
+            errands: false,
+        };
         loop {
             let claim = self.until_answered(number, |client| {
                 let request = request.clone();

@@ -10,6 +10,7 @@ use crashyard_protocol::agent::Keys;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +38,7 @@ struct Typed {
 pub struct Recorder {
     log: FileLog,
     input: mpsc::Sender<Typed>,
+    trouble: Arc<Mutex<Option<String>>>,
     task: JoinHandle<()>,
 }
 
@@ -48,13 +50,15 @@ impl Recorder {
         let (input, typed) = mpsc::channel(16);
         let resumed = file.metadata()?.len() > 0;
         let stall = (stall_seconds > 0).then(|| Duration::from_secs(stall_seconds));
+        let trouble = Arc::new(Mutex::new(None));
         let record = Record {
             channel,
             file,
             stall,
+            trouble: trouble.clone(),
             down: resumed.then_some(Down { why: "the controller was restarted", since: None }),
         };
-        Ok(Self { log, input, task: tokio::spawn(record.run(typed)) })
+        Ok(Self { log, input, trouble, task: tokio::spawn(record.run(typed)) })
     }
 }
 
@@ -72,6 +76,10 @@ impl Console for Recorder {
 
     async fn grown(&self, offset: u64) -> std::io::Result<()> {
         self.log.grown(offset).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn press(&self, keys: &Keys) -> std::io::Result<()> {
@@ -99,6 +107,8 @@ struct Record {
     channel: Channel,
     file: File,
     stall: Option<Duration>,
+    /// Why the channel is not open, in whosever words; for people and never for the record.
+    trouble: Arc<Mutex<Option<String>>>,
     /// Why nobody listens, if nobody does and something was heard before. Own words only: what the other end of a channel
     /// says could read like a kernel's last ones, and this is evidence.
     down: Option<Down>,
@@ -116,6 +126,8 @@ impl Record {
                 tracing::warn!(channel = %self.channel, why, detail, "console interrupted; opening it again");
                 told.clone_from(&detail);
             }
+            let words = if detail.is_empty() { why.to_owned() } else { format!("{why}: {detail}") };
+            self.say(Some(words));
             if self.file.metadata().is_ok_and(|file| file.len() > 0) {
                 self.down.get_or_insert(Down { why, since: Some(Instant::now()) });
             }
@@ -126,6 +138,7 @@ impl Record {
     /// Listens until the channel ends, and says how it did: in a word, and what its other end said.
     async fn listen(&mut self, typed: &mut mpsc::Receiver<Typed>) -> anyhow::Result<(&'static str, String)> {
         let mut open = self.channel.open().await?;
+        self.say(None);
         if let Some(down) = self.down.take() {
             self.mark(&down)?;
         }
@@ -151,6 +164,10 @@ impl Record {
                 () = stall => return Ok(("it brought nothing for too long", String::new())),
             }
         }
+    }
+
+    fn say(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Says in the record that something may be missing here. On a line of its own, whatever was being printed. How long, and

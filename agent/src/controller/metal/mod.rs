@@ -13,6 +13,7 @@ mod config;
 pub mod ipmi;
 pub mod redfish;
 
+use super::check::{self, Options};
 use super::console::ConsoleConfig;
 use super::emulated;
 use super::machine::{Attached, BootPlan, Driver, Power, PowerStatus};
@@ -22,6 +23,7 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use chassis::Chassis;
 pub use config::MetalConfig;
+use crashyard_protocol::check::Report;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,6 +69,18 @@ impl Metal {
         self.bmc.as_ref()
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    /// Its consoles, and what watches their files.
+    #[must_use]
+    pub fn consoles(&self) -> (&[ConsoleConfig], &Watcher) {
+        (&self.consoles, &self.watcher)
+    }
+
     /// Its power.
     #[must_use]
     pub fn chassis(&self) -> &Arc<dyn Chassis> {
@@ -74,6 +88,7 @@ impl Metal {
     }
 }
 
+#[async_trait]
 impl Driver for Metal {
     fn name(&self) -> &'static str {
         "metal"
@@ -100,6 +115,14 @@ impl Driver for Metal {
             dump_disk: None,
             logs: vec![(EVENTS.into(), directory.join(EVENTS))],
         })
+    }
+
+    async fn off(&self) -> anyhow::Result<String> {
+        self.chassis.power(false).await
+    }
+
+    async fn look(&self, cycle: bool) -> anyhow::Result<Report> {
+        check::look(self, Options { cycle }).await
     }
 }
 

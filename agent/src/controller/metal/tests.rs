@@ -1,5 +1,6 @@
 use super::command::{ByCommand, Commands};
 use super::*;
+use crashyard_protocol::check::Seen;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -114,6 +115,33 @@ async fn of_the_event_log_what_came_during_the_attempt_is_evidence() {
     chassis.0.lock().unwrap().clear();
     power.off().await.unwrap();
     assert_eq!(kept().unwrap(), "thermal trip\n", "a log that was cleared takes nothing back");
+}
+
+#[tokio::test]
+async fn between_attempts_a_machine_is_powered_off_whoever_left_it_on_and_can_be_looked_at() {
+    let chassis = Arc::new(Logged(std::sync::Mutex::new(Vec::new()), AtomicBool::new(true)));
+    let metal = Metal {
+        machine: "m1".into(),
+        chassis: chassis.clone(),
+        bmc: None,
+        consoles: Vec::new(),
+        server: String::new(),
+        watcher: Watcher::start().unwrap(),
+    };
+    for left in [true, false] {
+        chassis.1.store(left, Ordering::SeqCst);
+        metal.off().await.unwrap();
+        assert!(!chassis.is_on().await.unwrap());
+    }
+    chassis.1.store(true, Ordering::SeqCst);
+    let seen = |report: Report| report.findings.into_iter().map(|one| (one.capability, one.seen)).collect::<Vec<_>>();
+    let looked = seen(metal.look(false).await.unwrap());
+    assert!(looked.contains(&("power state".into(), Seen::Works)), "{looked:?}");
+    assert!(looked.contains(&("power off and on".into(), Seen::Unknown)), "{looked:?}");
+    assert!(chassis.is_on().await.unwrap(), "nothing is done to it unless that was asked for");
+    let cycled = seen(metal.look(true).await.unwrap());
+    assert!(cycled.contains(&("power off again".into(), Seen::Works)), "{cycled:?}");
+    assert!(!chassis.is_on().await.unwrap());
 }
 
 #[test]

@@ -5,7 +5,8 @@ use super::console::path_part;
 use crate::pages::format::{Chip, When, ago};
 use crate::pages::text::visible;
 use askama::Template;
-use crashyard_protocol::api::{Inventory, Machine, MachineEvent};
+use crashyard_protocol::api::{Check, Inventory, Machine, MachineEvent};
+use crashyard_protocol::check::passes;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, MachineState};
 
@@ -109,7 +110,47 @@ pub struct MachinePage {
     facts: Vec<(String, String)>,
     interfaces: Vec<String>,
     contradictions: Vec<String>,
+    errand: Option<String>,
+    check: Option<Checked>,
     events: Vec<Happened>,
+}
+
+/// The newest check of its power and consoles.
+#[derive(Debug)]
+struct Checked {
+    by: String,
+    /// When it was over, or else since when it is wanted.
+    at: When,
+    waits: Option<String>,
+    failed: Option<String>,
+    passes: bool,
+    findings: Vec<Tried>,
+}
+
+/// One thing that was tried.
+#[derive(Debug)]
+struct Tried {
+    what: String,
+    word: &'static str,
+    detail: String,
+}
+
+impl Checked {
+    fn new(check: &Check) -> Self {
+        let text = |text: &str| visible(text).into_owned();
+        Self {
+            by: text(&check.wanted_by),
+            at: When(check.ended_at.unwrap_or(check.wanted_at)),
+            waits: check.waits.as_deref().map(text),
+            failed: check.failed.as_deref().map(text),
+            passes: passes(&check.findings),
+            findings: check
+                .findings
+                .iter()
+                .map(|one| Tried { what: text(&one.capability), word: one.word(), detail: text(&one.detail) })
+                .collect(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -132,9 +173,15 @@ struct Happened {
 }
 
 impl MachinePage {
-    /// The page of a machine with its history, newest first.
+    /// The page of a machine with its newest check and its history, newest first.
     #[must_use]
-    pub fn new(machine: &Machine, inventory: &Inventory, history: &[MachineEvent], now: Timestamp) -> Self {
+    pub fn new(
+        machine: &Machine,
+        inventory: &Inventory,
+        check: Option<&Check>,
+        history: &[MachineEvent],
+        now: Timestamp,
+    ) -> Self {
         let text = |text: &String| visible(text).into_owned();
         Self {
             shell: Shell { section: "machines", now: Some(When(now)) },
@@ -153,6 +200,8 @@ impl MachinePage {
             facts: inventory.facts.iter().map(|(name, value)| (text(name), text(value))).collect(),
             interfaces: inventory.interfaces().iter().map(text).collect(),
             contradictions: inventory.contradictions.iter().map(text).collect(),
+            errand: machine.errand.as_ref().map(text),
+            check: check.map(Checked::new),
             events: history
                 .iter()
                 .map(|event| Happened {

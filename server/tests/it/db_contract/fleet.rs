@@ -1,12 +1,16 @@
 //! A machine's life outside of attempts, and jobs that are bound to machines.
 
 use super::*;
+use crashyard_protocol::ErrandId;
+use crashyard_protocol::check::{Finding, Seen};
+use crashyard_server::db::errand::{self, ErrandRow, Kind, Outcome};
 use crashyard_server::db::reservation::{self, ReservationRow};
 
 const STRICT: Rule = Rule { failures: 2, window: 4, probation: Duration::from_secs(600) };
 
 pub async fn fleet(db: &Db) {
     reservations(db).await;
+    errands(db).await;
     holds(db).await;
     quarantines(db).await;
     bound_jobs(db).await;
@@ -72,13 +76,15 @@ async fn reservations(db: &Db) {
     assert!(write!(db, |tx| reservation::end(tx, &free, "server", at(121))).is_some());
     assert!(write!(db, |tx| reservation::end(tx, &free, "server", at(122))).is_none(), "once");
     assert_eq!(state(db, &free).await, MachineState::Enrolled);
+    assert!(lease(db, &farm, 0).await.is_none(), "it runs what somebody left");
+    powered_off(db, &free, at(122)).await;
     assert!(lease(db, &farm, 0).await.is_some(), "and takes jobs again");
     let told: Vec<_> = life::changes(db, &free, 10).await.unwrap();
     let states: Vec<_> = told.iter().map(|row| (row.state, row.decided_by.as_str())).collect();
     use MachineState::{Enrolled, Reserved};
     assert_eq!(
         states,
-        [(Enrolled, "server"), (Reserved, "server"), (Reserved, "token:kris")],
+        [(Enrolled, "server"), (Enrolled, "server"), (Reserved, "server"), (Reserved, "token:kris")],
         "each once, newest first"
     );
 
@@ -87,6 +93,59 @@ async fn reservations(db: &Db) {
     );
     assert!(reservation::open(db, &busy).await.unwrap().is_none(), "a person's word ends a reservation");
     assert!(reservation::all_open(db).await.unwrap().iter().all(|row| row.machine_id != busy));
+}
+
+/// A machine's controller powers it off after somebody had it.
+async fn powered_off(db: &Db, machine: &MachineId, now: Timestamp) {
+    let controller = machine::get(db, machine).await.unwrap().machine.controller_id;
+    let other = ControllerId::from_ulid(ulid());
+    assert!(write!(db, |tx| errand::give(tx, machine, &other, now)).is_none(), "it is not that one's");
+    let off = write!(db, |tx| errand::give(tx, machine, &controller, now)).unwrap();
+    assert_eq!((off.kind, off.given_at), (Kind::Off, Some(now)));
+    let again = write!(db, |tx| errand::give(tx, machine, &controller, now)).unwrap();
+    assert_eq!(again, off, "until it is done");
+    let outcome = Outcome { ok: true, detail: "off", findings: &[] };
+    write!(db, |tx| errand::finish(tx, &off, &outcome, &STRICT, now));
+    assert!(write!(db, |tx| errand::give(tx, machine, &controller, now)).is_none());
+}
+
+async fn errands(db: &Db) {
+    let farm = farm(db, "fl-e", 1).await;
+    let (machine, controller) = (farm.machines[0].id.clone(), farm.machines[0].controller_id.clone());
+    let check = || ErrandRow::new(ErrandId::from_ulid(ulid()), &machine, Kind::Check, "token:a", at(1));
+    let wanted = write!(db, |tx| errand::want(tx, &check()));
+    assert_eq!(write!(db, |tx| errand::want(tx, &check())), wanted, "one at a time");
+    assert_eq!(errand::open(db, &machine).await.unwrap(), std::slice::from_ref(&wanted));
+    assert!(errand::all_open(db).await.unwrap().contains(&wanted));
+    submit(db, &farm, 1).await;
+    assert!(lease(db, &farm, 0).await.is_none(), "it comes before the next job");
+    let row = || reservation(&machine, at(900));
+    assert!(write!(db, |tx| reservation::take(tx, &row(), at(2))), "nobody is at it");
+    assert!(write!(db, |tx| errand::give(tx, &machine, &controller, at(3))).is_none(), "somebody has the machine");
+    assert!(write!(db, |tx| reservation::end(tx, &machine, "token:kris", at(4))).is_some());
+    assert!(!write!(db, |tx| errand::under_way(tx, &machine, at(4))));
+    let off = write!(db, |tx| errand::give(tx, &machine, &controller, at(5))).unwrap();
+    assert_eq!(off.kind, Kind::Off, "first of all");
+    assert!(write!(db, |tx| errand::under_way(tx, &machine, at(5))));
+    assert!(!write!(db, |tx| reservation::take(tx, &row(), at(6))), "not under its controller's hands");
+    assert_eq!(reservation::unbegun(db, 100).await.unwrap(), std::slice::from_ref(&machine));
+    let outcome = Outcome { ok: false, detail: "still on", findings: &[] };
+    write!(db, |tx| errand::finish(tx, &off, &outcome, &STRICT, at(7)));
+    assert_eq!(state(db, &machine).await, MachineState::Reserved, "who waits for it may look at what is broken");
+    let distrust = reservation::open(db, &machine).await.unwrap().unwrap().quarantine_reason.unwrap();
+    assert!(distrust.ends_with("had it: still on"), "{distrust}");
+    assert!(write!(db, |tx| errand::cancel(tx, &machine, Kind::Check, "no more", at(8))));
+    assert!(!write!(db, |tx| errand::cancel(tx, &machine, Kind::Check, "no more", at(9))));
+    let ended = errand::last_check(db, &machine).await.unwrap().unwrap();
+    assert_eq!((ended.ok, ended.detail.as_deref(), ended.ended_at), (Some(false), Some("no more"), Some(at(8))));
+    assert_eq!(errand::get(db, &wanted.id).await.unwrap(), ended);
+
+    let check = write!(db, |tx| errand::want(tx, &check()));
+    let finding = Finding { capability: "power state".into(), seen: Seen::Works, detail: "on".into(), needed: true };
+    let outcome = Outcome { ok: true, detail: "", findings: std::slice::from_ref(&finding) };
+    write!(db, |tx| errand::finish(tx, &check, &outcome, &STRICT, at(10)));
+    let found = errand::get(db, &check.id).await.unwrap();
+    assert_eq!(found.findings.map(|found| found.0), Some(vec![finding]));
 }
 
 async fn holds(db: &Db) {
