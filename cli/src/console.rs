@@ -91,8 +91,8 @@ impl Console {
 /// Arguments of `repro`.
 #[derive(Args)]
 #[command(after_help = "\
-Kernel with its files, command line, microcode, firmware, VMX capabilities, scenario, and the commands that do it again on
-the same machine.
+Kernel with its files, command line, microcode, firmware, VMX capabilities, scenario with every input, what nobody chooses, and
+the commands that do it again on the same machine.
 
   crashyard repro 01JDB4Q1W5Z8N6K3X0V7T2R9MF
   crashyard repro 01JDB4Q1W5Z8N6K3X0V7T2R9MF --json > repro.json")]
@@ -119,6 +119,9 @@ impl Repro {
         println!("build id    {}", text::safe(repro.build.build_id.as_deref().unwrap_or("unknown")));
         println!("machine     {}", text::safe(&repro.machine));
         println!("scenario    {}", text::safe(&serde_json::to_string(&repro.scenario)?));
+        repro.steps.iter().for_each(|step| println!("            {}", text::safe(step)));
+        println!("seed        none: no step draws a random number. Left open:");
+        repro.left_open.iter().for_each(|one| println!("            {}", text::safe(one)));
         for (name, value) in &repro.facts {
             println!("{}", text::safe(&format!("{name:<20} {value}")));
         }

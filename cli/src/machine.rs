@@ -55,9 +55,10 @@ The exit status is 1 if something that the configuration names was not seen to w
 #[derive(Args)]
 #[command(after_help = "\
 A machine that is busy is yours when its attempt is over; a preemptible one gives way if it is not armed yet. Fifteen
-minutes before the end its history and page say so; then it goes back to the jobs.
+minutes before the end its history and page say so, and --notify has you told, where the server's operator has set that up;
+then its controller powers it off and it goes back to the jobs.
 
-  crashyard reserve vmx-crash-1 --for 4h --reason \"debugging the VMXON fault\"
+  crashyard reserve vmx-crash-1 --for 4h --reason \"debugging the VMXON fault\" --notify kris@example.org
   crashyard reserve vmx-crash-1 --extend 2h
   crashyard reserve vmx-crash-1 --hand-back
   crashyard reserve --list")]
@@ -71,6 +72,9 @@ pub struct Reserve {
     /// What for; whoever waits for the machine sees it
     #[arg(long, required_unless_present_any = ["extend", "hand_back", "list"])]
     reason: Option<String>,
+    /// Tell this address before it ends, and when it has ended; what it may be, the server's operator says
+    #[arg(long, value_name = "ADDRESS", requires = "reason")]
+    notify: Option<String>,
     /// Prolong the reservation, from now
     #[arg(long, value_name = "TIME", value_parser = minutes, conflicts_with_all = ["reason", "hand_back", "list"])]
     extend: Option<u32>,
@@ -142,7 +146,8 @@ impl Reserve {
             (Some(minutes), ..) => client.extend(&machine, &Extension { minutes }).await,
             (None, true, _) => client.hand_back(&machine).await,
             (None, false, reason) => {
-                let new = NewReservation { minutes: self.time, reason: reason.unwrap_or_default() };
+                let reason = reason.unwrap_or_default();
+                let new = NewReservation { minutes: self.time, reason, notify: self.notify };
                 client.reserve(&machine, &new).await
             }
         };
@@ -261,9 +266,10 @@ fn table(machines: &[Machine], nothing: &str) -> String {
 fn reserved(machine: &Machine) -> String {
     let name = &machine.name;
     let said = match &machine.reservation {
-        Some(one) if one.began_at.is_some() => format!("{name} is {} until {}", one.owner, when(one.until)),
         Some(one) => {
-            format!("{name} is busy; it is {} as soon as its attempt is over, until {}", one.owner, when(one.until))
+            let told = if one.notifies { "; who is to be told is told before that" } else { "" };
+            let now = if one.began_at.is_some() { "is" } else { "is busy; as soon as that is over it is" };
+            format!("{name} {now} {} until {}{told}", one.owner, when(one.until))
         }
         None if machine.attempt.is_some() => format!("{name} is handed back; its attempt returns it to the jobs"),
         None if machine.state == MachineState::Quarantined => {
@@ -374,10 +380,11 @@ mod tests {
             began_at: None,
             until: Timestamp(60_000),
             warned: false,
+            notifies: false,
             attempt: None,
         };
         let waits = Machine { reservation: Some(reservation.clone()), ..machine() };
-        assert!(reserved(&waits).contains("as soon as its attempt is over"));
+        assert!(reserved(&waits).contains("is busy; as soon as that is over it is token:kris until"));
         let began = Reservation { began_at: Some(Timestamp(0)), ..reservation.clone() };
         assert_eq!(
             reserved(&Machine { reservation: Some(began), ..machine() }),

@@ -42,6 +42,8 @@ pub struct Config {
     pub health_plan: String,
     /// How often each machine is checked.
     pub health_hours: u32,
+    /// Program and arguments that tell people that the machine they have goes back to the jobs; empty tells nobody.
+    pub notify_command: Vec<String>,
     /// Minutes after which a waiting job counts as one priority higher.
     pub promote_after_minutes: u32,
     /// Largest single artifact, in bytes.
@@ -88,6 +90,7 @@ impl Default for Config {
             quarantine_minutes: 60,
             health_plan: String::new(),
             health_hours: 24,
+            notify_command: Vec::new(),
             promote_after_minutes: 360,
             max_artifact_bytes: 8 << 30,
             max_attempt_bytes: 16 << 30,
@@ -124,6 +127,11 @@ impl Config {
                 }
                 toml::Value::Integer(_) => {
                     toml::Value::Integer(text.parse().with_context(|| format!("{name} must be a number"))?)
+                }
+                toml::Value::Array(_) => {
+                    let words: Vec<String> = serde_json::from_str(&text)
+                        .with_context(|| format!("{name} must be a list of texts, as JSON"))?;
+                    words.into()
                 }
                 _ => toml::Value::String(text),
             };
@@ -195,10 +203,12 @@ mod tests {
         let environment = |name: &str| match name {
             "CRASHYARD_PUBLIC_READ" => Some("false".to_owned()),
             "CRASHYARD_MAX_ATTEMPTS" => Some("5".to_owned()),
+            "CRASHYARD_NOTIFY_COMMAND" => Some(r#"["/bin/tell", "a b"]"#.to_owned()),
             _ => None,
         };
         let config = Config::load(Some(&file), environment).unwrap();
         assert_eq!((config.lease_seconds, config.public_read, config.max_attempts), (30, false, 5));
+        assert_eq!(config.notify_command, ["/bin/tell", "a b"]);
     }
 
     #[test]

@@ -206,6 +206,7 @@ impl Judging {
             attempt_id: Some(attempt.id.clone()),
             quarantine_reason: None,
             quarantine_until: None,
+            notify: None,
         };
         if !reservation::hold(tx, &row, now).await? {
             return Ok(false);

@@ -48,6 +48,8 @@ pub enum Pass {
     Glimpse,
     /// A reservation or a quarantine has a new end, or a job waits for a certain machine.
     Machines,
+    /// Somebody is to be told that a reservation ends.
+    Notices,
     /// A dump may be dropped: its attempt was read or settled, or nobody holds it any more.
     Dumps,
 }

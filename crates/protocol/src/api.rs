@@ -477,8 +477,14 @@ wire! {
         pub facts: BTreeMap<String, String>,
         /// The kernel it booted, with its files (modules among them).
         pub build: Build,
-        /// What was done.
+        /// What was done. It holds every input; there is no seed, as no step draws a random number.
         pub scenario: Scenario,
+        /// The scenario in sentences, with the values that it does not say itself.
+        #[serde(default)]
+        pub steps: Vec<String>,
+        /// What nobody chooses, and may be another next time.
+        #[serde(default)]
+        pub left_open: Vec<String>,
         /// The same again, as commands.
         pub commands: Vec<String>,
     }
@@ -643,6 +649,9 @@ wire! {
         pub until: Timestamp,
         /// Whether its end is near and was announced.
         pub warned: bool,
+        /// Whether its owner is told of its end; at which address, only they and the server's operator know.
+        #[serde(default)]
+        pub notifies: bool,
         /// The failed attempt that left the machine as it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub attempt: Option<AttemptId>,
@@ -654,6 +663,9 @@ wire! {
         pub minutes: u32,
         /// What for; everybody sees it who waits for the machine.
         pub reason: String,
+        /// Whom to tell before it ends, and when it has ended by itself: what the server's operator reaches people by.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub notify: Option<String>,
     }
 
     /// Something that is owed and was not delivered.

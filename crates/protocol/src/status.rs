@@ -187,6 +187,16 @@ text_enum! {
 }
 
 text_enum! {
+    /// What the owner of a reservation is told.
+    NoticeEvent {
+        /// Its end is near.
+        EndsSoon = "ends-soon",
+        /// It is over, and not on their word.
+        Ended = "ended",
+    }
+}
+
+text_enum! {
     /// What a controller shall do with an idle machine.
     ErrandKind {
         /// Power and consoles are tried.

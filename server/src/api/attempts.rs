@@ -4,9 +4,9 @@ use super::wire;
 use crate::app::AppState;
 use crate::auth::Reader;
 use crate::beside;
-use crate::db;
 use crate::db::artifact::{CONSOLE_PREFIX, Owner};
 use crate::db::attempt::{AttemptRow, FullAttempt};
+use crate::db::{self, DbError};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, check_path_name};
 use crate::ranges;
@@ -15,7 +15,7 @@ use axum::extract::State;
 use axum::response::Response;
 use crashyard_protocol::agent::{Report, Role};
 use crashyard_protocol::api::{Artifact, Attempt, Build, Compared, Evidence, Repro};
-use crashyard_protocol::{AttemptId, Stage};
+use crashyard_protocol::{AttemptId, Scenario, Stage};
 
 /// How much of each console is compared, from its beginning.
 const COMPARED_BYTES: u64 = 8 * 1024 * 1024;
@@ -70,20 +70,31 @@ pub async fn get_repro(_: Reader, State(state): State<AppState>, Path(id): Path<
         _ => None,
     });
     let build = wire::build(&state, db::build::get(&state.db, &full.build_id).await?).await?;
-    let (machine, scenario) = (full.machine_name, full.scenario.0);
-    let commands = again(&id, &machine, &build, &scenario.name);
-    let job = full.attempt.job_id;
-    Ok(Json(Repro { attempt: id, job, machine, facts: facts.unwrap_or_default(), build, scenario, commands }))
+    let (machine, scenario, facts) = (full.machine_name, full.scenario.0, facts.unwrap_or_default());
+    let stored = match db::plan::scenario(&state.db, &scenario.name).await {
+        Ok(row) => wire::scenario(row).scenario == scenario,
+        Err(DbError::NotFound) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let commands = again(&id, &machine, &build, &scenario, stored);
+    let left_open = scenario.left_open(facts.get("kernel.cmdline").map(String::as_str));
+    let steps = scenario.does();
+    Ok(Json(Repro {
+        attempt: id,
+        job: full.attempt.job_id,
+        machine,
+        facts,
+        build,
+        steps,
+        left_open,
+        scenario,
+        commands,
+    }))
 }
 
-/// The same scenario with the same kernel on the same machine, as commands. All names in them are plain words.
-fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &str) -> Vec<String> {
-    let plan = serde_json::json!({
-        "name": format!("repro-{id}"), "scenarios": [scenario], "selector": {"name": machine}, "requires": [],
-        "repetitions": 1, "policy": {"hold_minutes": 120}
-    });
-    let run = serde_json::json!({ "build": build.id, "plan": format!("repro-{id}") });
-    let curl = "curl -fsS -H \"Authorization: Bearer $CRASHYARD_TOKEN\" -H 'Content-Type: application/json'";
+/// The same scenario with the same kernel on the same machine, as commands; `stored`, if the scenario of its name is still the
+/// same. All names in them are plain words.
+fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &Scenario, stored: bool) -> Vec<String> {
     let files = build.artifacts.iter().map(|file| {
         format!(
             "curl -fsS -o {} $CRASHYARD_SERVER/api/v1/artifacts/{}/content   # BLAKE3 {}",
@@ -92,13 +103,29 @@ fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &str) -> Vec<St
             file.blake3.as_deref().unwrap_or("-")
         )
     });
-    files
-        .chain([
-            format!("{curl} -X PUT -d '{plan}' $CRASHYARD_SERVER/api/v1/plans/repro-{id}"),
-            format!("{curl} -d '{run}' $CRASHYARD_SERVER/api/v1/runs"),
-            format!("crashyard reserve {machine} --for 2h --reason \"repro of {id}\""),
-        ])
-        .collect()
+    let mut commands: Vec<String> = files.collect();
+    let name = if stored {
+        scenario.name.clone()
+    } else {
+        // Not under its own name, which is another scenario's now.
+        let name = format!("repro-{}", id.as_str().to_lowercase());
+        commands.push(format!(
+            "crashyard repro {id} --json | jq '.scenario | .name = \"{name}\"' | curl -fsS -X PUT -H \"Authorization: Bearer \
+             $CRASHYARD_TOKEN\" -H 'Content-Type: application/json' --data-binary @- \
+             $CRASHYARD_SERVER/api/v1/scenarios/{name}"
+        ));
+        name
+    };
+    let plan = format!(
+        "'name = \"repro-{id}\"' 'scenarios = [\"{name}\"]' 'repetitions = 1' '[selector]' 'name = \"{machine}\"' \
+         '[policy]' 'hold_minutes = 120'"
+    );
+    commands.extend([
+        format!("printf '%s\\n' {plan} | crashyard plan put /dev/stdin"),
+        format!("crashyard submit {} --plan repro-{id} --wait", build.id),
+        format!("crashyard reserve {machine} --for 2h --reason \"repro of {id}\""),
+    ]);
+    commands
 }
 
 /// Two consoles beside each other, such as the serial one and netconsole: what one did not hear is filled in from the other.
@@ -111,8 +138,13 @@ pub async fn compare_consoles(
     Path((id, first, second)): Path<(AttemptId, String, String)>,
 ) -> AppResult<Json<Compared>> {
     find(&state, &id).await?;
-    let (first, second) = (console_text(&state, &id, &first).await?, console_text(&state, &id, &second).await?);
-    Ok(Json(tokio::task::spawn_blocking(move || beside::compare(&first, &second)).await?))
+    Ok(Json(compared(&state, &id, &first, &second).await?))
+}
+
+/// Two consoles of an attempt, put beside each other.
+pub async fn compared(state: &AppState, id: &AttemptId, first: &str, second: &str) -> AppResult<Compared> {
+    let (first, second) = (console_text(state, id, first).await?, console_text(state, id, second).await?);
+    Ok(tokio::task::spawn_blocking(move || beside::compare(&first, &second)).await?)
 }
 
 /// A console's text, as far as it is read here.

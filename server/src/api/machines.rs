@@ -7,7 +7,7 @@ use crate::db::machine::{self, MachineRow, NamedMachine};
 use crate::db::{self, errand, life, reservation};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Json, Path, Query, check_name};
-use crate::wake::Topic;
+use crate::wake::{Pass, Topic};
 use axum::extract::State;
 use crashyard_protocol::api::{Inventory, Machine, MachineEvent, NewMachineState, Page};
 use crashyard_protocol::{AttemptState, MachineId, MachineState};
@@ -185,5 +185,6 @@ pub async fn set_machine_state(
         return Err(AppError::Conflict("an attempt owns this machine; wait until it is over, or reserve it".into()));
     }
     state.wake.wake(&Topic::Machine(id.clone()));
+    state.wake.wake(&Topic::Pass(Pass::Notices));
     show(&state, &id).await
 }

@@ -30,6 +30,13 @@ pub async fn reserve(
     Json(new): Json<NewReservation>,
 ) -> AppResult<Json<Machine>> {
     check_name("reason", &new.reason)?;
+    if let Some(address) = &new.notify {
+        check_name("notify", address)?;
+        if state.config.notify_command.is_empty() {
+            let text = "this server tells nobody: its configuration has no `notify_command`";
+            return Err(AppError::Invalid(text.into()));
+        }
+    }
     let now = state.now();
     let until = until(now, new.minutes)?;
     let machine = find(&state, &machine).await?.machine;
@@ -50,6 +57,7 @@ pub async fn reserve(
         attempt_id: None,
         quarantine_reason: None,
         quarantine_until: None,
+        notify: new.notify,
     };
     if let Some(other) = reservation::open(&state.db, &machine.id).await? {
         return Err(taken(&machine.name, &other));

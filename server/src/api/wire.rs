@@ -276,6 +276,7 @@ pub fn reservation(row: ReservationRow) -> api::Reservation {
         began_at: row.began_at,
         until: row.until_at,
         warned: row.warned_at.is_some(),
+        notifies: row.notify.is_some(),
         attempt: row.attempt_id,
     }
 }

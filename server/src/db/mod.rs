@@ -27,6 +27,7 @@ pub mod judgement;
 pub mod lease;
 pub mod life;
 pub mod machine;
+pub mod notice;
 pub mod owed;
 pub mod plan;
 pub mod queue;

@@ -5,9 +5,10 @@
 
 use super::errand::{self, ErrandRow, Kind};
 use super::life::{self, ChangeRow, SERVER};
+use super::notice;
 use super::{Db, DbError, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, ErrandId, MachineId, MachineState, ReservationId};
+use crashyard_protocol::{AttemptId, ErrandId, MachineId, MachineState, NoticeEvent, ReservationId};
 use sqlx::FromRow;
 
 /// A machine somebody has, or gets next.
@@ -39,6 +40,8 @@ pub struct ReservationRow {
     pub quarantine_reason: Option<String>,
     /// Until when it is.
     pub quarantine_until: Option<Timestamp>,
+    /// Whom to tell when it ends, as its owner said it.
+    pub notify: Option<String>,
 }
 
 impl ReservationRow {
@@ -72,8 +75,8 @@ async fn open_in(tx: &mut Tx, machine: &MachineId) -> DbResult<Option<Reservatio
 
 async fn insert(tx: &mut Tx, row: &ReservationRow) -> DbResult<()> {
     on_tx!(tx, |c| sqlx::query(
-        "INSERT INTO reservation (id, machine_id, owner, reason, created_at, began_at, until_at, attempt_id) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO reservation (id, machine_id, owner, reason, created_at, began_at, until_at, attempt_id, notify) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(&row.id)
     .bind(&row.machine_id)
@@ -83,6 +86,7 @@ async fn insert(tx: &mut Tx, row: &ReservationRow) -> DbResult<()> {
     .bind(row.began_at)
     .bind(row.until_at)
     .bind(&row.attempt_id)
+    .bind(&row.notify)
     .execute(c)
     .await
     .map(drop))?;
@@ -235,6 +239,10 @@ pub async fn close(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -
             .await
             .map(drop))?;
     }
+    // Who ends it themselves knows.
+    if let Some(row) = closed.as_ref().filter(|row| row.notify.is_some() && row.owner != by) {
+        notice::want(tx, &row.id, NoticeEvent::Ended, row.until_at, now).await?;
+    }
     Ok(closed)
 }
 
@@ -372,6 +380,9 @@ pub async fn warn(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult
         let minutes = row.until_at.since(now).as_secs().div_ceil(60);
         let text = format!("{} loses it in {minutes} minutes unless it is extended", row.owner);
         tell(tx, row, state, text, SERVER, now).await?;
+        if row.notify.is_some() {
+            notice::want(tx, &row.id, NoticeEvent::EndsSoon, row.until_at, now).await?;
+        }
     }
     Ok(())
 }

@@ -525,6 +525,7 @@ pub fn machines() -> Vec<Machine> {
                 began_at: Some(ago(11_000)),
                 until: ago(-90_000),
                 warned: false,
+                notifies: false,
                 attempt: None,
             }),
             ..machine(3, "intel-r740", MachineState::Reserved, Some("token:kris: debugs the VMXON fault"), None, 4)

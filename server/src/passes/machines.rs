@@ -8,7 +8,7 @@ use crate::db::lease::{self, Bound};
 use crate::db::life::{self, SERVER};
 use crate::db::reservation;
 use crate::error::AppResult;
-use crate::wake::Topic;
+use crate::wake::{Pass, Topic};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{MachineState, Purpose};
 use std::time::Duration;
@@ -26,6 +26,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
         let mut tx = state.db.begin().await?;
         reservation::warn(&mut tx, &row, now).await?;
         tx.commit().await?;
+        state.wake.wake(&Topic::Pass(Pass::Notices));
     }
     for machine in reservation::unbegun(&state.db, BATCH).await? {
         let mut tx = state.db.begin().await?;
@@ -55,6 +56,7 @@ pub async fn end_reservation(state: &AppState, machine: &crashyard_protocol::Mac
     let ended = reservation::end(&mut tx, machine, by, state.now()).await?;
     tx.commit().await?;
     let Some(ended) = ended else { return Ok(false) };
+    state.wake.wake(&Topic::Pass(Pass::Notices));
     match &ended.attempt_id {
         Some(attempt) => state.wake.wake(&Topic::Attempt(attempt.clone())),
         None => state.wake.wake(&Topic::Machine(machine.clone())),

@@ -13,6 +13,7 @@ pub mod glimpse;
 pub mod health;
 pub mod leases;
 pub mod machines;
+pub mod notices;
 pub mod owed;
 pub mod presence;
 pub mod queue;
@@ -73,6 +74,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     pass!(dumps, Some(Pass::Dumps), DUMPS_REST);
     pass!(queue, Some(Pass::Queue));
     pass!(machines, Some(Pass::Machines));
+    pass!(notices, Some(Pass::Notices));
     pass!(health, None);
     pass!(owed, None);
     pass!(fold, None);

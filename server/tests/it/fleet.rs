@@ -25,7 +25,7 @@ pub async fn history(server: &Server, name: &str) -> Vec<MachineEvent> {
 }
 
 pub fn reserve(name: &str, minutes: u32) -> Call {
-    let new = NewReservation { minutes, reason: "debugs the VMXON fault".into() };
+    let new = NewReservation { minutes, reason: "debugs the VMXON fault".into(), notify: None };
     Call::post(format!("/api/v1/machines/{name}/reservation"), &new)
 }
 
@@ -708,16 +708,42 @@ async fn an_attempt_can_be_done_again_from_what_is_known_of_it() {
     let repro: Repro = server.get(format!("/api/v1/attempts/{}/repro", claimed.attempt)).await.ok();
     assert_eq!((repro.machine.as_str(), repro.facts["cpu.microcode"].as_str()), ("m1", "0x1"));
     assert_eq!((&repro.build.id, repro.scenario.name.as_str()), (&claimed.brief.build.id, "sysrq"));
+    assert!(repro.steps.iter().any(|step| step.contains("sysrq-c, on any CPU")), "{:?}", repro.steps);
+    assert!(repro.left_open.iter().any(|one| one.contains("Which CPU crashes")), "{:?}", repro.left_open);
     // The commands are true: what they send is taken.
-    let body = |path: &str| {
-        let line = repro.commands.iter().find(|line| line.contains(path)).unwrap();
-        line.split('\'').find(|part| part.starts_with('{')).unwrap().to_owned()
-    };
-    let plan = body("/api/v1/plans/");
-    let put = Call::put(format!("/api/v1/plans/repro-{}", claimed.attempt), plan).token(&server.submit);
+    let plan = format!("repro-{}", claimed.attempt);
+    let submit = format!("crashyard submit {} --plan {plan} --wait", repro.build.id);
+    assert!(repro.commands.contains(&submit), "{:?}", repro.commands);
+    let stored = put_plan_of(&server, &repro).await;
+    assert_eq!((stored.name.as_str(), stored.scenarios.as_slice()), (plan.as_str(), ["sysrq".to_owned()].as_slice()));
+    assert_eq!((&stored.selector["name"], stored.policy.hold_minutes), (&"m1".to_owned(), 120));
+    let new = NewRun::new(repro.build.id.clone(), &plan);
+    server.call(Call::post("/api/v1/runs", &new).token(&server.submit)).await.ok::<Run>();
+
+    // The scenario of that name becomes another one: the attempt's own is stored beside it.
+    let mut changed = crate::harness::scenario("sysrq");
+    changed["cpu"] = 1.into();
+    let put = Call::put_json("/api/v1/scenarios/sysrq", &changed).token(&server.submit);
     server.call(put).await.ok::<serde_json::Value>();
-    let run: serde_json::Value = serde_json::from_str(&body("/api/v1/runs")).unwrap();
-    server.call(Call::post("/api/v1/runs", &run).token(&server.submit)).await.ok::<Run>();
+    let repro: Repro = server.get(format!("/api/v1/attempts/{}/repro", claimed.attempt)).await.ok();
+    let own = format!("repro-{}", claimed.attempt.as_str().to_lowercase());
+    assert!(repro.commands.iter().any(|line| line.contains(&format!(".name = \"{own}\""))), "{:?}", repro.commands);
+    let mut scenario = repro.scenario.clone();
+    scenario.name.clone_from(&own);
+    let put = Call::put_json(format!("/api/v1/scenarios/{own}"), &scenario).token(&server.submit);
+    server.call(put).await.ok::<serde_json::Value>();
+    assert_eq!(put_plan_of(&server, &repro).await.scenarios, [own]);
+}
+
+/// Stores the plan that the commands of a repro store.
+async fn put_plan_of(server: &Server, repro: &Repro) -> NewPlan {
+    let line = repro.commands.iter().find(|line| line.contains("crashyard plan put /dev/stdin")).unwrap();
+    let words = line.split_once('|').unwrap().0;
+    let text: Vec<&str> = words.split('\'').skip(3).step_by(2).collect();
+    let plan: NewPlan = toml::from_str(&text.join("\n")).unwrap();
+    let put = Call::put_json(format!("/api/v1/plans/{}", plan.name), &plan).token(&server.submit);
+    server.call(put).await.ok::<serde_json::Value>();
+    plan
 }
 
 #[tokio::test]

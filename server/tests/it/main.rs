@@ -12,6 +12,7 @@ mod fleet;
 mod harness;
 mod leases;
 mod migrations;
+mod notices;
 mod openapi;
 mod placement;
 mod rest;

@@ -31,6 +31,29 @@ impl Scenario {
         steps
     }
 
+    /// What of an attempt nobody chooses, where it booted with this command line: it may be another each time. No step draws a
+    /// random number, so there is no seed that would bring it back.
+    #[must_use]
+    pub fn left_open(&self, cmdline: Option<&str>) -> Vec<String> {
+        let mut open = Vec::new();
+        if self.cpu.is_none() && self.trigger.module_command().is_none() {
+            let who = match self.trigger {
+                Trigger::Nmi => "the one that the NMI reaches first",
+                _ => "the one that the agent runs on at that moment",
+            };
+            open.push(format!("Which CPU crashes: {who}. With `cpu` in the scenario it is always the same."));
+        }
+        if !cmdline.is_some_and(|line| line.split_whitespace().any(|word| word == "nokaslr")) {
+            open.push(
+                "Where the kernel lies in memory, if it has KASLR: its own choice at each boot; `nokaslr` on the command line \
+                 takes it away, and the dump says where it was."
+                    .into(),
+            );
+        }
+        open.push("What the other CPUs do in the moment of the crash.".into());
+        open
+    }
+
     /// What must be seen.
     #[must_use]
     pub fn expects(&self) -> Vec<String> {
@@ -119,6 +142,19 @@ impl Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_chooses_is_said_and_what_is_chosen_is_not() {
+        let scenario = |more: &str| -> Scenario {
+            serde_json::from_str(&format!(r#"{{"name": "a", "title": "A", "expect": {{"panic": "x"}}, {more}}}"#))
+                .unwrap()
+        };
+        let open = scenario(r#""trigger": "sysrq-c""#).left_open(None);
+        assert!(open.len() == 3 && open[0].contains("that the agent runs on"), "{open:?}");
+        let open = scenario(r#""trigger": "sysrq-c", "cpu": 1"#).left_open(Some("quiet nokaslr"));
+        assert_eq!(open, ["What the other CPUs do in the moment of the crash."]);
+        assert_eq!(scenario(r#""trigger": "module-panic""#).left_open(Some("nokaslr")).len(), 1, "that is on CPU 0");
+    }
 
     #[test]
     fn every_state_and_trigger_is_put_into_words() {

@@ -33,6 +33,7 @@ fn reservation(machine: &MachineId, until: Timestamp) -> ReservationRow {
         attempt_id: None,
         quarantine_reason: None,
         quarantine_until: None,
+        notify: None,
     }
 }
 
