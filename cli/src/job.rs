@@ -1,22 +1,29 @@
 //! `crashyard job`: jobs of a run.
 
-use crate::server::{Server, said, wait};
+use crate::server::{Server, patiently, said, wait};
 use crate::time::when;
 use crate::triage::vmcore::text;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use crashyard_protocol::JobId;
-use crashyard_protocol::api::Waiting;
+use crashyard_protocol::api::{Attempt, Job as ApiJob, Waiting};
+use crashyard_protocol::client::Client;
+use crashyard_protocol::clock::Timestamp;
+use crashyard_protocol::{JobId, JobState};
 use std::fmt::Write as _;
+
+/// How long the server may hold an answer back.
+const WAIT_SECONDS: u32 = 20;
 
 /// What to ask about a job.
 #[derive(Subcommand)]
 pub enum Job {
     /// Say why a job is waiting: what it asks for, where the machines are, who comes first, when it may start
     #[command(after_help = "\
-Everything but the expected start is exact for this moment.
+Everything but the expected start is exact for this moment. With --follow it is said anew whenever something changes but the
+expected start, until the job is placed or over; with --json as well, each time is one line, and the last one has the state.
 
   crashyard job why 01JDB4Q1W5Z8N6K3X0V7T2R9MF
+  crashyard job why 01JDB4Q1W5Z8N6K3X0V7T2R9MF --follow
   crashyard job why 01JDB4Q1W5Z8N6K3X0V7T2R9MF --json")]
     Why(Why),
 }
@@ -27,6 +34,9 @@ pub struct Why {
     /// Id of the job; a run's page and `/api/v1/runs/ID/jobs` show it
     #[arg(value_name = "JOB")]
     id: String,
+    /// Say it anew whenever something changes, until the job is placed or over
+    #[arg(long)]
+    follow: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,13 +56,62 @@ async fn why(args: &Why) -> anyhow::Result<()> {
     let id: JobId = args.id.parse().ok().with_context(|| {
         format!("{:?} is no id; a run's jobs and their ids are at {}/runs/RUN", args.id, args.server.address())
     })?;
-    let waiting = args.server.client().waiting(&id).await.map_err(|error| said(&error))?;
+    let client = args.server.client();
+    if args.follow {
+        return follow(args, &client, &id).await;
+    }
+    let waiting = client.waiting(&id).await.map_err(|error| said(&error))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&waiting)?);
     } else {
         print!("{}", human(&waiting));
     }
     Ok(())
+}
+
+/// Says it whenever it changes. A server that is away for a while is waited for; the job is its, and goes on.
+async fn follow(args: &Why, client: &Client, id: &JobId) -> anyhow::Result<()> {
+    let mut waiting = patiently(|| client.waiting(id)).await.map_err(|error| said(&error))?;
+    let mut before: Option<Waiting> = None;
+    while waiting.state == JobState::Queued {
+        if before.as_ref().is_none_or(|before| !waiting.says_the_same_as(before)) {
+            if args.json {
+                println!("{}", serde_json::to_string(&waiting)?);
+            } else {
+                let again = if before.is_some() { "\n" } else { "" };
+                print!("{again}{}\n{}", when(Timestamp(jiff::Timestamp::now().as_millisecond())), human(&waiting));
+            }
+            before = Some(waiting);
+        }
+        waiting = patiently(|| client.waiting_changed(id, WAIT_SECONDS)).await.map_err(|error| said(&error))?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&waiting)?);
+        return Ok(());
+    }
+    let job = patiently(|| client.job(id)).await.map_err(|error| said(&error))?;
+    let attempt = match job.attempts.last() {
+        Some(attempt) => Some(patiently(|| client.attempt(attempt)).await.map_err(|error| said(&error))?),
+        None => None,
+    };
+    println!("{}", text::safe(&ended(&job, attempt.as_ref(), args.server.address())));
+    Ok(())
+}
+
+/// How the waiting ended.
+fn ended(job: &ApiJob, attempt: Option<&Attempt>, server: &str) -> String {
+    match (job.state, attempt) {
+        (JobState::Queued, _) => "It waits again: its attempt came to nothing.".into(),
+        (JobState::Leased, Some(one)) => {
+            format!("Placed on {} (attempt {}): {server}/attempts/{}", one.machine_name, one.number, one.id)
+        }
+        (JobState::Leased, None) => "Placed.".into(),
+        (JobState::Cancelled, _) => "It was withdrawn.".into(),
+        (JobState::Done, _) => {
+            let why = job.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("It is over: {}{why}", job.status)
+        }
+    }
 }
 
 fn human(waiting: &Waiting) -> String {
@@ -111,8 +170,7 @@ fn human(waiting: &Waiting) -> String {
 mod tests {
     use super::*;
     use crashyard_protocol::api::{WaitingConstraint, WaitingMachine};
-    use crashyard_protocol::clock::Timestamp;
-    use crashyard_protocol::{JobState, MachineState, Priority};
+    use crashyard_protocol::{MachineState, Priority};
 
     #[test]
     fn a_terminal_shows_the_sentence_the_constraints_and_where_the_machines_are() {

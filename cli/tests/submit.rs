@@ -165,6 +165,52 @@ async fn a_kernel_goes_from_its_file_to_its_results() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn why_a_job_waits_is_said_anew_when_that_changes_and_ends_with_where_it_went() {
+    let farm = Farm::start().await;
+    let build = farm.build().await;
+    let run = farm.ok(&["submit", &build, "--plan", "smoke"]).await;
+    let jobs: serde_json::Value = {
+        let jobs = reqwest::get(format!("{}/api/v1/runs/{}/jobs", farm.address, run.trim())).await.unwrap();
+        jobs.json().await.unwrap()
+    };
+    let job = jobs[0]["id"].as_str().unwrap().to_owned();
+    let follow = |json: bool| {
+        let mut arguments = vec!["job", "why", &job, "--follow"];
+        arguments.extend(json.then_some("--json"));
+        let mut child = farm.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines)
+    };
+    let (mut told, mut lines) = follow(false);
+    let (mut told_json, mut json) = follow(true);
+    assert!(lines.next_line().await.unwrap().unwrap().ends_with(" UTC"), "when that was");
+    let first = lines.next_line().await.unwrap().unwrap();
+    assert!(first.contains("no machine is enrolled"), "{first}");
+    let first: serde_json::Value = serde_json::from_str(&json.next_line().await.unwrap().unwrap()).unwrap();
+    assert_eq!((&first["state"], &first["fitting"]), (&"queued".into(), &0.into()));
+
+    let controller = api::tokens::make(&farm.state, "lab".into(), Scope::Controller, None).await.unwrap().1;
+    let mut wire = Wire::new(routes::router(farm.state.clone()), 1, 0);
+    let mut lab = FakeLab::new("lab", 2, &controller, 1);
+    while lab.holding().len() < 2 {
+        lab.step(&mut wire).await;
+    }
+    let mut rest = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        rest.push(line);
+    }
+    assert!(told.wait().await.unwrap().success() && told_json.wait().await.unwrap().success());
+    let last = rest.last().unwrap();
+    assert!(last.starts_with("Placed on lab-") && last.contains(&format!("{}/attempts/", farm.address)), "{rest:?}");
+    let mut last = first;
+    while let Some(line) = json.next_line().await.unwrap() {
+        last = serde_json::from_str(&line).unwrap();
+    }
+    assert_eq!(last["state"], "leased");
+    farm.state.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_machine_takes_in_time_is_missing_and_no_failure() {
     let farm = Farm::start().await;
     let build = farm.build().await;

@@ -48,6 +48,15 @@ impl Inventory {
     }
 }
 
+impl Waiting {
+    /// Whether nothing has changed since but the estimate, which moves with the time.
+    #[must_use]
+    pub fn says_the_same_as(&self, before: &Self) -> bool {
+        let exact = |one: &Self| Self { summary: String::new(), expected_start: None, ..one.clone() };
+        exact(self) == exact(before)
+    }
+}
+
 impl NewRun {
     /// A submission with nothing special about it.
     #[must_use]

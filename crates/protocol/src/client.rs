@@ -304,6 +304,11 @@ impl Client {
         self.get(&format!("/api/v1/jobs/{id}/waiting")).await
     }
 
+    /// The same; held for some seconds while the job waits and nothing changes.
+    pub async fn waiting_changed(&self, id: &JobId, wait_seconds: u32) -> Answer<api::Waiting> {
+        self.get(&format!("/api/v1/jobs/{id}/waiting?wait_seconds={wait_seconds}")).await
+    }
+
     /// Who shares the farm, by name.
     pub async fn submitters(&self) -> Answer<Vec<api::Submitter>> {
         self.get("/api/v1/submitters").await

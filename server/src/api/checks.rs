@@ -3,6 +3,7 @@
 //! What is wanted stays wanted until it was done or somebody takes it back, and says what it waits for. It comes before the
 //! machine's next job: on a farm that is never idle it would never be done otherwise.
 
+use super::WaitQuery;
 use super::machines::find;
 use crate::agent::errands::over;
 use crate::app::AppState;
@@ -17,20 +18,7 @@ use axum::extract::State;
 use crashyard_protocol::api::{Check, NewCheck};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ErrandId, MachineId, MachineState};
-use serde::Deserialize;
-use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
-
-/// Longest time an answer is held back.
-const WAIT_MAX: u32 = 60;
-
-/// How long to wait.
-#[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
-pub struct WaitQuery {
-    /// Seconds for which the answer may be held back while the check is not over and nothing about it changes; at most 60.
-    #[serde(default)]
-    pub wait_seconds: u32,
-}
 
 /// Wants a machine's power and consoles tried by its controller, before its next job. One that is wanted already is not wanted
 /// twice.
@@ -78,7 +66,7 @@ pub async fn get_check(
     let mut waiter = state.wake.subscribe(Topic::Errand(id.clone()));
     let missing = || AppError::not_found("check of this machine");
     let before = last(&state, &id).await?.ok_or_else(missing)?;
-    let end = Instant::now() + Duration::from_secs(u64::from(query.wait_seconds.min(WAIT_MAX)));
+    let end = query.end();
     let mut now = before.clone();
     while now == before && now.ended_at.is_none() && Instant::now() < end {
         tokio::select! {

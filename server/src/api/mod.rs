@@ -23,6 +23,8 @@ use axum::extract::DefaultBodyLimit;
 use crashyard_protocol::agent::CHUNK_BYTES;
 use crashyard_protocol::api::Page;
 use serde::Deserialize;
+use std::time::Duration;
+use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -62,6 +64,24 @@ impl PageQuery {
         items.truncate(limit);
         let next = if more { items.last().map(id) } else { None };
         Page { items, next }
+    }
+}
+
+/// Longest time an answer is held back.
+const WAIT_MAX: u32 = 60;
+
+/// How long to wait for a change.
+#[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
+pub struct WaitQuery {
+    /// Seconds for which the answer may be held back while it is not over and nothing about it changes; at most 60.
+    #[serde(default)]
+    pub wait_seconds: u32,
+}
+
+impl WaitQuery {
+    /// When the answer is due, whatever has changed.
+    pub fn end(&self) -> Instant {
+        Instant::now() + Duration::from_secs(u64::from(self.wait_seconds.min(WAIT_MAX)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs, their jobs, and their events.
 
 use super::plans::{JOBS_MAX, check_policy};
-use super::{PageQuery, wire};
+use super::{PageQuery, WaitQuery, wire};
 use crate::agent::claim::offer;
 use crate::app::AppState;
 use crate::auth::{Reader, Submitter};
@@ -17,7 +17,7 @@ use crate::extract::{Json, Path, Query, check_name};
 use crate::preempt;
 use crate::selector::Selector;
 use crate::sse::{self, After};
-use crate::wake::{Pass, Topic};
+use crate::wake::{Pass, SAFETY, Topic};
 use axum::extract::State;
 use axum::response::Response;
 use crashyard_protocol::api::{Job, NewRun, Page, Policy, Run, Waiting};
@@ -28,6 +28,7 @@ use crashyard_protocol::{
 };
 use sqlx::types::Json as Document;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Each further job of a run stands this much further back in the queue, so that a run of a thousand jobs does not
 /// keep a run of one job waiting that was submitted a minute later.
@@ -267,9 +268,28 @@ pub async fn job_events(
 }
 
 /// Why a job is waiting: constraints, machines, who comes first, expected start.
-#[utoipa::path(get, path = "/api/v1/jobs/{id}/waiting", tag = "runs", params(("id" = JobId, Path)), responses((status = 200, body = Waiting)))]
-pub async fn job_waiting(_: Reader, State(state): State<AppState>, Path(id): Path<JobId>) -> AppResult<Json<Waiting>> {
-    Ok(Json(crate::waiting::of_job(&state, &id).await?))
+#[utoipa::path(get, path = "/api/v1/jobs/{id}/waiting", tag = "runs", params(("id" = JobId, Path), WaitQuery),
+    responses((status = 200, body = Waiting)))]
+pub async fn job_waiting(
+    _: Reader,
+    State(state): State<AppState>,
+    Path(id): Path<JobId>,
+    Query(query): Query<WaitQuery>,
+) -> AppResult<Json<Waiting>> {
+    let run = find_job(&state, &id).await?.job.run_id;
+    let mut waiter = state.wake.subscribe(Topic::Run(run));
+    let before = crate::waiting::of_job(&state, &id).await?;
+    let end = query.end();
+    let mut now = before.clone();
+    while now.state == JobState::Queued && now.says_the_same_as(&before) && Instant::now() < end {
+        tokio::select! {
+            // That it is placed, it is told; machines and other queues change without a word to whoever waits here.
+            _ = timeout_at(end.min(Instant::now() + SAFETY), waiter.woken()) => {}
+            () = state.stop.cancelled() => break,
+        }
+        now = crate::waiting::of_job(&state, &id).await?;
+    }
+    Ok(Json(now))
 }
 
 /// Withdraws a job that no machine has yet.
