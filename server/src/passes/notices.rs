@@ -95,7 +95,7 @@ async fn close(state: &AppState, row: &NoticeRow, told: Option<Timestamp>) -> Ap
 }
 
 fn event(row: &NoticeRow) -> Event<'_> {
-    let (machine, until) = (&row.machine, When(row.until_at).minute());
+    let (machine, until) = (&row.machine, When(row.until_at).full());
     let text = match (row.event, row.ended_by.as_deref()) {
         (NoticeEvent::EndsSoon, _) => format!(
             "{machine} is yours until {until}, and goes back to the jobs then. To keep it: \

@@ -64,7 +64,12 @@ async fn an_owner_is_told_before_the_end_and_after_it_each_once_whoever_is_kille
     ] {
         assert_eq!(events[0][field], wanted, "{events:?}");
     }
-    assert!(events[0]["text"].as_str().unwrap().contains("crashyard reserve m1 --extend 2h"), "{events:?}");
+    let text = events[0]["text"].as_str().unwrap();
+    assert!(
+        text.starts_with("m1 is yours until 2026-11-23 13:00:00 UTC")
+            && text.contains("crashyard reserve m1 --extend 2h"),
+        "{text}"
+    );
     let extend = Call::put_json("/api/v1/machines/m1/reservation", &Extension { minutes: 20 });
     server.call(extend.token(&server.submit)).await.ok::<Machine>();
     pass(&server, 6).await;
