@@ -13,6 +13,15 @@ const LINES: usize = 200_000;
 /// How far a stamp may go back inside one boot: CPUs print past each other, but not for long.
 const BACK_MICROS: u64 = 1_000_000;
 
+/// How the line begins that controllers put where they did not hear a console.
+pub const GAP: &str = "[crashyard: the console was not heard";
+
+/// Whether the kernel has stamped a line, so that it is known on both.
+#[must_use]
+pub fn is_stamped(text: &str) -> bool {
+    stamp(text).is_some()
+}
+
 #[derive(Clone, Copy)]
 struct Line<'a> {
     micros: Option<u64>,

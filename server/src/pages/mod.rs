@@ -18,7 +18,7 @@ mod tests;
 mod text;
 mod view;
 
-use crate::api::{PageQuery, checks, machines, signatures, wire};
+use crate::api::{PageQuery, attempts, checks, machines, signatures, wire};
 use crate::app::AppState;
 use crate::auth::Reader;
 use crate::error::{AppError, AppResult, PendingProblem};
@@ -39,6 +39,7 @@ use lines::LineIndex;
 use serde::Deserialize;
 use std::sync::Arc;
 use view::attempt::{AttemptPage, Parts};
+use view::beside::BesidePage;
 use view::console::{ConsolePage, Pane};
 use view::error::ErrorPage;
 use view::findings::{ConsoleReports, FindingsPage, Found};
@@ -61,6 +62,7 @@ pub fn router() -> Router<AppState> {
         .route("/jobs/{job}/waiting", get(get_waiting))
         .route("/attempts/{attempt}", get(get_attempt))
         .route("/attempts/{attempt}/console/{source}", get(get_console))
+        .route("/attempts/{attempt}/console/{first}/beside/{second}", get(get_beside))
         .route("/attempts/{attempt}/findings", get(get_findings))
         .route("/scenarios", get(list_scenarios))
         .route("/scenarios/{name}", get(get_scenario))
@@ -192,6 +194,27 @@ async fn get_console(
 #[derive(Debug, Deserialize)]
 struct SearchQuery {
     q: Option<String>,
+}
+
+/// Which part of two consoles.
+#[derive(Debug, Deserialize)]
+struct BesideQuery {
+    #[serde(default)]
+    from: usize,
+    /// Only what differs.
+    #[serde(default)]
+    only: bool,
+}
+
+async fn get_beside(
+    _: Reader,
+    State(state): State<AppState>,
+    Path((id, first, second)): Path<(AttemptId, String, String)>,
+    Query(query): Query<BesideQuery>,
+) -> AppResult<Html<String>> {
+    let attempt = load::attempt_with_artifacts(&state, &id).await?;
+    let compared = attempts::compared(&state, &id, &first, &second).await?;
+    show(&BesidePage::new(&attempt, (&first, &second), &compared, query.from, query.only))
 }
 
 async fn get_findings(

@@ -3,6 +3,7 @@
 use super::assets;
 use super::sample;
 use super::view::attempt::{AttemptPage, Parts};
+use super::view::beside::BesidePage;
 use super::view::console::{ConsolePage, PAGE_BYTES, Pane, Piece};
 use super::view::error::ErrorPage;
 use super::view::findings::{ConsoleReports, FindingsPage, Found};
@@ -11,10 +12,11 @@ use super::view::run::RunPage;
 use super::view::runs::RunsPage;
 use super::view::scenarios::{ScenarioPage, ScenariosPage};
 use super::view::signatures::{SignaturePage, SignaturesPage};
+use crate::beside::{GAP, compare};
 use crate::passes::glimpse::Glimpse;
 use askama::Template;
 use crashyard_protocol::agent::{Report, Role};
-use crashyard_protocol::api::{Dropped, Evidence, Hold, Page, Run};
+use crashyard_protocol::api::{Attempt, Dropped, Evidence, Hold, Page, Run};
 use crashyard_protocol::{ArtifactState, AttemptState, Proof, RunState, StageName, StageState, Status};
 use crashyard_vmcore::Capsule;
 use scraper::{ElementRef, Html, Selector};
@@ -51,6 +53,8 @@ fn pages() -> Vec<(&'static str, String)> {
         ("running attempt", AttemptPage::new(parts(&running, &jobs[2]), Some(pane(&running, &console)), now).render()),
         ("attempt without console", AttemptPage::new(parts(&running, &jobs[2]), None, now).render()),
         ("console", ConsolePage::new(&failed, &artifact, PAGE_BYTES, &piece).render()),
+        ("consoles beside each other", beside(&failed, "net", &"[    1.000000] one\n".repeat(2_500), 1_000).render()),
+        ("equal consoles", beside(&failed, "net", "", 0).render()),
         ("findings", FindingsPage::new(&failed, both, None, now).render()),
         ("search in findings", FindingsPage::new(&failed, both, Some("vmx"), now).render()),
         ("no findings", FindingsPage::new(&failed, Found::default(), None, now).render()),
@@ -172,6 +176,7 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
         ("run", RunPage::new(&run, Some(&build), &jobs, &attempts, now).render()),
         ("attempt", AttemptPage::new(parts, Some(pane(attempt, &log)), now).render()),
         ("console", ConsolePage::new(attempt, &attempt.artifacts[0], 0, &piece).render()),
+        ("consoles beside each other", beside(attempt, HOSTILE, &String::from_utf8_lossy(&log), 0).render()),
         ("findings", FindingsPage::new(attempt, both, None, now).render()),
         ("search in findings", FindingsPage::new(attempt, both, Some(HOSTILE), now).render()),
         ("scenarios", ScenariosPage::new(&scenarios, false, now).render()),
@@ -183,6 +188,36 @@ fn hostile_pages() -> Vec<(&'static str, String)> {
     .into_iter()
     .map(|(name, html)| (name, html.expect("renders")))
     .collect()
+}
+
+/// A console that heard nothing beside one that heard this.
+fn beside(attempt: &Attempt, name: &str, heard: &str, from: usize) -> BesidePage {
+    BesidePage::new(attempt, ("serial", name), &compare("", heard), from, false)
+}
+
+#[test]
+fn a_page_of_two_consoles_marks_gaps_and_what_was_filled_in_and_is_bounded() {
+    let serial = format!("SeaBIOS\n[    1.000000] one\n{GAP} for 2.0 s: it failed]\n[    4.000000] four\n");
+    let compared = compare(&serial, "[    1.000000] one\n[    2.000000] <b>two</b>\u{1b}[31m\n");
+    let attempt = &sample::attempts()[0];
+    let html = |only| BesidePage::new(attempt, ("serial", "net"), &compared, 0, only).render().unwrap();
+    for wanted in [
+        "data-heard=\"gap\"",
+        "data-heard=\"second\"",
+        "&#60;b&#62;two",
+        "filled in from net",
+        "only serial heard it",
+        "a gap in serial",
+        "both heard 1, serial alone 1, net alone 1",
+        "SeaBIOS",
+    ] {
+        assert!(html(false).contains(wanted), "{wanted} in {}", html(false));
+    }
+    assert!(!html(false).contains('\u{1b}'), "{}", html(false));
+    assert!(!html(true).contains("SeaBIOS") && html(true).contains("id=\"L4\""), "differences keep their numbers");
+    let long = beside(attempt, "net", &"[    1.000000] one\n".repeat(2_500), 5_000_000).render().unwrap();
+    assert_eq!(long.matches("data-heard").count(), 500, "the last page, and no more of it");
+    assert!(long.contains("page 3 of 3"));
 }
 
 /// Crash reports as they are stored, with `text` wherever a kernel could have put it.

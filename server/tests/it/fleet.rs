@@ -767,6 +767,16 @@ async fn what_one_console_did_not_hear_is_filled_in_from_the_other() {
     ];
     assert_eq!(lines, wanted);
     server.get(path("serial", "other")).await.problem(404, kind::NOT_FOUND);
+
+    let page = async |path: String| String::from_utf8(server.get(path).await.body.to_vec()).unwrap();
+    let beside = format!("/attempts/{}/console/serial/beside/net", claimed.attempt);
+    let both = page(beside.clone()).await;
+    assert!(both.contains("filled in from net") && both.contains("only serial heard it"), "{both}");
+    for whole in [format!("/attempts/{}", claimed.attempt), format!("/attempts/{}/console/serial", claimed.attempt)] {
+        let whole = page(whole).await;
+        assert!(whole.contains(&format!("href=\"{beside}\"")), "{whole}");
+    }
+    assert_eq!(server.get(format!("{beside}x")).await.status.as_u16(), 404);
 }
 
 async fn press(server: &Server, claim: &Claim, keys: &Keys) -> Answer {

@@ -151,6 +151,13 @@ fn proven_lines(attempt: &Attempt, console: &ArtifactId) -> HashMap<u64, Vec<(St
     out
 }
 
+/// The consoles of an attempt beside this one: as people read them, and as a part of a path.
+#[must_use]
+pub fn others(attempt: &Attempt, this: &Artifact) -> Vec<(String, String)> {
+    let consoles = attempt.artifacts.iter().filter(|one| one.name.starts_with(NAME_PREFIX) && one.id != this.id);
+    consoles.map(|one| (visible(source_of(one)).into_owned(), path_part(source_of(one)))).collect()
+}
+
 /// Whose console an artifact is.
 #[must_use]
 pub fn source_of(artifact: &Artifact) -> &str {
@@ -190,6 +197,8 @@ pub struct ConsolePage {
     previous: Option<u64>,
     next: Option<u64>,
     last: u64,
+    /// The attempt's other consoles: as people read them, and as a part of a path.
+    others: Vec<(String, String)>,
 }
 
 impl ConsolePage {
@@ -211,6 +220,7 @@ impl ConsolePage {
             previous: start.checked_sub(PAGE_BYTES),
             next: (start < last).then(|| start + PAGE_BYTES),
             last,
+            others: others(attempt, artifact),
         }
     }
 

@@ -4,6 +4,7 @@
 //! can be rendered and checked without a server. Templates only lay out what a view says; the words are chosen here.
 
 pub mod attempt;
+pub mod beside;
 pub mod console;
 pub mod error;
 pub mod findings;
