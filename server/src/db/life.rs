@@ -82,7 +82,8 @@ pub async fn decide(
         let closed = reservation::close(tx, machine, by, now).await?;
         let reason = reason.map(str::to_owned);
         note(tx, machine, &ChangeRow { at: now, state, reason, decided_by: by.to_owned(), attempt_id: None }).await?;
-        if let Some(closed) = closed.filter(|closed| closed.began_at.is_some()) {
+        // Who retires a machine says that it is gone.
+        if let Some(closed) = closed.filter(|one| one.began_at.is_some() && state != MachineState::Retired) {
             reservation::owe_off(tx, &closed, now).await?;
         }
     }

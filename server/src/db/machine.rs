@@ -358,7 +358,8 @@ pub struct Idle {
 }
 
 /// Records that controllers asked: they are seen now, and so are machines of theirs that they call idle; those never seen idle
-/// are available, unless they have an errand first. Who was seen a moment ago is not written again, and who is being written by others waits for the next time.
+/// are available, unless they have an errand first. Who was seen a moment ago is not written again, and who is being written by
+/// others waits for the next time.
 pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Idle], now: Timestamp) -> DbResult<()> {
     let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
     let text = listed!(

@@ -59,10 +59,9 @@ enum Heard {
 impl Heard {
     fn of(line: &ComparedLine) -> Self {
         match (line.first, line.second) {
-            (true, true) => Self::Both,
             (true, false) if line.text.starts_with(GAP) => Self::Gap,
             (true, false) if is_stamped(&line.text) => Self::First,
-            (true, false) => Self::Both,
+            (true, _) => Self::Both,
             (false, _) => Self::Second,
         }
     }
