@@ -13,7 +13,6 @@ use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
 use crate::placer::Placer;
 use crate::receiver::Receiver;
-use crate::recorder::Recorder;
 use crate::renewer::Renewer;
 use crate::settling::Settling;
 use crate::wake::Wake;
@@ -61,15 +60,13 @@ pub struct App {
     pub placer: Group<Placer>,
     /// Renews leases.
     pub renewer: Group<Renewer>,
-    /// Records reports.
-    pub recorder: Group<Recorder>,
     /// Takes leases back.
     pub ending: Group<Ending>,
     /// Settles jobs.
     pub settling: Group<Settling>,
     /// Registers chunks of uploads.
     pub receiver: Group<Receiver>,
-    /// Judges attempts.
+    /// Records reports and judges attempts.
     pub judging: Group<Judging>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
@@ -108,7 +105,6 @@ impl AppState {
             writer: Group::start(db.clone(), LedgerWriter),
             placer: Group::start(db.clone(), Placer),
             renewer: Group::start(db.clone(), Renewer),
-            recorder: Group::start(db.clone(), Recorder),
             ending: Group::start(db.clone(), Ending(care.rule)),
             settling: Group::start(db.clone(), Settling(care)),
             receiver: Group::start(db.clone(), Receiver),

@@ -21,9 +21,10 @@ pub struct Seen {
     pub evidence: Option<EvidenceView>,
 }
 
-/// Everything that is recorded about these attempts, which are locked. Who is not there is left out.
-pub async fn load(tx: &mut Tx, consoles: &Consoles, ids: &[&AttemptId], now: Timestamp) -> DbResult<Vec<Seen>> {
-    let attempts = attempt::lock(tx, ids).await?;
+/// Everything that is recorded about these attempts, which are locked.
+pub async fn load(tx: &mut Tx, consoles: &Consoles, attempts: Vec<FullAttempt>, now: Timestamp) -> DbResult<Vec<Seen>> {
+    let ids: Vec<AttemptId> = attempts.iter().map(|full| full.attempt.id.clone()).collect();
+    let ids = &ids.iter().collect::<Vec<_>>();
     let mut reports = by_attempt(report::of_attempts(tx, ids).await?, |row| Some(row.attempt_id.clone()));
     let mut artifacts = by_attempt(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
     let mut stages = attempt::stages_of(tx, ids).await?;

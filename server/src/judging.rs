@@ -1,5 +1,5 @@
 //! From recorded evidence to written judgements: loads what is recorded, asks [`crate::triage::judge`], writes; many attempts in
-//! one commit ([`crate::group`]).
+//! one commit ([`crate::group`]). Reports are recorded in the same commit that judges them: an agent waits for both.
 //!
 //! Asked for after every write of evidence, at the moments the judge wanted, and after a restart. All of that is
 //! harmless to repeat: the judgement is a function of what is recorded, and writing the same one again changes
@@ -18,15 +18,16 @@ use crate::db::life::SERVER;
 use crate::db::reservation::{self, ReservationRow};
 use crate::db::{self, Db, DbError, DbResult, Tx};
 use crate::error::{AppError, AppResult};
-use crate::evidence::{self, Seen};
+use crate::evidence;
 use crate::group::Together;
 use crate::metrics::Metrics;
+use crate::recorder::{self, HandedIn, Recorded};
 use crate::triage::{BuildFacts, EvidenceView, Judgement, judge};
 use crate::wake::{Pass, Topic, Wake};
 use crashyard_protocol::agent::Directive;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, Purpose, ReservationId, Status};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -54,13 +55,27 @@ pub fn first(
 pub async fn judge_attempt(state: &AppState, id: &AttemptId) -> AppResult<Judgement> {
     for _ in 0..TRIES {
         let hold = ReservationId::from_ulid(state.ids.next());
-        let asked = state.judging.ask(ToJudge { attempt: id.clone(), now: state.now(), hold }).await;
-        match asked.map_err(|error| AppError::or_not_found(error, "attempt"))? {
+        let asked = ToJudge { attempt: id.clone(), now: state.now(), hold, handed_in: None };
+        let found = state.judging.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+        match found.judgement {
             Some(judgement) => return Ok(judgement),
             None => catch_up(state, id).await?,
         }
     }
     Err(AppError::Unavailable(anyhow::anyhow!("the consoles of attempt {id} grow faster than they can be read")))
+}
+
+/// Records what an agent hands in and judges the attempt with it.
+pub async fn take(state: &AppState, handed_in: HandedIn) -> AppResult<(Recorded, Judgement)> {
+    let (id, now) = (handed_in.attempt.clone(), handed_in.at);
+    let hold = ReservationId::from_ulid(state.ids.next());
+    let asked = ToJudge { attempt: id.clone(), now, hold, handed_in: Some(handed_in) };
+    let found = state.judging.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+    let recorded = found.recorded.ok_or_else(|| AppError::not_found("attempt"))?;
+    match found.judgement {
+        Some(judgement) => Ok((recorded, judgement)),
+        None => Ok((recorded, judge_attempt(state, &id).await?)),
+    }
 }
 
 /// Reads the consoles of an attempt up to what is recorded.
@@ -82,9 +97,20 @@ pub struct ToJudge {
     pub now: Timestamp,
     /// Id of the reservation that keeps its machine, if there will be one.
     pub hold: ReservationId,
+    /// Evidence that is to be recorded first.
+    pub handed_in: Option<HandedIn>,
 }
 
-/// Judges attempts; `None` for one of which a console has to be read first.
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What became of what was handed in.
+    pub recorded: Option<Recorded>,
+    /// The judgement; `None` where a console has to be read first, or where it failed.
+    pub judgement: Option<Judgement>,
+}
+
+/// Records reports and judges attempts.
 #[derive(Debug)]
 pub struct Judging {
     /// What consoles say.
@@ -99,20 +125,41 @@ pub struct Judging {
 
 impl Together for Judging {
     type Ask = ToJudge;
-    type Answer = Option<Judgement>;
+    type Answer = Found;
     const QUEUE: usize = 4096;
     const BATCH: usize = 256;
 
-    async fn write(&self, _: &Db, mut tx: Tx, asks: &[ToJudge]) -> DbResult<Vec<DbResult<Option<Judgement>>>> {
+    async fn write(&self, db: &Db, tx: Tx, asks: &[ToJudge]) -> DbResult<Vec<DbResult<Found>>> {
+        match (self.record_and_judge(tx, asks).await, asks) {
+            // Evidence is kept whatever the judge makes of it. The judgement is asked for again, and says then what is wrong.
+            (Err(_), [ask @ ToJudge { handed_in: Some(reports), .. }]) => {
+                let mut tx = db.begin().await?;
+                let attempts = db::attempt::lock(&mut tx, &[&ask.attempt]).await?;
+                let recording = recorder::record(&mut tx, &attempts, &[reports]).await?;
+                db::event::append_all(&mut tx, ask.now, &recording.told()).await?;
+                tx.commit().await?;
+                let found = |recorded| Found { recorded: Some(recorded), judgement: None };
+                Ok(recording.answers.into_iter().map(|answer| answer.map(found)).collect())
+            }
+            (done, _) => done,
+        }
+    }
+}
+
+impl Judging {
+    async fn record_and_judge(&self, mut tx: Tx, asks: &[ToJudge]) -> DbResult<Vec<DbResult<Found>>> {
         // One that is asked for twice is judged once.
         let wanted: BTreeMap<&AttemptId, &ToJudge> = asks.iter().map(|ask| (&ask.attempt, ask)).collect();
         let ids: Vec<&AttemptId> = wanted.keys().copied().collect();
         let now = asks.iter().map(|ask| ask.now).max().unwrap_or(Timestamp(0));
-        let seen = evidence::load(&mut tx, &self.consoles, &ids, now).await?;
+        let attempts = db::attempt::lock(&mut tx, &ids).await?;
+        let handed_in: Vec<&HandedIn> = asks.iter().filter_map(|ask| ask.handed_in.as_ref()).collect();
+        let recording = recorder::record(&mut tx, &attempts, &handed_in).await?;
+        let seen = evidence::load(&mut tx, &self.consoles, attempts, now).await?;
         let opinions: Vec<Opinion<'_>> =
             seen.iter().filter_map(|one| Some(Opinion::of(&one.full, one.evidence.as_ref()?, now))).collect();
         let judged: Vec<Judged<'_>> = opinions.iter().map(Opinion::judged).collect();
-        let changed = judgement::apply_all(&mut tx, &judged, now).await?;
+        let changed = judgement::apply_all(&mut tx, &judged, recording.told(), now).await?;
         let mut held = false;
         for (opinion, judged) in opinions.iter().zip(&judged) {
             if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.full.attempt.id)) {
@@ -121,12 +168,18 @@ impl Together for Judging {
         }
         tx.commit().await?;
         self.announce(judged.iter().zip(changed).filter(|(_, changed)| *changed).map(|(one, _)| one), held);
-        let found: HashMap<&AttemptId, &Seen> = seen.iter().map(|one| (&one.full.attempt.id, one)).collect();
+        let found: BTreeSet<&AttemptId> = seen.iter().map(|one| &one.full.attempt.id).collect();
         let known: HashMap<&AttemptId, &Judgement> =
             opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
-        let answer = |ask: &ToJudge| match found.get(&ask.attempt) {
-            Some(_) => Ok(known.get(&ask.attempt).map(|judgement| Judgement::clone(judgement))),
-            None => Err(DbError::NotFound),
+        let mut recorded = recording.answers.into_iter();
+        let answer = |ask: &ToJudge| {
+            let recorded = match &ask.handed_in {
+                Some(_) => Some(recorded.next().ok_or(DbError::NotFound)??),
+                None if found.contains(&ask.attempt) => None,
+                None => return Err(DbError::NotFound),
+            };
+            let judgement = known.get(&ask.attempt).map(|judgement| Judgement::clone(judgement));
+            Ok(Found { recorded, judgement })
         };
         Ok(asks.iter().map(answer).collect())
     }

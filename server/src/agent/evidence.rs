@@ -33,9 +33,11 @@ pub async fn add_reports(
         return Err(AppError::Forbidden("an attempt's token cannot speak for the controller".into()));
     }
     check_sizes(&request)?;
-    let (id, by) = (caller.attempt, request.by);
-    let asked = HandedIn { attempt: id.clone(), epoch: caller.epoch, by, reports: request.reports, at: state.now() };
-    let recorded = state.recorder.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+    let by = request.by;
+    let asked =
+        HandedIn { attempt: caller.attempt, epoch: caller.epoch, by, reports: request.reports, at: state.now() };
+    // Judged also when nothing was new: the server may have died between recording and judging.
+    let (recorded, judgement) = judging::take(&state, asked).await?;
     if recorded.news {
         state.wake.wake(&Topic::Run(recorded.run));
     }
@@ -43,8 +45,6 @@ pub async fn add_reports(
         // Jobs that wait may want it now, as soon as it is free.
         state.wake.wake(&Topic::Machine(recorded.machine));
     }
-    // Also when nothing was new: the server may have died between recording and judging.
-    let judgement = judging::judge_attempt(&state, &id).await?;
     let directive = match by {
         Role::Controller => judgement.controller,
         Role::Target => judgement.target,

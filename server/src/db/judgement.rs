@@ -118,8 +118,13 @@ async fn put_stages(tx: &mut Tx, stages: &[(&AttemptId, &Stage)]) -> DbResult<()
     Ok(())
 }
 
-/// Writes judgements: for each, whether it changed anything.
-pub async fn apply_all(tx: &mut Tx, judged: &[Judged<'_>], now: Timestamp) -> DbResult<Vec<bool>> {
+/// Writes judgements, and tells of them after what is `told` already: for each, whether it changed anything.
+pub async fn apply_all<'a>(
+    tx: &mut Tx,
+    judged: &[Judged<'a>],
+    mut told: BTreeMap<&'a RunId, Vec<Told<'a>>>,
+    now: Timestamp,
+) -> DbResult<Vec<bool>> {
     let changed: Vec<bool> = judged.iter().map(Judged::is_change).collect();
     let changes: Vec<Judged<'_>> =
         judged.iter().zip(&changed).filter(|(_, changed)| **changed).map(|(one, _)| *one).collect();
@@ -129,8 +134,9 @@ pub async fn apply_all(tx: &mut Tx, judged: &[Judged<'_>], now: Timestamp) -> Db
             changes.iter().flat_map(|one| one.changed().map(|stage| (&one.before.id, stage))).collect();
         put_stages(tx, &stages).await?;
         show_in_jobs(tx, &changes).await?;
-        tell(tx, &changes, now).await?;
+        tell(&changes, &mut told);
     }
+    event::append_all(tx, now, &told).await?;
     Ok(changed)
 }
 
@@ -211,8 +217,7 @@ async fn show_in_jobs(tx: &mut Tx, changes: &[Judged<'_>]) -> DbResult<()> {
     Ok(())
 }
 
-async fn tell(tx: &mut Tx, changes: &[Judged<'_>], now: Timestamp) -> DbResult<()> {
-    let mut of_run: BTreeMap<&RunId, Vec<Told<'_>>> = BTreeMap::new();
+fn tell<'a>(changes: &[Judged<'a>], of_run: &mut BTreeMap<&'a RunId, Vec<Told<'a>>>) {
     for one in changes {
         let events = of_run.entry(&one.before.run_id).or_default();
         let told = |body| (Some(&one.before.job_id), Some(&one.before.id), body);
@@ -223,7 +228,6 @@ async fn tell(tx: &mut Tx, changes: &[Judged<'_>], now: Timestamp) -> DbResult<(
             events.push(told(EventBody::AttemptJudged { verdict, blamed_stage, reason }));
         }
     }
-    event::append_all(tx, now, &of_run).await
 }
 
 fn ordinal(stage: StageName) -> i64 {

@@ -595,7 +595,7 @@ async fn judge(
     at: Timestamp,
 ) -> bool {
     let judged = [Judged { before, stages: stages_before, verdict }];
-    write!(db, |tx| judgement::apply_all(tx, &judged, at)) == [true]
+    write!(db, |tx| judgement::apply_all(tx, &judged, std::collections::BTreeMap::new(), at)) == [true]
 }
 
 async fn judgements(db: &Db) {
@@ -664,7 +664,10 @@ async fn judged_together(db: &Db) {
         .map(|(row, verdict)| Judged { before: row, stages: &before, verdict })
         .collect();
     let last = event::of_run(db, &run.id, 0, 100).await.unwrap().len() as u64;
-    assert_eq!(judgement::apply_all(&mut tx, &judged, at(1)).await.unwrap(), [true, true, false]);
+    assert_eq!(
+        judgement::apply_all(&mut tx, &judged, std::collections::BTreeMap::new(), at(1)).await.unwrap(),
+        [true, true, false]
+    );
     tx.commit().await.unwrap();
     let mut statuses = Vec::new();
     for (row, settled) in rows.iter().zip([2, 4, 0]) {
