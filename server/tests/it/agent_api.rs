@@ -5,9 +5,10 @@ use crashyard_protocol::agent::{
     Claim, ClaimRequest, Directive, EnrolRequest, Enrolled, MachineSpec, ReleaseRequest, RenewReply, RenewRequest,
     Report, ReportsReply, Role,
 };
-use crashyard_protocol::api::{Attempt, Machine};
+use crashyard_protocol::api::{Attempt, EventBody, Machine};
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{AttemptState, JobState, MachineId, MachineState, Status, VmxState};
+use crashyard_server::db;
 use serde_json::json;
 use std::time::Duration;
 
@@ -184,6 +185,29 @@ async fn nul_characters_in_a_report_are_replaced_and_kept_from_the_database() {
     let evidence: Vec<crashyard_protocol::api::Evidence> =
         server.get(format!("/api/v1/attempts/{}/evidence", claim.attempt)).await.ok();
     assert_eq!(evidence[0].report, note("a\u{fffd}b"));
+}
+
+#[tokio::test]
+async fn reports_of_an_attempt_that_cannot_be_judged_are_kept() {
+    let server = Server::new().await;
+    server.run(1).await;
+    let enrolled = server.enrol(&["m1"]).await;
+    let claim: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
+    let mut tx = server.state.db.begin().await.unwrap();
+    db::attempt::set_dump_facts(&mut tx, &claim.attempt, &json!("what no reader wrote")).await.unwrap();
+    tx.commit().await.unwrap();
+    let refused = server.report(&claim, Role::Target, 0, note("seen")).await;
+    refused.problem(500, kind::INTERNAL);
+    let kept = db::report::of_attempt(&server.state.db, &claim.attempt).await.unwrap();
+    assert_eq!(kept.iter().map(|row| &row.body.0).collect::<Vec<_>>(), [&note("seen")]);
+    let told = db::event::of_attempt(&server.state.db, &claim.attempt, 0, 100).await.unwrap();
+    assert_eq!(
+        told.iter().filter(|event| matches!(event.body.0, EventBody::Report { .. })).count(),
+        1,
+        "and told once"
+    );
+    let contradicts = server.report(&claim, Role::Target, 0, note("something else")).await;
+    contradicts.problem(409, kind::CONFLICT);
 }
 
 pub async fn provision_and_arm(server: &Server, claim: &Claim) -> ReportsReply {
