@@ -16,8 +16,9 @@ use std::collections::BTreeMap;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::task::JoinSet;
 
-/// Chunks that may be on their way at once: one travels, one is stored, one is ready.
-const IN_FLIGHT: usize = 3;
+/// Chunks that may be on their way at once, 24 MiB of a capture kernel's memory: while some wait for the server's flush, others
+/// travel. With three of them a server on a directory took in half of what it can (`crashyard-swarm bench vmcore`).
+const IN_FLIGHT: usize = 6;
 
 /// How often one chunk may arrive with a wrong hash before something other than the line is to blame.
 const RESENDS: u32 = 5;

@@ -143,8 +143,10 @@ impl Record {
             u32::MAX => "no time".into(),
             // Before the clock was set.
             seconds @ 0..=0x2000_0000 => format!("{seconds} s after the BMC began"),
-            seconds => jiff::Timestamp::from_second(seconds.into())
-                .map_or_else(|_| "no time".into(), |time| time.to_string().trim_end_matches('Z').to_owned()),
+            seconds => {
+                let began = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+                began.saturating_add(jiff::SignedDuration::from_secs(seconds.into())).to_string()
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 const CHUNKS: u64 = 256;
 /// Chunks under way at once, as the capture agent does it.
-const IN_FLIGHT: usize = 3;
+const IN_FLIGHT: usize = 6;
 
 /// The upload as the capture agent does it, then `cp` + `sync` + BLAKE3 of a file with the same bytes.
 pub async fn measure() -> anyhow::Result<Figure> {
