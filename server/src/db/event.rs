@@ -1,7 +1,7 @@
 //! Events of runs. `seq` is drawn from the run's row inside the writing transaction, so it has no gaps, and a reader
 //! that has seen N knows that nothing below N will appear later.
 
-use super::given::{Kept, given, lock_in_order};
+use super::given::{Kept, given, write_in_order};
 use super::{Db, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -63,9 +63,7 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
         return Ok(());
     }
     let more: Vec<More<'_>> = of_run.iter().map(|(run, events)| More { run, more: events.len() }).collect();
-    if of_run.len() > 1 {
-        lock_in_order!(tx, "run", of_run.keys().collect::<Vec<_>>());
-    }
+    write_in_order!(tx, "run", of_run.keys());
     let text = given!(
         tx,
         "UPDATE run SET last_event = last_event + given.more FROM ",

@@ -8,7 +8,7 @@
 //! transactions wait for each other.
 
 use super::attempt::AttemptRow;
-use super::given::{given, listed, lock_in_order};
+use super::given::{given, listed, write_in_order};
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
@@ -238,7 +238,7 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     if charges.is_empty() {
         return Ok(());
     }
-    lock_in_order!(tx, "submitter", charges.iter().map(|charge| charge.id).collect::<Vec<_>>());
+    write_in_order!(tx, "submitter", charges.iter().map(|charge| charge.id));
     let text = given!(
         tx,
         "UPDATE submitter SET virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \
@@ -308,9 +308,7 @@ pub async fn correct(tx: &mut Tx, ended: &[AttemptRow]) -> DbResult<()> {
 }
 
 async fn write_means(tx: &mut Tx, flows: &[Took<'_>]) -> DbResult<()> {
-    if flows.len() > 1 {
-        lock_in_order!(tx, "flow", flows.iter().map(|one| one.flow).collect::<Vec<_>>());
-    }
+    write_in_order!(tx, "flow", flows.iter().map(|one| one.flow));
     let text = given!(
         tx,
         "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN given.took ELSE (mean_ms * 7 + given.took) / 8 END FROM ",
@@ -323,9 +321,7 @@ async fn write_means(tx: &mut Tx, flows: &[Took<'_>]) -> DbResult<()> {
 }
 
 async fn write_times(tx: &mut Tx, submitters: &[Correction<'_>]) -> DbResult<()> {
-    if submitters.len() > 1 {
-        lock_in_order!(tx, "submitter", submitters.iter().map(|one| one.submitter).collect::<Vec<_>>());
-    }
+    write_in_order!(tx, "submitter", submitters.iter().map(|one| one.submitter));
     let text = given!(
         tx,
         "UPDATE submitter SET virtual_time = virtual_time + given.more * 1000 / weight, \

@@ -107,3 +107,14 @@ macro_rules! lock_in_order {
     };
 }
 pub(crate) use lock_in_order;
+
+/// The same before a statement that writes these rows: of one row that statement itself is the lock.
+macro_rules! write_in_order {
+    ($tx:expr, $table:literal, $ids:expr) => {
+        let ids: Vec<_> = $ids.collect();
+        if ids.len() > 1 {
+            $crate::db::given::lock_in_order!(&mut *$tx, $table, ids);
+        }
+    };
+}
+pub(crate) use write_in_order;

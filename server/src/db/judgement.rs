@@ -5,7 +5,7 @@
 
 use super::attempt::AttemptRow;
 use super::event::{self, Told};
-use super::given::{Kept, given, lock_in_order};
+use super::given::{Kept, given, write_in_order};
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -205,7 +205,7 @@ async fn show_in_jobs(tx: &mut Tx, changes: &[Judged<'_>]) -> DbResult<()> {
     if shown.is_empty() {
         return Ok(());
     }
-    lock_in_order!(tx, "job", shown.iter().map(|one| one.job).collect::<Vec<_>>());
+    write_in_order!(tx, "job", shown.iter().map(|one| one.job));
     let text = given!(
         tx,
         "UPDATE job SET status = given.status, blamed_stage = given.blamed, reason = given.reason FROM ",

@@ -2,7 +2,7 @@
 
 use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
-use super::given::{given, lock_in_order};
+use super::given::{given, write_in_order};
 use super::life::{self, SERVER};
 use super::run::{self, JobChange, JobRow};
 use super::{Db, DbError, DbResult, Tx, artifact, flow, health, machine, on, on_tx, reservation, signed};
@@ -48,7 +48,7 @@ pub struct Standing {
 /// Prolongs leases. Time alone does not end one: as long as nobody has declared it lost, its holder may go on.
 pub async fn renew(tx: &mut Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
     // A request that was repeated may be at two servers.
-    lock_in_order!(tx, "attempt", renewals.iter().map(|renewal| &renewal.attempt).collect::<Vec<_>>());
+    write_in_order!(tx, "attempt", renewals.iter().map(|renewal| &renewal.attempt));
     let text = given!(
         tx,
         "UPDATE attempt SET lease_expires_at = given.until FROM ",
@@ -190,7 +190,7 @@ pub async fn end_all(
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<Vec<DbResult<Option<AttemptRow>>>> {
-    lock_in_order!(tx, "attempt", ends.iter().map(|(id, _)| id).collect::<Vec<_>>());
+    write_in_order!(tx, "attempt", ends.iter().map(|(id, _)| id));
     let mut answers = Vec::with_capacity(ends.len());
     for (id, end) in ends {
         answers.push(match leave(tx, id, end, rule, now).await {
@@ -349,9 +349,7 @@ async fn owed(tx: &mut Tx, ended: &AttemptRow) -> DbResult<Option<JobRow>> {
 /// their order.
 pub async fn settle(tx: &mut Tx, ended: &[AttemptRow], care: &Care, now: Timestamp) -> DbResult<Vec<Settled>> {
     artifact::finish_consoles(tx, &ended.iter().map(|one| &one.id).collect::<Vec<_>>()).await?;
-    if ended.len() > 1 {
-        lock_in_order!(tx, "job", ended.iter().map(|one| &one.job_id).collect::<Vec<_>>());
-    }
+    write_in_order!(tx, "job", ended.iter().map(|one| &one.job_id));
     let mut decided = Vec::with_capacity(ended.len());
     for one in ended {
         decided.push(match owed(tx, one).await? {
