@@ -48,12 +48,11 @@ async fn four_real_crashes_are_judged_as_predicted_while_a_browser_watches() {
     page.goto(&format!("{}/attempts/{attempt}", demo.url)).await.unwrap();
     let title = page.title().await.unwrap();
     assert!(title.contains("PASS"), "the title carries the state: {title}");
+    keep_screenshot(&browser.picture().await);
     let proof = page.find(Locator::Css("[data-stage=panicked] a[data-proof]")).await.expect("a link to the console");
     proof.click().await.unwrap();
     let target = page.execute("return document.querySelector(':target')?.textContent ?? ''", vec![]).await.unwrap();
     assert!(target.as_str().unwrap_or("").contains("Kernel panic - not syncing: sysrq"), "the proof leads to {target}");
-    page.goto(&format!("{}/attempts/{attempt}", demo.url)).await.unwrap();
-    keep_screenshot(&page.screenshot().await.unwrap());
     page.find(Locator::Css("a[data-findings]")).await.expect("a link to the findings").click().await.unwrap();
     let report = page.find(Locator::Css("[data-report='1']")).await.expect("a crash report").text().await.unwrap();
     assert!(report.contains("sysrq triggered crash") && report.contains("what the scenario asked for"), "{report}");

@@ -56,6 +56,15 @@ impl Browser {
         Self { driver, page, _profile: profile }
     }
 
+    /// A picture of the page, once it was drawn. A page is loaded before the window shows it, and the driver takes a
+    /// picture of the page before it then, which is gone by the time it is taken: "not attached to an active page", one time
+    /// in ten, and now and then twice, which the driver reports as a timeout.
+    pub async fn picture(&self) -> Vec<u8> {
+        let drawn = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()));";
+        self.page.execute_async(drawn, vec![]).await.expect("the page is drawn");
+        self.page.screenshot().await.expect("a picture")
+    }
+
     /// Closes the window and the driver.
     pub async fn close(mut self) {
         let _ = self.page.close().await;
