@@ -358,7 +358,7 @@ pub async fn append_all(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<Vec<A
             grown.into_iter().filter_map(|id| Some(Grown { artifact: id, size: ends.get(id)?.1 })).collect();
         let text = given!(
             tx,
-            "UPDATE artifact SET size = given.size FROM ",
+            update "artifact SET size = given.size FROM ",
             [artifact text, size bigint],
             at "artifact.id" = "artifact",
             ""
@@ -372,7 +372,7 @@ pub async fn append_all(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<Vec<A
 async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
     let text = given!(
         tx,
-        "INSERT INTO segment (artifact_id, start_at, length, hash, received_at, bytes) \
+        insert "segment (artifact_id, start_at, length, hash, received_at, bytes) \
          SELECT artifact_id, start_at, length, hash, received_at, bytes FROM ",
         [artifact_id text, start_at bigint, length bigint, hash text, received_at bigint, bytes bytea],
         ""
@@ -421,7 +421,7 @@ pub async fn mark_mismatch(tx: &mut Tx, id: &ArtifactId, text: &str, now: Timest
 pub async fn finish_consoles(tx: &mut Tx, attempts: &[&AttemptId]) -> DbResult<()> {
     let text = listed!(
         tx,
-        "UPDATE artifact SET finished = TRUE WHERE ",
+        update "artifact SET finished = TRUE WHERE ",
         "attempt_id",
         " AND state = 'open' AND substr(name, 1, 8) = 'console-'"
     );

@@ -241,7 +241,7 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     write_in_order!(tx, "submitter", charges.iter().map(|charge| charge.id));
     let text = given!(
         tx,
-        "UPDATE submitter SET virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \
+        update "submitter SET virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \
          ELSE $2 END, served_at = COALESCE(given.now, served_at) FROM ",
         [id text, added bigint, now bigint],
         at "submitter.id" = "id",
@@ -311,7 +311,7 @@ async fn write_means(tx: &mut Tx, flows: &[Took<'_>]) -> DbResult<()> {
     write_in_order!(tx, "flow", flows.iter().map(|one| one.flow));
     let text = given!(
         tx,
-        "UPDATE flow SET mean_ms = CASE WHEN mean_ms = 0 THEN given.took ELSE (mean_ms * 7 + given.took) / 8 END FROM ",
+        update "flow SET mean_ms = CASE WHEN mean_ms = 0 THEN given.took ELSE (mean_ms * 7 + given.took) / 8 END FROM ",
         [flow text, took bigint],
         at "flow.id" = "flow",
         ""
@@ -324,7 +324,7 @@ async fn write_times(tx: &mut Tx, submitters: &[Correction<'_>]) -> DbResult<()>
     write_in_order!(tx, "submitter", submitters.iter().map(|one| one.submitter));
     let text = given!(
         tx,
-        "UPDATE submitter SET virtual_time = virtual_time + given.more * 1000 / weight, \
+        update "submitter SET virtual_time = virtual_time + given.more * 1000 / weight, \
          machine_ms = machine_ms + given.took FROM ",
         [submitter text, more bigint, took bigint],
         at "submitter.id" = "submitter",

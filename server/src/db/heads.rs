@@ -121,7 +121,7 @@ impl Heads {
         if !self.taken.is_empty() {
             // They are locked and queued, so nothing but their ids is asked: for more PostgreSQL may walk through the queue.
             let text =
-                listed!(tx, "UPDATE job SET state = 'leased', attempt_count = attempt_count + 1 WHERE ", "id", "");
+                listed!(tx, update "job SET state = 'leased', attempt_count = attempt_count + 1 WHERE ", "id", "");
             on_tx!(tx, |c| sqlx::query(text).bind(Json(&self.taken)).execute(c).await.map(drop))?;
         }
         let left = match tx {

@@ -372,7 +372,7 @@ pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Id
     let unseen: Vec<ControllerId> =
         on_tx!(tx, |c| sqlx::query_scalar(text).bind(Json(controllers)).bind(stale).fetch_all(c).await)?;
     if !unseen.is_empty() {
-        let text = listed!(tx, "UPDATE controller SET last_seen_at = $2 WHERE ", "id", "");
+        let text = listed!(tx, update "controller SET last_seen_at = $2 WHERE ", "id", "");
         on_tx!(tx, |c| sqlx::query(text).bind(Json(&unseen)).bind(now).execute(c).await.map(drop))?;
     }
     if idle.is_empty() {
@@ -396,7 +396,7 @@ pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Id
     }
     let text = listed!(
         tx,
-        "UPDATE machine SET last_seen_at = $2, \
+        update "machine SET last_seen_at = $2, \
          state_since = CASE WHEN state = 'enrolled' AND NOT errand_owed THEN $2 ELSE state_since END, \
          reason = CASE WHEN state = 'enrolled' AND NOT errand_owed THEN NULL ELSE reason END, \
          state = CASE WHEN state = 'enrolled' AND NOT errand_owed THEN 'available' ELSE state END WHERE ",

@@ -313,7 +313,7 @@ async fn lease_machines(tx: &mut Tx, taken: &[Option<Taken>]) -> DbResult<()> {
         taken.iter().map(|one| Given { machine: &one.machine.id, attempt: &one.lease.attempt }).collect();
     let text = given!(
         tx,
-        "UPDATE machine SET state = 'leased', reason = NULL, state_since = $2, last_seen_at = $2, \
+        update "machine SET state = 'leased', reason = NULL, state_since = $2, last_seen_at = $2, \
          lease_epoch = lease_epoch + 1, attempt_id = given.attempt FROM ",
         [machine text, attempt text],
         at "machine.id" = "machine",
@@ -434,7 +434,7 @@ async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<()> {
         .collect();
     let text = given!(
         tx,
-        "INSERT INTO attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
+        insert "attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
          check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id) \
          SELECT id, job_id, run_id, number, machine_id, controller_id, epoch, 'running', 'MISS', \
          check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id FROM ",

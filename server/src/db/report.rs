@@ -61,7 +61,7 @@ pub async fn record_all(tx: &mut Tx, rows: &[ReportRow]) -> DbResult<Vec<bool>> 
         .collect();
     let text = given!(
         tx,
-        "INSERT INTO report (attempt_id, role, seq, body, received_at) SELECT attempt, role, seq, body, at FROM ",
+        insert "report (attempt_id, role, seq, body, received_at) SELECT attempt, role, seq, body, at FROM ",
         [attempt text, role text, seq bigint, body jsonb, at bigint],
         " WHERE TRUE ON CONFLICT DO NOTHING RETURNING attempt_id, role, seq"
     );

@@ -186,7 +186,7 @@ impl<'a> NewJob<'a> {
 async fn insert_jobs(tx: &mut Tx, run: &RunId, jobs: &[JobRow]) -> DbResult<()> {
     let text = given!(
         tx,
-        "INSERT INTO job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, created_at, \
+        insert "job (id, run_id, ordinal, scenario, selector_id, rank, state, status, attempt_count, created_at, \
          flow_id, deadline_at, policy, preemptible) SELECT id, $2, ordinal, scenario, selector, rank, state, status, 0, \
          created, flow, deadline, policy, preemptible FROM ",
         [

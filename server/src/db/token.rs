@@ -99,7 +99,7 @@ pub async fn create_all(tx: &mut Tx, tokens: &[AttemptToken]) -> DbResult<()> {
     }
     let text = given!(
         tx,
-        "INSERT INTO token (id, name, scope, secret_hash, attempt_id, created_at) \
+        insert "token (id, name, scope, secret_hash, attempt_id, created_at) \
          SELECT id, name, 'attempt', secret_hash, attempt, at FROM ",
         [id text, name text, secret_hash text, attempt text, at bigint],
         ""

@@ -1,6 +1,6 @@
 //! Both databases are brought to the same shape, by files of the same names.
 
-use crashyard_server::db::{Db, Pool};
+use crashyard_server::db::{Db, Pool, Tx};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -87,4 +87,30 @@ fn two_servers_do_not_share_a_sqlite_file() {
     assert!(error.contains("in use by another server"), "{error}");
     drop(first);
     crashyard_server::db::lock_for_server(&url).unwrap();
+}
+
+/// SQLite's keys are checked when a transaction commits: later than elsewhere, and not less.
+#[tokio::test]
+async fn what_points_to_nothing_is_refused_by_sqlite_at_the_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&format!("sqlite:{}", dir.path().join("farm.db").display()), 4).await.unwrap();
+    for (table, columns, values) in [
+        ("stage", "attempt_id, name, ordinal, state, body", "'nobody', 'armed', 1, 'active', '{}'"),
+        ("report", "attempt_id, role, seq, body, received_at", "'nobody', 'target', 1, '{}', 0"),
+        ("segment", "artifact_id, start_at, length, hash, received_at", "'nothing', 0, 1, '', 0"),
+        ("event", "run_id, seq, at, body", "'nowhere', 1, 0, '{}'"),
+        ("token", "id, name, scope, secret_hash, attempt_id, created_at", "'t', 't', 'attempt', 'h', 'nobody', 0"),
+    ] {
+        let mut tx = db.begin().await.unwrap();
+        let Tx::Sqlite(connection) = &mut tx else { panic!("not SQLite") };
+        let text = format!("INSERT INTO {table} ({columns}) VALUES ({values})");
+        sqlx::query(sqlx::AssertSqlSafe(text)).execute(&mut **connection).await.unwrap();
+        assert!(tx.commit().await.is_err(), "{table} kept a row that points to nothing");
+    }
+    let Pool::Sqlite(pool) = db.read() else { panic!("not SQLite") };
+    let kept: i64 = sqlx::query_scalar("SELECT (SELECT COUNT(*) FROM stage) + (SELECT COUNT(*) FROM token)")
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    assert_eq!(kept, 0);
 }
