@@ -5,7 +5,6 @@ use crate::config::Config;
 use crate::consoles::Consoles;
 use crate::credentials::Credentials;
 use crate::db::Db;
-use crate::ending::Ending;
 use crate::group::Group;
 use crate::ids::Ids;
 use crate::judging::Judging;
@@ -14,7 +13,6 @@ use crate::metrics::Metrics;
 use crate::placer::Placer;
 use crate::receiver::Receiver;
 use crate::renewer::Renewer;
-use crate::settling::Settling;
 use crate::wake::Wake;
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
@@ -60,13 +58,9 @@ pub struct App {
     pub placer: Group<Placer>,
     /// Renews leases.
     pub renewer: Group<Renewer>,
-    /// Takes leases back.
-    pub ending: Group<Ending>,
-    /// Settles jobs.
-    pub settling: Group<Settling>,
     /// Registers chunks of uploads.
     pub receiver: Group<Receiver>,
-    /// Records reports and judges attempts.
+    /// Records what agents hand in, judges attempts, and settles the jobs of those that have ended.
     pub judging: Group<Judging>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
@@ -105,8 +99,6 @@ impl AppState {
             writer: Group::start(db.clone(), LedgerWriter),
             placer: Group::start(db.clone(), Placer),
             renewer: Group::start(db.clone(), Renewer),
-            ending: Group::start(db.clone(), Ending(care.rule)),
-            settling: Group::start(db.clone(), Settling(care)),
             receiver: Group::start(db.clone(), Receiver),
             judging: Group::start(db.clone(), judging),
             db,

@@ -1,5 +1,6 @@
 //! From recorded evidence to written judgements: loads what is recorded, asks [`crate::triage::judge`], writes; many attempts in
-//! one commit ([`crate::group`]). Reports are recorded in the same commit that judges them: an agent waits for both.
+//! one commit ([`crate::group`]). What agents hand in is recorded in the same commit that judges it, because they wait for both; and
+//! the job of an attempt that has ended is settled in the commit of its last judgement.
 //!
 //! Asked for after every write of evidence, at the moments the judge wanted, and after a restart. All of that is
 //! harmless to repeat: the judgement is a function of what is recorded, and writing the same one again changes
@@ -11,7 +12,7 @@
 use crate::app::AppState;
 use crate::consoles::{self, Consoles};
 use crate::db::artifact::{self, Owner};
-use crate::db::attempt::FullAttempt;
+use crate::db::attempt::{AttemptRow, FullAttempt};
 use crate::db::judgement::{self, Judged, Verdict};
 use crate::db::lease::{self, Care};
 use crate::db::life::SERVER;
@@ -22,6 +23,7 @@ use crate::evidence;
 use crate::group::Together;
 use crate::metrics::Metrics;
 use crate::recorder::{self, HandedIn, Recorded};
+use crate::settling::{self, Over};
 use crate::triage::{BuildFacts, EvidenceView, Judgement, judge};
 use crate::wake::{Pass, Topic, Wake};
 use crashyard_protocol::agent::Directive;
@@ -51,13 +53,11 @@ pub fn first(
     judge(scenario, build, &EvidenceView::new(attempt.clone(), now), now)
 }
 
-/// Judges an attempt from what is recorded now, writes what changed and wakes who waits for it.
+/// Judges an attempt from what is recorded now, writes what changed and wakes who waits for it. Settles its job, if it has ended
+/// and the judge waits for nothing more.
 pub async fn judge_attempt(state: &AppState, id: &AttemptId) -> AppResult<Judgement> {
     for _ in 0..TRIES {
-        let hold = ReservationId::from_ulid(state.ids.next());
-        let asked = ToJudge { attempt: id.clone(), now: state.now(), hold, handed_in: None };
-        let found = state.judging.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
-        match found.judgement {
+        match ask(state, id, None).await?.judgement {
             Some(judgement) => return Ok(judgement),
             None => catch_up(state, id).await?,
         }
@@ -65,17 +65,38 @@ pub async fn judge_attempt(state: &AppState, id: &AttemptId) -> AppResult<Judgem
     Err(AppError::Unavailable(anyhow::anyhow!("the consoles of attempt {id} grow faster than they can be read")))
 }
 
-/// Records what an agent hands in and judges the attempt with it.
+/// Records what an agent hands in and judges the attempt with it. An error does not mean that nothing was recorded.
 pub async fn take(state: &AppState, handed_in: HandedIn) -> AppResult<(Recorded, Judgement)> {
-    let (id, now) = (handed_in.attempt.clone(), handed_in.at);
-    let hold = ReservationId::from_ulid(state.ids.next());
-    let asked = ToJudge { attempt: id.clone(), now, hold, handed_in: Some(handed_in) };
-    let found = state.judging.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
-    let recorded = found.recorded.ok_or_else(|| AppError::not_found("attempt"))?;
-    match found.judgement {
+    let id = handed_in.attempt.clone();
+    let Found { recorded, judgement, .. } = ask(state, &id, Some(handed_in)).await?;
+    let recorded = recorded.ok_or_else(|| AppError::not_found("attempt"))?;
+    match judgement {
         Some(judgement) => Ok((recorded, judgement)),
         None => Ok((recorded, judge_attempt(state, &id).await?)),
     }
+}
+
+/// The same for an agent that does not ask what it means: what cannot be judged now is judged later.
+pub async fn keep(state: &AppState, handed_in: HandedIn) -> AppResult<Recorded> {
+    let id = handed_in.attempt.clone();
+    let Found { recorded, judgement, .. } = ask(state, &id, Some(handed_in)).await?;
+    if judgement.is_none() {
+        judge_or_later(state, &id).await;
+    }
+    recorded.ok_or_else(|| AppError::not_found("attempt"))
+}
+
+async fn ask(state: &AppState, id: &AttemptId, handed_in: Option<HandedIn>) -> AppResult<Found> {
+    let now = handed_in.as_ref().map_or_else(|| state.now(), |handed_in| handed_in.at);
+    let hold = ReservationId::from_ulid(state.ids.next());
+    let asked = ToJudge { attempt: id.clone(), now, hold, handed_in };
+    let found = state.judging.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
+    if let Some(over) = &found.over
+        && let Err(error) = settling::follow(state, over).await
+    {
+        tracing::warn!(attempt.id = %id, %error, "settled, and nobody was told");
+    }
+    Ok(found)
 }
 
 /// Reads the consoles of an attempt up to what is recorded.
@@ -108,9 +129,11 @@ pub struct Found {
     pub recorded: Option<Recorded>,
     /// The judgement; `None` where a console has to be read first, or where it failed.
     pub judgement: Option<Judgement>,
+    /// Whether the attempt is over with it.
+    pub over: Option<Over>,
 }
 
-/// Records reports and judges attempts.
+/// Records what is handed in, judges attempts, settles jobs.
 #[derive(Debug)]
 pub struct Judging {
     /// What consoles say.
@@ -132,13 +155,15 @@ impl Together for Judging {
     async fn write(&self, db: &Db, tx: Tx, asks: &[ToJudge]) -> DbResult<Vec<DbResult<Found>>> {
         match (self.record_and_judge(tx, asks).await, asks) {
             // Evidence is kept whatever the judge makes of it. The judgement is asked for again, and says then what is wrong.
-            (Err(_), [ask @ ToJudge { handed_in: Some(reports), .. }]) => {
+            (Err(_), [ask @ ToJudge { handed_in: Some(handed_in), .. }]) => {
                 let mut tx = db.begin().await?;
-                let attempts = db::attempt::lock(&mut tx, &[&ask.attempt]).await?;
-                let recording = recorder::record(&mut tx, &attempts, &[reports]).await?;
+                let mut attempts = db::attempt::lock(&mut tx, &[&ask.attempt]).await?;
+                let rule = &self.care.rule;
+                let recording = recorder::record(&mut tx, &mut attempts, &[handed_in], rule, ask.now).await?;
                 db::event::append_all(&mut tx, ask.now, &recording.told()).await?;
+                db::flow::correct(&mut tx, &recording.ended).await?;
                 tx.commit().await?;
-                let found = |recorded| Found { recorded: Some(recorded), judgement: None };
+                let found = |recorded| Found { recorded: Some(recorded), judgement: None, over: None };
                 Ok(recording.answers.into_iter().map(|answer| answer.map(found)).collect())
             }
             (done, _) => done,
@@ -152,25 +177,38 @@ impl Judging {
         let wanted: BTreeMap<&AttemptId, &ToJudge> = asks.iter().map(|ask| (&ask.attempt, ask)).collect();
         let ids: Vec<&AttemptId> = wanted.keys().copied().collect();
         let now = asks.iter().map(|ask| ask.now).max().unwrap_or(Timestamp(0));
-        let attempts = db::attempt::lock(&mut tx, &ids).await?;
+        let mut attempts = db::attempt::lock(&mut tx, &ids).await?;
         let handed_in: Vec<&HandedIn> = asks.iter().filter_map(|ask| ask.handed_in.as_ref()).collect();
-        let recording = recorder::record(&mut tx, &attempts, &handed_in).await?;
+        let recording = recorder::record(&mut tx, &mut attempts, &handed_in, &self.care.rule, now).await?;
         let seen = evidence::load(&mut tx, &self.consoles, attempts, now).await?;
         let opinions: Vec<Opinion<'_>> =
             seen.iter().filter_map(|one| Some(Opinion::of(&one.full, one.evidence.as_ref()?, now))).collect();
         let judged: Vec<Judged<'_>> = opinions.iter().map(Opinion::judged).collect();
-        let changed = judgement::apply_all(&mut tx, &judged, recording.told(), now).await?;
+        // Locks are taken in the order of [`db::flow`]: jobs and machines, then runs, then submitters.
+        let changed = judgement::write_all(&mut tx, &judged, now).await?;
+        let over: Vec<&AttemptRow> = opinions.iter().filter(|one| one.is_last()).map(|one| &one.full.attempt).collect();
+        let decided = lease::decide(&mut tx, &over, &self.care, now).await?;
+        let mut told = recording.told();
+        judgement::tell(&judged, &mut told);
+        for one in &over {
+            told.entry(&one.run_id).or_default();
+        }
+        db::event::append_all(&mut tx, now, &told).await?;
+        let settled = lease::settle(&mut tx, &over, &decided, now).await?;
         let mut held = false;
         for (opinion, judged) in opinions.iter().zip(&judged) {
             if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.full.attempt.id)) {
                 held |= self.hold(&mut tx, opinion, &ask.hold, now).await?;
             }
         }
+        db::flow::correct(&mut tx, &recording.ended).await?;
         tx.commit().await?;
         self.announce(judged.iter().zip(changed).filter(|(_, changed)| *changed).map(|(one, _)| one), held);
         let found: BTreeSet<&AttemptId> = seen.iter().map(|one| &one.full.attempt.id).collect();
         let known: HashMap<&AttemptId, &Judgement> =
             opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
+        let settled: HashMap<&AttemptId, Over> =
+            over.iter().zip(settled).map(|(one, settled)| (&one.id, Over::of(one, settled))).collect();
         let mut recorded = recording.answers.into_iter();
         let answer = |ask: &ToJudge| {
             let recorded = match &ask.handed_in {
@@ -179,7 +217,7 @@ impl Judging {
                 None => return Err(DbError::NotFound),
             };
             let judgement = known.get(&ask.attempt).map(|judgement| Judgement::clone(judgement));
-            Ok(Found { recorded, judgement })
+            Ok(Found { recorded, judgement, over: settled.get(&ask.attempt).cloned() })
         };
         Ok(asks.iter().map(answer).collect())
     }
@@ -209,6 +247,11 @@ impl<'a> Opinion<'a> {
             check_at: judgement.check_at,
         };
         Self { full, evidence, judgement, verdict }
+    }
+
+    /// Whether the attempt has ended and the judge waits for nothing more.
+    fn is_last(&self) -> bool {
+        !self.full.attempt.is_live() && (self.verdict.verdict.is_some() || self.verdict.check_at.is_none())
     }
 
     fn judged(&self) -> Judged<'_> {

@@ -20,7 +20,6 @@ pub mod config;
 pub mod consoles;
 pub mod credentials;
 pub mod db;
-pub mod ending;
 pub mod error;
 pub mod evidence;
 pub mod extract;

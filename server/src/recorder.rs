@@ -1,43 +1,79 @@
-//! Reports of agents become evidence: written down with the events that tell of them, in the transaction that judges what they
-//! mean ([`crate::judging`]).
+//! What agents hand in becomes evidence: reports, the end of a file, the lease itself. All of it is written down in the transaction
+//! that judges what it means ([`crate::judging`]), with the events that tell of it.
 
-use crate::db::attempt::FullAttempt;
+use crate::db::artifact::{self, ArtifactRow};
+use crate::db::attempt::{AttemptRow, FullAttempt};
 use crate::db::event::Told;
+use crate::db::lease::{self, End};
 use crate::db::report::{self, ReportRow};
-use crate::db::{DbError, DbResult, Tx, inventory, signed};
+use crate::db::{DbError, DbResult, Tx, inventory, signed, unsigned};
+use crate::trust::Rule;
 use crashyard_protocol::agent::{Numbered, Report, Role};
-use crashyard_protocol::api::EventBody;
+use crashyard_protocol::api::{DUMP, EventBody};
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{AttemptId, JobId, MachineId, RunId};
+use crashyard_protocol::{ArtifactId, AttemptId, JobId, MachineId, RunId};
 use sqlx::types::Json;
 use std::collections::{BTreeMap, HashMap};
 
-/// Reports that one agent hands in.
+/// What an agent hands in.
 #[derive(Clone, Debug)]
 pub struct HandedIn {
-    /// The attempt they are evidence of.
+    /// The attempt it is evidence of.
     pub attempt: AttemptId,
-    /// The epoch they were sent with.
+    /// The epoch it was sent with.
     pub epoch: u64,
-    /// Who saw it.
-    pub by: Role,
-    /// What was seen.
-    pub reports: Vec<Numbered>,
-    /// When the server had them.
+    /// When the server had it.
     pub at: Timestamp,
+    /// What it is.
+    pub what: What,
 }
 
-/// What became of them: they are durable when the transaction is.
+/// What there is to hand in.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// What was seen.
+    Reports {
+        /// Who saw it.
+        by: Role,
+        /// In the order it was seen.
+        reports: Vec<Numbered>,
+    },
+    /// A file, all bytes of which are here.
+    File {
+        /// Which.
+        artifact: ArtifactId,
+        /// The BLAKE3 of the whole.
+        blake3: String,
+    },
+    /// The lease: the attempt ends with it.
+    Lease {
+        /// Whether the machine may take the next job.
+        healthy: bool,
+        /// What was checked, or what failed.
+        detail: String,
+    },
+}
+
+/// What became of it: it is durable when the transaction is.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// The attempt's run.
     pub run: RunId,
     /// The attempt's machine.
     pub machine: MachineId,
-    /// Whether any of them was not there before.
+    /// Whether any of it was not there before.
     pub news: bool,
     /// Whether the machine is made of something else than was known.
     pub seen_otherwise: bool,
+    /// The file that was closed; `None` if it was not open any more.
+    pub file: Option<ArtifactRow>,
+}
+
+impl Recorded {
+    fn of(attempt: &AttemptRow) -> Self {
+        let (run, machine) = (attempt.run_id.clone(), attempt.machine_id.clone());
+        Self { run, machine, news: false, seen_otherwise: false, file: None }
+    }
 }
 
 /// What was written down of several, and is to be told.
@@ -45,6 +81,9 @@ pub struct Recorded {
 pub struct Recording {
     /// An answer for each, in their order.
     pub answers: Vec<DbResult<Recorded>>,
+    /// Attempts that ended with it. What their submitters have had is corrected when nothing else needs a lock
+    /// ([`crate::db::flow::correct`]).
+    pub ended: Vec<AttemptRow>,
     news: Vec<News>,
 }
 
@@ -54,6 +93,12 @@ struct News {
     job: JobId,
     attempt: AttemptId,
     body: EventBody,
+}
+
+impl News {
+    fn of(attempt: &AttemptRow, body: EventBody) -> Self {
+        Self { run: attempt.run_id.clone(), job: attempt.job_id.clone(), attempt: attempt.id.clone(), body }
+    }
 }
 
 impl Recording {
@@ -68,18 +113,41 @@ impl Recording {
     }
 }
 
-/// Writes reports down, each to the attempt it belongs to; these are locked. A report that contradicts one that is there spoils
-/// the transaction, so that nothing of its request is kept.
-pub async fn record(tx: &mut Tx, attempts: &[FullAttempt], asks: &[&HandedIn]) -> DbResult<Recording> {
-    let attempts: HashMap<&AttemptId, &FullAttempt> = attempts.iter().map(|one| (&one.attempt.id, one)).collect();
-    let mut recording = Recording::default();
+/// Writes down what was handed in, each to the attempt it belongs to; these are locked, and come to be what they are afterwards. A
+/// report that contradicts one that is there spoils the transaction, so that nothing of its request is kept.
+pub async fn record(
+    tx: &mut Tx,
+    attempts: &mut [FullAttempt],
+    asks: &[&HandedIn],
+    rule: &Rule,
+    now: Timestamp,
+) -> DbResult<Recording> {
+    let held: HashMap<&AttemptId, &FullAttempt> = attempts.iter().map(|one| (&one.attempt.id, one)).collect();
+    let answers = asks.iter().map(|ask| held_by(&held, ask).map(|full| Recorded::of(&full.attempt))).collect();
+    let mut recording = Recording { answers, ..Recording::default() };
+    record_reports(tx, &held, asks, &mut recording).await?;
+    close_files(tx, &held, asks, &mut recording).await?;
+    let ended = end_leases(tx, asks, &mut recording, rule, now).await?;
+    for full in attempts {
+        if let Some(row) = ended.iter().find(|row| row.id == full.attempt.id) {
+            full.attempt = row.clone();
+        }
+    }
+    recording.ended = ended;
+    Ok(recording)
+}
+
+async fn record_reports(
+    tx: &mut Tx,
+    attempts: &HashMap<&AttemptId, &FullAttempt>,
+    asks: &[&HandedIn],
+    recording: &mut Recording,
+) -> DbResult<()> {
     let mut rows = Vec::new();
-    for (place, ask) in asks.iter().enumerate() {
-        recording.answers.push(held(&attempts, ask).map(|full| {
-            rows.extend(ask.reports.iter().map(|numbered| (place, row(ask, numbered))));
-            let (run, machine) = (full.attempt.run_id.clone(), full.attempt.machine_id.clone());
-            Recorded { run, machine, news: false, seen_otherwise: false }
-        }));
+    for (place, (ask, answer)) in asks.iter().zip(&recording.answers).enumerate() {
+        if let (What::Reports { by, reports }, Ok(_)) = (&ask.what, answer) {
+            rows.extend(reports.iter().map(|numbered| (place, row(ask, *by, numbered))));
+        }
     }
     let (places, rows): (Vec<usize>, Vec<ReportRow>) = rows.into_iter().unzip();
     let new = report::record_all(tx, &rows).await?;
@@ -92,27 +160,72 @@ pub async fn record(tx: &mut Tx, attempts: &[FullAttempt], asks: &[&HandedIn]) -
             answer.seen_otherwise |=
                 inventory::learn(tx, &answer.machine, &row.attempt_id, facts, row.received_at).await?;
         }
-        recording.news.push(News {
-            run: full.attempt.run_id.clone(),
-            job: full.attempt.job_id.clone(),
-            attempt: row.attempt_id,
-            body: EventBody::Report { by: row.role, report: row.body.0 },
-        });
+        recording.news.push(News::of(&full.attempt, EventBody::Report { by: row.role, report: row.body.0 }));
     }
-    Ok(recording)
+    Ok(())
 }
 
-/// The attempt, if these reports belong to the lease that holds now.
-fn held<'a>(attempts: &HashMap<&AttemptId, &'a FullAttempt>, ask: &HandedIn) -> DbResult<&'a FullAttempt> {
+async fn close_files(
+    tx: &mut Tx,
+    attempts: &HashMap<&AttemptId, &FullAttempt>,
+    asks: &[&HandedIn],
+    recording: &mut Recording,
+) -> DbResult<()> {
+    for (ask, answer) in asks.iter().zip(&mut recording.answers) {
+        let (What::File { artifact, blake3 }, Ok(answer)) = (&ask.what, answer) else { continue };
+        answer.file = artifact::complete(tx, artifact, blake3, ask.at).await?;
+        answer.news = answer.file.is_some();
+        if let (Some(file), Some(full)) = (&answer.file, attempts.get(&ask.attempt))
+            && file.name == DUMP
+        {
+            let bytes = unsigned(file.size);
+            recording.news.push(News::of(&full.attempt, EventBody::DumpProgress { bytes }));
+        }
+    }
+    Ok(())
+}
+
+/// A lease that was handed back before has its answer like one that is handed back now.
+async fn end_leases(
+    tx: &mut Tx,
+    asks: &[&HandedIn],
+    recording: &mut Recording,
+    rule: &Rule,
+    now: Timestamp,
+) -> DbResult<Vec<AttemptRow>> {
+    let mut places = Vec::new();
+    let mut ends = Vec::new();
+    for (place, ask) in asks.iter().enumerate() {
+        if let What::Lease { healthy, detail } = &ask.what {
+            places.push(place);
+            ends.push((&ask.attempt, End::Released { epoch: ask.epoch, healthy: *healthy, detail }));
+        }
+    }
+    let mut ended = Vec::new();
+    for (place, end) in places.into_iter().zip(lease::end_all(tx, &ends, rule, now).await?) {
+        let Some(answer) = recording.answers.get_mut(place) else { continue };
+        match end {
+            Ok((row, now)) => {
+                *answer = Ok(Recorded { news: now, ..Recorded::of(&row) });
+                ended.extend(now.then_some(row));
+            }
+            Err(refused) => *answer = Err(refused),
+        }
+    }
+    Ok(ended)
+}
+
+/// The attempt, if this belongs to the lease that holds now.
+fn held_by<'a>(attempts: &HashMap<&AttemptId, &'a FullAttempt>, ask: &HandedIn) -> DbResult<&'a FullAttempt> {
     let full = attempts.get(&ask.attempt).ok_or(DbError::NotFound)?;
     full.attempt.check_epoch(ask.epoch)?;
     Ok(full)
 }
 
-fn row(ask: &HandedIn, numbered: &Numbered) -> ReportRow {
+fn row(ask: &HandedIn, by: Role, numbered: &Numbered) -> ReportRow {
     ReportRow {
         attempt_id: ask.attempt.clone(),
-        role: ask.by,
+        role: by,
         seq: signed(numbered.seq),
         body: Json(numbered.report.clone()),
         received_at: ask.at,

@@ -1,40 +1,52 @@
-//! Does what is owed after an attempt has ended; many jobs are settled in one commit ([`crate::group`]), as they are of few runs.
+//! What follows when an attempt is over and its job settled, which is done in the transaction that judges it a last time
+//! ([`crate::judging`]): readers of its consoles are let go, whoever waits for it is told, and what waits for machines is offered.
+//!
+//! Nothing here is owed: if it does not happen, those who wait look by themselves in time.
 
 use crate::app::AppState;
+use crate::db;
 use crate::db::artifact::Owner;
 use crate::db::attempt::AttemptRow;
-use crate::db::lease::{self, Care, Settled};
-use crate::db::{self, Db, DbError, DbResult, Tx};
+use crate::db::lease::Settled;
 use crate::error::AppResult;
-use crate::group::Together;
-use crate::judging::judge_attempt;
 use crate::wake::{Pass, Topic};
-use crashyard_protocol::AttemptId;
-use crashyard_protocol::clock::Timestamp;
-use std::collections::{BTreeSet, HashMap};
+use crashyard_protocol::{AttemptId, JobId, RunId};
 
-/// Judges an attempt that has ended a last time and settles its job. `false` while the judge
-/// still waits for a moment to pass (the pass for deadlines comes back then).
-pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
-    let judgement = judge_attempt(state, id).await?;
-    if judgement.verdict.is_none() && judgement.check_at.is_some() {
-        return Ok(false);
+/// An attempt that is over.
+#[derive(Clone, Debug)]
+pub struct Over {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Its job.
+    pub job: JobId,
+    /// Its run.
+    pub run: RunId,
+    /// What became of the job.
+    pub settled: Settled,
+}
+
+impl Over {
+    /// Of an attempt that has ended.
+    #[must_use]
+    pub fn of(ended: &AttemptRow, settled: Settled) -> Self {
+        Self { attempt: ended.id.clone(), job: ended.job_id.clone(), run: ended.run_id.clone(), settled }
     }
-    let Some((ended, settled)) = state.settling.ask(ToSettle { attempt: id.clone(), at: state.now() }).await? else {
-        return Ok(false);
-    };
-    state.consoles.forget_attempt(id);
-    for artifact in db::artifact::list(&state.db, &Owner::Attempt(id.clone())).await? {
+}
+
+/// Tells whoever may want to know.
+pub async fn follow(state: &AppState, over: &Over) -> AppResult<()> {
+    state.consoles.forget_attempt(&over.attempt);
+    for artifact in db::artifact::list(&state.db, &Owner::Attempt(over.attempt.clone())).await? {
         state.consoles.forget(&artifact.id);
         state.wake.wake(&Topic::Console(artifact.id));
     }
-    state.wake.wake(&Topic::Attempt(id.clone()));
-    state.wake.wake(&Topic::Run(ended.run_id.clone()));
+    state.wake.wake(&Topic::Attempt(over.attempt.clone()));
+    state.wake.wake(&Topic::Run(over.run.clone()));
     state.wake.wake(&Topic::Pass(Pass::Compact));
     state.wake.wake(&Topic::Pass(Pass::Dumps));
-    crate::agent::claim::offer_room(state, id).await?;
-    if settled == Settled::Queued {
-        let job = db::run::job(&state.db, &ended.job_id).await?.job;
+    crate::agent::claim::offer_room(state, &over.attempt).await?;
+    if over.settled == Settled::Queued {
+        let job = db::run::job(&state.db, &over.job).await?.job;
         match &job.only_machine_id {
             Some(machine) => {
                 state.wake.wake(&Topic::Machine(machine.clone()));
@@ -43,43 +55,5 @@ pub async fn finish(state: &AppState, id: &AttemptId) -> AppResult<bool> {
         }
         state.wake.wake(&Topic::Pass(Pass::Machines));
     }
-    Ok(true)
-}
-
-/// An attempt whose job is to be settled.
-#[derive(Clone, Debug)]
-pub struct ToSettle {
-    /// Which.
-    pub attempt: AttemptId,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// Settles jobs; `None` for an attempt that has not ended.
-#[derive(Debug)]
-pub struct Settling(pub Care);
-
-impl Together for Settling {
-    type Ask = ToSettle;
-    type Answer = Option<(AttemptRow, Settled)>;
-    const QUEUE: usize = 4096;
-    const BATCH: usize = 64;
-
-    async fn write(&self, _: &Db, mut tx: Tx, asks: &[ToSettle]) -> DbResult<Vec<DbResult<Self::Answer>>> {
-        let Some(now) = asks.iter().map(|ask| ask.at).max() else { return Ok(Vec::new()) };
-        let ids: Vec<&AttemptId> = asks.iter().map(|ask| &ask.attempt).collect();
-        let attempts = db::attempt::of_ids(&mut tx, &ids).await?;
-        let ended: Vec<AttemptRow> = attempts.iter().filter(|one| !one.is_live()).cloned().collect();
-        let settled = lease::settle(&mut tx, &ended, &self.0, now).await?;
-        tx.commit().await?;
-        let known: BTreeSet<&AttemptId> = attempts.iter().map(|one| &one.id).collect();
-        let settled: HashMap<&AttemptId, (&AttemptRow, Settled)> =
-            ended.iter().zip(settled).map(|(one, settled)| (&one.id, (one, settled))).collect();
-        let answer = |id: &AttemptId| match settled.get(id) {
-            Some((ended, settled)) => Ok(Some(((*ended).clone(), *settled))),
-            None if known.contains(id) => Ok(None),
-            None => Err(DbError::NotFound),
-        };
-        Ok(ids.into_iter().map(answer).collect())
-    }
+    Ok(())
 }

@@ -7,17 +7,17 @@
 use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow, ChunkOutcome, Owner, SegmentRow};
 use crate::db::attempt::AttemptRow;
-use crate::db::event::{self, About};
 use crate::db::{self, Tx, signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::check_path_name;
 use crate::findings;
 use crate::judging;
 use crate::receiver::{Arrived, Registered};
+use crate::recorder::{HandedIn, What};
 use crate::wake::{Pass, Topic};
 use bytes::Bytes;
 use crashyard_protocol::agent::{CHUNK_BYTES, Chunk, CompleteRequest, Upload};
-use crashyard_protocol::api::{DUMP, EventBody};
+use crashyard_protocol::api::DUMP;
 use crashyard_protocol::chunk::{chunk_hash, from_hex, hex, is_well_placed, whole_hash};
 use crashyard_protocol::{ArtifactId, ArtifactState};
 use serde::Deserialize;
@@ -236,22 +236,34 @@ pub async fn complete(
         let how = format!("the {} bytes received have BLAKE3 {found}, announced was {wanted}", request.size);
         return Err(refuse(state, target, &artifact, how).await?);
     }
-    let mut tx = state.db.begin().await?;
-    target.check_lease(&mut tx).await?;
-    let Some(done) = artifact::complete(&mut tx, &artifact.id, &found, state.now()).await? else {
-        drop(tx);
-        return same_or_conflict(artifact::get(&state.db, &artifact.id).await?, request.size, &wanted);
-    };
-    if let (Target::Attempt { attempt, .. }, DUMP) = (target, name) {
-        let about = About { run: &attempt.run_id, job: Some(&attempt.job_id), attempt: Some(&attempt.id) };
-        event::append(&mut tx, about, state.now(), EventBody::DumpProgress { bytes: unsigned(done.size) }).await?;
+    match close(state, target, &artifact.id, &found).await? {
+        Some(done) => Ok(done),
+        None => same_or_conflict(artifact::get(&state.db, &artifact.id).await?, request.size, &wanted),
     }
-    tx.commit().await?;
-    if let Target::Attempt { attempt, .. } = target {
-        state.wake.wake(&Topic::Pass(Pass::Verify));
-        judging::judge_or_later(state, &attempt.id).await;
+}
+
+/// Closes a file; `None` if it was not open any more.
+async fn close(
+    state: &AppState,
+    target: &Target,
+    artifact: &ArtifactId,
+    blake3: &str,
+) -> AppResult<Option<ArtifactRow>> {
+    match target {
+        Target::Build(_) => {
+            let mut tx = state.db.begin().await?;
+            let done = artifact::complete(&mut tx, artifact, blake3, state.now()).await?;
+            tx.commit().await?;
+            Ok(done)
+        }
+        Target::Attempt { attempt, epoch } => {
+            let what = What::File { artifact: artifact.clone(), blake3: blake3.to_owned() };
+            let handed_in = HandedIn { attempt: attempt.id.clone(), epoch: *epoch, at: state.now(), what };
+            let done = judging::keep(state, handed_in).await?.file;
+            state.wake.wake(&Topic::Pass(Pass::Verify));
+            Ok(done)
+        }
     }
-    Ok(done)
 }
 
 fn same_or_conflict(artifact: ArtifactRow, size: u64, blake3: &str) -> AppResult<ArtifactRow> {

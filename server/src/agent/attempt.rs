@@ -6,11 +6,11 @@ use crate::auth::{Acting, InAttempt};
 use crate::db::attempt::AttemptRow;
 use crate::db::lease::{self, Renewal, Standing};
 use crate::db::{self, DbError, unsigned};
-use crate::ending::HandedBack;
 use crate::error::{AppError, AppResult};
 use crate::extract::Json;
-use crate::settling;
-use crate::wake::{Pass, Topic};
+use crate::judging;
+use crate::recorder::{HandedIn, What};
+use crate::wake::Topic;
 use axum::extract::State;
 use axum::http::StatusCode;
 use crashyard_protocol::agent::{Brief, Directive, ReleaseRequest, RenewReply, RenewRequest};
@@ -102,18 +102,12 @@ pub async fn release(
 ) -> AppResult<StatusCode> {
     caller.controller_only()?;
     check_detail(&request.detail)?;
-    let id = &caller.attempt;
-    let (epoch, at) = (caller.epoch, state.now());
-    let asked = HandedBack { attempt: id.clone(), epoch, healthy: request.healthy, detail: request.detail, at };
-    let ended = state.ending.ask(asked).await.map_err(|error| AppError::or_not_found(error, "attempt"))?;
-    // The lease is back, whatever happens below: a pass finishes what is left undone here.
-    if let Err(error) = settling::finish(&state, id).await {
-        state.wake.wake(&Topic::Pass(Pass::Leases));
-        tracing::warn!(attempt.id = %id, %error, "released, and left to the next pass to settle");
-    }
-    // The machine is free: a claim of its controller that already waits looks again.
-    if let Some(ended) = ended {
-        state.wake.wake(&Topic::Machine(ended.machine_id));
+    let what = What::Lease { healthy: request.healthy, detail: request.detail };
+    let handed_in = HandedIn { attempt: caller.attempt, epoch: caller.epoch, at: state.now(), what };
+    let recorded = judging::keep(&state, handed_in).await?;
+    if recorded.news {
+        // The machine is free: a claim of its controller that already waits looks again.
+        state.wake.wake(&Topic::Machine(recorded.machine));
     }
     Ok(StatusCode::NO_CONTENT)
 }

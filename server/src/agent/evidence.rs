@@ -7,7 +7,7 @@ use crate::db::report;
 use crate::error::{AppError, AppResult};
 use crate::extract::{Body, Json, Path, Query};
 use crate::judging;
-use crate::recorder::HandedIn;
+use crate::recorder::{HandedIn, What};
 use crate::uploads::{self, ChunkQuery, Target};
 use crate::wake::Topic;
 use axum::extract::State;
@@ -34,10 +34,10 @@ pub async fn add_reports(
     }
     check_sizes(&request)?;
     let by = request.by;
-    let asked =
-        HandedIn { attempt: caller.attempt, epoch: caller.epoch, by, reports: request.reports, at: state.now() };
+    let what = What::Reports { by, reports: request.reports };
+    let handed_in = HandedIn { attempt: caller.attempt, epoch: caller.epoch, at: state.now(), what };
     // Judged also when nothing was new: the server may have died between recording and judging.
-    let (recorded, judgement) = judging::take(&state, asked).await?;
+    let (recorded, judgement) = judging::take(&state, handed_in).await?;
     if recorded.news {
         state.wake.wake(&Topic::Run(recorded.run));
     }

@@ -134,12 +134,6 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
     Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
 }
 
-/// Several attempts, as a transaction sees them; who is not there is left out.
-pub async fn of_ids(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<AttemptRow>> {
-    let text = listed!(tx, "SELECT * FROM attempt WHERE ", "id", " ORDER BY id");
-    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
-}
-
 /// Makes sure that an attempt is held under this epoch, and goes on being so until the transaction ends: for what would be
 /// forgotten if it came while the attempt ends.
 pub async fn stays_held(tx: &mut Tx, id: &AttemptId, epoch: u64) -> DbResult<()> {

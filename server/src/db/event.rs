@@ -57,7 +57,7 @@ struct NewEvent<'a> {
     body: Kept<'a, EventBody>,
 }
 
-/// Records events of several runs.
+/// Records events of several runs; a run without any is only locked with the others.
 pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Vec<Told<'_>>>) -> DbResult<()> {
     if of_run.is_empty() {
         return Ok(());
@@ -66,7 +66,7 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
     write_in_order!(tx, "run", of_run.keys());
     let text = given!(
         tx,
-        "UPDATE run SET last_event = last_event + given.more FROM ",
+        update "run SET last_event = last_event + given.more FROM ",
         [run text, more bigint],
         at "run.id" = "run",
         " RETURNING id, last_event"
@@ -80,9 +80,12 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
             rows.push(NewEvent { run, seq, job: *job, attempt: *attempt, body: Kept(tx.kind(), body) });
         }
     }
+    if rows.is_empty() {
+        return Ok(());
+    }
     let text = given!(
         tx,
-        "INSERT INTO event (run_id, seq, at, job_id, attempt_id, body) SELECT run, seq, $2, job, attempt, body FROM ",
+        insert "event (run_id, seq, at, job_id, attempt_id, body) SELECT run, seq, $2, job, attempt, body FROM ",
         [run text, seq bigint, job text, attempt text, body jsonb],
         ""
     );

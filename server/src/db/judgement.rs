@@ -4,7 +4,7 @@
 //! whoever comes later has seen at least as much.
 
 use super::attempt::AttemptRow;
-use super::event::{self, Told};
+use super::event::Told;
 use super::given::{Kept, given, write_in_order};
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
@@ -110,7 +110,7 @@ async fn put_stages(tx: &mut Tx, stages: &[(&AttemptId, &Stage)]) -> DbResult<()
     }
     let text = given!(
         tx,
-        "INSERT INTO stage (attempt_id, name, ordinal, state, body) SELECT attempt, name, ordinal, state, body FROM ",
+        insert "stage (attempt_id, name, ordinal, state, body) SELECT attempt, name, ordinal, state, body FROM ",
         [attempt text, name text, ordinal bigint, state text, body jsonb],
         " WHERE TRUE ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, body = excluded.body"
     );
@@ -118,13 +118,8 @@ async fn put_stages(tx: &mut Tx, stages: &[(&AttemptId, &Stage)]) -> DbResult<()
     Ok(())
 }
 
-/// Writes judgements, and tells of them after what is `told` already: for each, whether it changed anything.
-pub async fn apply_all<'a>(
-    tx: &mut Tx,
-    judged: &[Judged<'a>],
-    mut told: BTreeMap<&'a RunId, Vec<Told<'a>>>,
-    now: Timestamp,
-) -> DbResult<Vec<bool>> {
+/// Writes judgements: for each, whether it changed anything. [`tell`] tells of them.
+pub async fn write_all(tx: &mut Tx, judged: &[Judged<'_>], now: Timestamp) -> DbResult<Vec<bool>> {
     let changed: Vec<bool> = judged.iter().map(Judged::is_change).collect();
     let changes: Vec<Judged<'_>> =
         judged.iter().zip(&changed).filter(|(_, changed)| **changed).map(|(one, _)| *one).collect();
@@ -134,9 +129,7 @@ pub async fn apply_all<'a>(
             changes.iter().flat_map(|one| one.changed().map(|stage| (&one.before.id, stage))).collect();
         put_stages(tx, &stages).await?;
         show_in_jobs(tx, &changes).await?;
-        tell(&changes, &mut told);
     }
-    event::append_all(tx, now, &told).await?;
     Ok(changed)
 }
 
@@ -171,7 +164,7 @@ async fn write_attempts(tx: &mut Tx, changes: &[Judged<'_>], now: Timestamp) -> 
         .collect();
     let text = given!(
         tx,
-        "UPDATE attempt SET state = given.state, verdict = given.verdict, blamed_stage = given.blamed, \
+        update "attempt SET state = given.state, verdict = given.verdict, blamed_stage = given.blamed, \
          reason = given.reason, judged_at = given.judged_at, check_at = given.check_at, signature = given.signature FROM ",
         [
             attempt text, state text, verdict text, blamed text, reason text, judged_at bigint, check_at bigint,
@@ -208,7 +201,7 @@ async fn show_in_jobs(tx: &mut Tx, changes: &[Judged<'_>]) -> DbResult<()> {
     write_in_order!(tx, "job", shown.iter().map(|one| one.job));
     let text = given!(
         tx,
-        "UPDATE job SET status = given.status, blamed_stage = given.blamed, reason = given.reason FROM ",
+        update "job SET status = given.status, blamed_stage = given.blamed, reason = given.reason FROM ",
         [job text, status text, blamed text, reason text],
         at "job.id" = "job",
         " AND job.state = 'leased'"
@@ -217,8 +210,9 @@ async fn show_in_jobs(tx: &mut Tx, changes: &[Judged<'_>]) -> DbResult<()> {
     Ok(())
 }
 
-fn tell<'a>(changes: &[Judged<'a>], of_run: &mut BTreeMap<&'a RunId, Vec<Told<'a>>>) {
-    for one in changes {
+/// Adds the events that tell of judgements.
+pub fn tell<'a>(judged: &[Judged<'a>], of_run: &mut BTreeMap<&'a RunId, Vec<Told<'a>>>) {
+    for one in judged.iter().filter(|one| one.is_change()) {
         let events = of_run.entry(&one.before.run_id).or_default();
         let told = |body| (Some(&one.before.job_id), Some(&one.before.id), body);
         events.extend(one.changed().map(|stage| told(EventBody::Stage { stage: stage.clone() })));

@@ -51,7 +51,7 @@ pub async fn renew(tx: &mut Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<S
     write_in_order!(tx, "attempt", renewals.iter().map(|renewal| &renewal.attempt));
     let text = given!(
         tx,
-        "UPDATE attempt SET lease_expires_at = given.until FROM ",
+        update "attempt SET lease_expires_at = given.until FROM ",
         [attempt text, epoch bigint, until bigint],
         at "attempt.id" = "attempt",
         " AND attempt.epoch = given.epoch AND state IN ('running', 'collecting') \
@@ -168,8 +168,7 @@ pub enum End<'a> {
     Lost,
 }
 
-/// Ends an attempt. Its evidence is closed with it; the caller judges it a last time and then settles the job with
-/// [`settle`]. The machine is free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease
+/// Ends an attempt. Its evidence is closed with it; the caller has it judged a last time, which settles its job. The machine is free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease
 /// was renewed in the meantime; ending it twice in the same way is harmless.
 pub async fn end(
     tx: &mut Tx,
@@ -183,24 +182,25 @@ pub async fn end(
     Ok(ended)
 }
 
-/// Ends several, as [`end`] does it: an answer for each, in their order.
+/// Ends several, as [`end`] does it, but for what their submitters have had, which the caller corrects when nothing else needs a
+/// lock ([`flow::correct`]). For each, in their order, the attempt and whether it ended now and not before.
 pub async fn end_all(
     tx: &mut Tx,
     ends: &[(&AttemptId, End<'_>)],
     rule: &Rule,
     now: Timestamp,
-) -> DbResult<Vec<DbResult<Option<AttemptRow>>>> {
+) -> DbResult<Vec<DbResult<(AttemptRow, bool)>>> {
     write_in_order!(tx, "attempt", ends.iter().map(|(id, _)| id));
     let mut answers = Vec::with_capacity(ends.len());
     for (id, end) in ends {
         answers.push(match leave(tx, id, end, rule, now).await {
             // Refused before anything was written.
             Err(refused @ (DbError::NotFound | DbError::LeaseLost(_))) => Err(refused),
-            left => Ok(left?),
+            Err(error) => return Err(error),
+            Ok(Some(ended)) => Ok((ended, true)),
+            Ok(None) => Ok((attempt::get_in(tx, id).await?, false)),
         });
     }
-    let ended: Vec<AttemptRow> = answers.iter().flatten().flatten().cloned().collect();
-    flow::correct(tx, &ended).await?;
     Ok(answers)
 }
 
@@ -345,9 +345,15 @@ async fn owed(tx: &mut Tx, ended: &AttemptRow) -> DbResult<Option<JobRow>> {
     .await)?)
 }
 
-/// Settles the jobs of attempts that have ended: with a verdict, or with another try, as [`retries`] says. An answer for each, in
-/// their order.
-pub async fn settle(tx: &mut Tx, ended: &[AttemptRow], care: &Care, now: Timestamp) -> DbResult<Vec<Settled>> {
+/// What shall become of a job; `None` if it was settled before.
+pub type Decided = Option<(JobRow, Next)>;
+
+/// Decides what becomes of the jobs of attempts that have ended: a verdict, or another try, as [`retries`] says. Locks the jobs and
+/// what a machine's quarantine needs; [`settle`] writes it, when the rows of the runs are locked too.
+pub async fn decide(tx: &mut Tx, ended: &[&AttemptRow], care: &Care, now: Timestamp) -> DbResult<Vec<Decided>> {
+    if ended.is_empty() {
+        return Ok(Vec::new());
+    }
     artifact::finish_consoles(tx, &ended.iter().map(|one| &one.id).collect::<Vec<_>>()).await?;
     write_in_order!(tx, "job", ended.iter().map(|one| &one.job_id));
     let mut decided = Vec::with_capacity(ended.len());
@@ -362,14 +368,19 @@ pub async fn settle(tx: &mut Tx, ended: &[AttemptRow], care: &Care, now: Timesta
             None => None,
         });
     }
+    Ok(decided)
+}
+
+/// Settles the jobs of these attempts as it was decided. An answer for each, in their order.
+pub async fn settle(tx: &mut Tx, ended: &[&AttemptRow], decided: &[Decided], now: Timestamp) -> DbResult<Vec<Settled>> {
     let mut owed: Vec<_> =
-        ended.iter().zip(&decided).filter_map(|(one, decided)| Some((one, decided.as_ref()?))).collect();
+        ended.iter().zip(decided).filter_map(|(one, decided)| Some((one, decided.as_ref()?))).collect();
     owed.sort_by(|(a, _), (b, _)| a.run_id.cmp(&b.run_id));
     for (one, (job, next)) in owed {
         let done = (Some(&one.job_id), Some(&one.id), EventBody::AttemptDone);
         write(tx, job, next, Some(done), now).await?;
     }
-    let settled = |decided: &Option<(JobRow, Next)>| match decided {
+    let settled = |decided: &Decided| match decided {
         Some((_, Next::Done { .. })) => Settled::Done,
         Some((_, Next::Again { .. })) => Settled::Queued,
         None => Settled::Before,

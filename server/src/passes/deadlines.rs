@@ -5,7 +5,7 @@ use super::{BATCH, Next};
 use crate::app::AppState;
 use crate::db::attempt;
 use crate::error::AppResult;
-use crate::{judging, settling};
+use crate::judging;
 use crashyard_protocol::AttemptId;
 use std::sync::PoisonError;
 
@@ -17,7 +17,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     let unjudged = std::mem::take(&mut *state.unjudged.lock().unwrap_or_else(PoisonError::into_inner));
     let mut failure = None;
     for id in due.into_iter().chain(unjudged) {
-        if let Err(error) = judge(state, &id).await {
+        if let Err(error) = judging::judge_attempt(state, &id).await {
             // One that cannot be judged does not keep the others waiting.
             tracing::warn!(attempt.id = %id, %error, "cannot judge");
             judging_later(state, &id);
@@ -31,14 +31,6 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
         return Ok(Next::Now);
     }
     Ok(attempt::next_due(&state.db).await?.map_or(Next::Woken, Next::At))
-}
-
-async fn judge(state: &AppState, id: &AttemptId) -> AppResult<()> {
-    judging::judge_attempt(state, id).await?;
-    if !attempt::get(&state.db, id).await?.is_live() {
-        settling::finish(state, id).await?;
-    }
-    Ok(())
 }
 
 /// Puts it back without waking this pass, which is awake.

@@ -7,13 +7,13 @@ use super::{BATCH, Next};
 use crate::app::AppState;
 use crate::db::lease::{self, End};
 use crate::error::AppResult;
-use crate::settling;
+use crate::judging;
 use crate::wake::Topic;
 
 /// Ends what has run out.
 pub async fn tick(state: &AppState) -> AppResult<Next> {
     for id in lease::unsettled(&state.db, BATCH).await? {
-        settling::finish(state, &id).await?;
+        judging::judge_attempt(state, &id).await?;
     }
     let now = state.now();
     let trusted_from = state.started_at.plus(state.config.lease());
@@ -29,7 +29,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
         tracing::warn!(attempt.id = %id, machine.id = %lost.machine_id, "lease ran out");
         state.metrics.add("crashyard_leases_lost_total", Vec::new(), 1);
         state.wake.wake(&Topic::Attempt(id.clone()));
-        settling::finish(state, &id).await?;
+        judging::judge_attempt(state, &id).await?;
         state.wake.wake(&Topic::Machine(lost.machine_id));
     }
     if more {

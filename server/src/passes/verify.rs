@@ -11,7 +11,6 @@ use crate::error::{AppError, AppResult};
 use crate::extract::replace_nul;
 use crate::judging;
 use crate::ranges::Stored;
-use crate::settling;
 use crate::triage::{DumpReading, Intent, dump};
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::api::DUMP;
@@ -32,12 +31,6 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     attempt::set_dump_facts(&mut tx, id, &facts).await?;
     tx.commit().await?;
     judging::judge_or_later(state, id).await;
-    if !attempt::get(&state.db, id).await?.is_live()
-        && let Err(error) = settling::finish(state, id).await
-    {
-        tracing::warn!(attempt.id = %id, %error, "judged by its dump, and left to the next pass to settle");
-        judging::later(state, id);
-    }
     Ok(Next::Now)
 }
 

@@ -25,6 +25,7 @@ use crashyard_server::db::{Db, DbError, DbResult, Pool, Tx, attempt, flow};
 use crashyard_server::selector::Selector;
 use crashyard_server::trust::Rule;
 use sqlx::types::Json;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -595,7 +596,25 @@ async fn judge(
     at: Timestamp,
 ) -> bool {
     let judged = [Judged { before, stages: stages_before, verdict }];
-    write!(db, |tx| judgement::apply_all(tx, &judged, std::collections::BTreeMap::new(), at)) == [true]
+    write!(db, |tx| judge_all(tx, &judged, at)) == [true]
+}
+
+/// Writes judgements and tells of them, as the server does it.
+async fn judge_all(tx: &mut Tx, judged: &[Judged<'_>], at: Timestamp) -> DbResult<Vec<bool>> {
+    let changed = judgement::write_all(tx, judged, at).await?;
+    let mut told = BTreeMap::new();
+    judgement::tell(judged, &mut told);
+    event::append_all(tx, at, &told).await?;
+    Ok(changed)
+}
+
+/// Settles the jobs of attempts that have ended, as the server does it.
+async fn settle(db: &Db, ended: &[&attempt::AttemptRow], care: &Care, at: Timestamp) -> Vec<Settled> {
+    let mut tx = begin(db).await;
+    let decided = lease::decide(&mut tx, ended, care, at).await.unwrap();
+    let settled = lease::settle(&mut tx, ended, &decided, at).await.unwrap();
+    tx.commit().await.unwrap();
+    settled
 }
 
 async fn judgements(db: &Db) {
@@ -664,10 +683,7 @@ async fn judged_together(db: &Db) {
         .map(|(row, verdict)| Judged { before: row, stages: &before, verdict })
         .collect();
     let last = event::of_run(db, &run.id, 0, 100).await.unwrap().len() as u64;
-    assert_eq!(
-        judgement::apply_all(&mut tx, &judged, std::collections::BTreeMap::new(), at(1)).await.unwrap(),
-        [true, true, false]
-    );
+    assert_eq!(judge_all(&mut tx, &judged, at(1)).await.unwrap(), [true, true, false]);
     tx.commit().await.unwrap();
     let mut statuses = Vec::new();
     for (row, settled) in rows.iter().zip([2, 4, 0]) {
@@ -850,7 +866,7 @@ async fn consoles(db: &Db) {
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
     let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1))).unwrap();
-    write!(db, |tx| lease::settle(tx, std::slice::from_ref(&ended), &CARE, at(1)));
+    settle(db, &[&ended], &CARE, at(1)).await;
     assert!(artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
 }
 
@@ -926,8 +942,8 @@ async fn endings(db: &Db) {
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.attempt_id), (MachineState::Enrolled, None));
     assert!(lease::unsettled(db, 1000).await.unwrap().contains(&first.id));
-    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(91))), [Settled::Queued]);
-    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(92))), [Settled::Before]);
+    assert_eq!(settle(db, &[&lost], &CARE, at(91)).await, [Settled::Queued]);
+    assert_eq!(settle(db, &[&lost], &CARE, at(92)).await, [Settled::Before]);
     let released = |epoch| End::Released { epoch, healthy: false, detail: "does not boot" };
     let mut tx = begin(db).await;
     assert!(matches!(
@@ -952,7 +968,7 @@ async fn endings(db: &Db) {
     );
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Quarantined, Some("does not boot")));
-    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&done), &CARE, at(97))), [Settled::Done]);
+    assert_eq!(settle(db, &[&done], &CARE, at(97)).await, [Settled::Done]);
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.state, JobState::Done);
     assert!(!lease::unsettled(db, 1000).await.unwrap().contains(&second.id));
     assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());

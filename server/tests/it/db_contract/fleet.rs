@@ -226,7 +226,7 @@ async fn bound_jobs(db: &Db) {
     let first = lease(db, &farm, 0).await.unwrap();
     assert_eq!(first.job.id, jobs[0].id);
     let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
-    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(1))), [Settled::Queued]);
+    assert_eq!(settle(db, &[&lost], &CARE, at(1)).await, [Settled::Queued]);
     let waits = lease::bound(db, 100).await.unwrap();
     assert!(waits.iter().all(|one| one.id != jobs[0].id), "what waits rightly hides nobody who waits in vain");
     let other = lease(db, &farm, 0).await.unwrap();
@@ -240,7 +240,7 @@ async fn bound_jobs(db: &Db) {
     let (_, jobs) = submit(db, &farm, 1).await;
     let first = lease(db, &farm, 0).await.unwrap();
     let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(4))).unwrap();
-    write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(4)));
+    settle(db, &[&lost], &CARE, at(4)).await;
     write!(db, |tx| life::decide(tx, &farm.machines[1].id, MachineState::Retired, None, "token:me", at(5)));
     let bound = lease::bound(db, 100).await.unwrap();
     let bound = bound.iter().find(|one| one.id == jobs[0].id).unwrap();
@@ -282,11 +282,7 @@ async fn ways_given(db: &Db) {
     assert_eq!((gone.state, gone.reason.as_deref()), (AttemptState::Collecting, Some("Gave way")));
     let ended = write!(db, |tx| lease::end(tx, &early.attempt.id, &released(&early), &CARE.rule, at(3))).unwrap();
     let once = Care { tries: 1, ..CARE };
-    assert_eq!(
-        write!(db, |tx| lease::settle(tx, std::slice::from_ref(&ended), &once, at(3))),
-        [Settled::Queued],
-        "it cost no try"
-    );
+    assert_eq!(settle(db, &[&ended], &once, at(3)).await, [Settled::Queued], "it cost no try");
 }
 
 /// Nothing of a farm that works is owed, and each kind of debt is found where somebody breaks the ledger.

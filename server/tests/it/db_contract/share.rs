@@ -229,7 +229,7 @@ async fn unequal(db: &Db, name: &str) -> Pool {
     submit_to(db, &pool, 0, 3).await;
     let first = lease(db, &pool.farm, 0).await.unwrap().attempt;
     let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
-    assert_eq!(write!(db, |tx| lease::settle(tx, std::slice::from_ref(&lost), &CARE, at(90))), [Settled::Queued]);
+    assert_eq!(settle(db, &[&lost], &CARE, at(90)).await, [Settled::Queued]);
     set(db, &format!("{name}-c"), 3, Some(2)).await;
     submit_to(db, &pool, 1, 3).await;
     submit_to(db, &pool, 2, 5).await;

@@ -21,18 +21,21 @@ async fn ended(db: &Db) {
     let ends = [(&leased[2].id, end(1)), (&nobody, end(1)), (&leased[0].id, end(7)), (&leased[1].id, end(1))];
     let answers = write!(db, |tx| lease::end_all(tx, &ends, &CARE.rule, at(10)));
     assert!(
-        matches!(answers[..], [Ok(Some(_)), Err(DbError::NotFound), Err(DbError::LeaseLost(_)), Ok(Some(_))]),
+        matches!(answers[..], [Ok((_, true)), Err(DbError::NotFound), Err(DbError::LeaseLost(_)), Ok((_, true))]),
         "who is refused spoils nobody's end: {answers:?}"
     );
+    let again = write!(db, |tx| lease::end_all(tx, &ends[..1], &CARE.rule, at(11)));
+    assert!(matches!(again[..], [Ok((_, false))]), "once: {again:?}");
+    let ended: Vec<_> = answers.into_iter().flatten().map(|(ended, _)| ended).collect();
+    write!(db, |tx| flow::correct(tx, &ended));
     assert!(attempt::get(db, &leased[0].id).await.unwrap().is_live());
     let all = flow::submitters(db).await.unwrap();
     let submitter = all.iter().find(|one| one.submitter.name == farm.name).unwrap();
     assert_eq!((submitter.submitter.machine_ms, submitter.machines), (20_000, 1), "two attempts of ten seconds");
 
-    let ended: Vec<_> = answers.into_iter().flatten().flatten().collect();
-    let settled = write!(db, |tx| lease::settle(tx, &ended, &CARE, at(11)));
+    let settled = settle(db, &ended.iter().collect::<Vec<_>>(), &CARE, at(11)).await;
     assert_eq!(settled, [Settled::Queued, Settled::Queued], "nothing was shown: it is tried again");
-    assert_eq!(write!(db, |tx| lease::settle(tx, &ended, &CARE, at(12))), [Settled::Before, Settled::Before]);
+    assert_eq!(settle(db, &ended.iter().collect::<Vec<_>>(), &CARE, at(12)).await, [Settled::Before, Settled::Before]);
     let events = event::of_run(db, &run.id, 0, 100).await.unwrap();
     assert!(events.iter().zip(1..).all(|(event, seq)| event.seq == seq), "counted without a gap");
     for one in &ended {
