@@ -187,14 +187,12 @@ impl Judging {
         // Locks are taken in the order of [`db::flow`]: jobs and machines, then runs, then submitters.
         let changed = judgement::write_all(&mut tx, &judged, now).await?;
         let over: Vec<&AttemptRow> = opinions.iter().filter(|one| one.is_last()).map(|one| &one.full.attempt).collect();
-        let decided = lease::decide(&mut tx, &over, &self.care, now).await?;
+        let settling = lease::settle(&mut tx, &over, &self.care, now).await?;
         let mut told = recording.told();
         judgement::tell(&judged, &mut told);
-        for one in &over {
-            told.entry(&one.run_id).or_default();
-        }
+        settling.tell(&over, &mut told);
         db::event::append_all(&mut tx, now, &told).await?;
-        let settled = lease::settle(&mut tx, &over, &decided, now).await?;
+        lease::follow(&mut tx, &settling, now).await?;
         let mut held = false;
         for (opinion, judged) in opinions.iter().zip(&judged) {
             if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.full.attempt.id)) {
@@ -208,7 +206,7 @@ impl Judging {
         let known: HashMap<&AttemptId, &Judgement> =
             opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
         let settled: HashMap<&AttemptId, Over> =
-            over.iter().zip(settled).map(|(one, settled)| (&one.id, Over::of(one, settled))).collect();
+            over.iter().zip(&settling.settled).map(|(one, settled)| (&one.id, Over::of(one, *settled))).collect();
         let mut recorded = recording.answers.into_iter();
         let answer = |ask: &ToJudge| {
             let recorded = match &ask.handed_in {

@@ -1,7 +1,7 @@
 //! What agents hand in becomes evidence: reports, the end of a file, the lease itself. All of it is written down in the transaction
 //! that judges what it means ([`crate::judging`]), with the events that tell of it.
 
-use crate::db::artifact::{self, ArtifactRow};
+use crate::db::artifact::{self, ArtifactRow, Whole};
 use crate::db::attempt::{AttemptRow, FullAttempt};
 use crate::db::event::Told;
 use crate::db::lease::{self, End};
@@ -171,16 +171,28 @@ async fn close_files(
     asks: &[&HandedIn],
     recording: &mut Recording,
 ) -> DbResult<()> {
-    for (ask, answer) in asks.iter().zip(&mut recording.answers) {
-        let (What::File { artifact, blake3 }, Ok(answer)) = (&ask.what, answer) else { continue };
-        answer.file = artifact::complete(tx, artifact, blake3, ask.at).await?;
-        answer.news = answer.file.is_some();
-        if let (Some(file), Some(full)) = (&answer.file, attempts.get(&ask.attempt))
-            && file.name == DUMP
+    let mut places = HashMap::new();
+    let mut files = Vec::new();
+    for (place, (ask, answer)) in asks.iter().zip(&recording.answers).enumerate() {
+        if let (What::File { artifact, blake3 }, Ok(_)) = (&ask.what, answer)
+            && places.insert(artifact, place).is_none()
         {
+            files.push(Whole { artifact, hash: blake3, at: ask.at });
+        }
+    }
+    for file in artifact::complete_all(tx, &files).await? {
+        let Some((place, ask)) = places.get(&file.id).and_then(|place| Some((*place, asks.get(*place)?))) else {
+            continue;
+        };
+        let (Some(Ok(answer)), Some(full)) = (recording.answers.get_mut(place), attempts.get(&ask.attempt)) else {
+            continue;
+        };
+        if file.name == DUMP {
             let bytes = unsigned(file.size);
             recording.news.push(News::of(&full.attempt, EventBody::DumpProgress { bytes }));
         }
+        answer.news = true;
+        answer.file = Some(file);
     }
     Ok(())
 }

@@ -303,7 +303,7 @@ pub async fn cancel_job(_: Submitter, State(state): State<AppState>, Path(id): P
         reason: Some("cancelled before a machine was placed"),
         blamed_stage: None,
     };
-    run::cancel(&mut tx, &id, &change, state.now()).await?;
+    run::cancel(&mut tx, &id, change, state.now()).await?;
     tx.commit().await?;
     state.wake.wake(&Topic::Run(job.job.run_id));
     let row = find_job(&state, &id).await?;

@@ -4,13 +4,13 @@
 //! immutable object of the blob store, or hold their bytes where these are few. Uploads fill their segments in any order (chunks); consoles only at the end.
 
 use super::attempt;
-use super::given::{given, listed, lock_in_order};
+use super::given::{given, listed, lock_in_order, write_in_order};
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed, unsigned};
 use crashyard_protocol::agent::CHUNK_BYTES;
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId};
-use serde::ser::{Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -381,26 +381,58 @@ async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> 
     Ok(())
 }
 
-/// Marks an artifact complete; `None` if it was no longer open. A dump waits from then on to be read.
-pub async fn complete(tx: &mut Tx, id: &ArtifactId, blake3: &str, now: Timestamp) -> DbResult<Option<ArtifactRow>> {
-    let done: Option<ArtifactRow> = on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE artifact SET state = 'complete', blake3 = $2, completed_at = $3 WHERE id = $1 AND state = 'open' \
-         RETURNING *",
-    )
-    .bind(id)
-    .bind(blake3)
-    .bind(now)
-    .fetch_optional(c)
-    .await)?;
-    if let Some(ArtifactRow { attempt_id: Some(attempt), .. }) = done.as_ref().filter(|row| row.name == DUMP) {
-        on_tx!(tx, |c| sqlx::query("UPDATE attempt SET dump_at = $2 WHERE id = $1")
-            .bind(attempt)
-            .bind(now)
-            .execute(c)
-            .await
-            .map(drop))?;
+/// Marks a file complete; `None` if it was no longer open.
+pub async fn complete(tx: &mut Tx, id: &ArtifactId, hash: &str, at: Timestamp) -> DbResult<Option<ArtifactRow>> {
+    Ok(complete_all(tx, &[Whole { artifact: id, hash, at }]).await?.pop())
+}
+
+/// A file all bytes of which are here.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Whole<'a> {
+    /// Which.
+    pub artifact: &'a ArtifactId,
+    /// The BLAKE3 of the whole.
+    pub hash: &'a str,
+    /// When the last of it came.
+    pub at: Timestamp,
+}
+
+/// Marks files complete, and returns those that were open until now. A dump waits from then on to be read.
+pub async fn complete_all(tx: &mut Tx, files: &[Whole<'_>]) -> DbResult<Vec<ArtifactRow>> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    write_in_order!(tx, "artifact", files.iter().map(|file| file.artifact));
+    let text = given!(
+        tx,
+        update "artifact SET state = 'complete', blake3 = given.hash, completed_at = given.at FROM ",
+        [artifact text, hash text, at bigint],
+        at "artifact.id" = "artifact",
+        " AND state = 'open' RETURNING *"
+    );
+    let done: Vec<ArtifactRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(files)).fetch_all(c).await)?;
+    let dumps: Vec<Dumped<'_>> = done
+        .iter()
+        .filter(|file| file.name == DUMP)
+        .filter_map(|file| Some(Dumped { attempt: file.attempt_id.as_ref()?, whole_at: file.completed_at }))
+        .collect();
+    if !dumps.is_empty() {
+        let text = given!(
+            tx,
+            update "attempt SET dump_at = given.whole_at FROM ",
+            [attempt text, whole_at bigint],
+            at "attempt.id" = "attempt",
+            ""
+        );
+        on_tx!(tx, |c| sqlx::query(text).bind(Json(&dumps)).execute(c).await.map(drop))?;
     }
     Ok(done)
+}
+
+#[derive(Serialize)]
+struct Dumped<'a> {
+    attempt: &'a AttemptId,
+    whole_at: Option<Timestamp>,
 }
 
 /// Records that an upload was announced with other bytes than came.

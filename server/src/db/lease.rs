@@ -2,22 +2,22 @@
 
 use super::attempt::{self, AttemptRow};
 use super::event::{self, About};
-use super::given::{given, write_in_order};
+use super::given::{given, listed, write_in_order};
 use super::life::{self, SERVER};
-use super::run::{self, JobChange, JobRow};
+use super::run::{self, Changed, JobChange, JobRow};
 use super::{Db, DbError, DbResult, Tx, artifact, flow, health, machine, on, on_tx, reservation, signed};
 use crate::retries::{self, Next, Tried};
 use crate::trust::Rule;
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, AttemptState, ControllerId, JobId, JobState, MachineId, MachineState, Purpose, SelectorId, StageName,
-    Status,
+    AttemptId, AttemptState, ControllerId, JobId, JobState, MachineId, MachineState, Purpose, RunId, SelectorId,
+    StageName, Status,
 };
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A lease to be prolonged.
 #[derive(Clone, Debug, Serialize)]
@@ -286,6 +286,7 @@ pub struct Care {
 
 #[derive(FromRow)]
 struct TriedRow {
+    job_id: JobId,
     purpose: Purpose,
     machine_id: MachineId,
     machine_name: String,
@@ -295,18 +296,19 @@ struct TriedRow {
     gave_way: bool,
 }
 
-/// The attempts of a job, the oldest first.
-async fn tried(tx: &mut Tx, job: &JobId) -> DbResult<Vec<Tried>> {
-    let rows: Vec<TriedRow> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT a.purpose, a.machine_id, m.name AS machine_name, a.verdict, a.blamed_stage, a.reason, a.gave_way \
-         FROM attempt a JOIN machine m ON m.id = a.machine_id WHERE a.job_id = $1 ORDER BY a.number",
-    )
-    .bind(job)
-    .fetch_all(c)
-    .await)?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Tried {
+/// The attempts of each of these jobs, the oldest first.
+async fn tried(tx: &mut Tx, jobs: &[&JobId]) -> DbResult<HashMap<JobId, Vec<Tried>>> {
+    let text = listed!(
+        tx,
+        "SELECT a.job_id, a.purpose, a.machine_id, m.name AS machine_name, a.verdict, a.blamed_stage, a.reason, a.gave_way \
+         FROM attempt a JOIN machine m ON m.id = a.machine_id WHERE ",
+        "a.job_id",
+        " ORDER BY a.number"
+    );
+    let rows: Vec<TriedRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(jobs)).fetch_all(c).await)?;
+    let mut all: HashMap<JobId, Vec<Tried>> = HashMap::new();
+    for row in rows {
+        all.entry(row.job_id).or_default().push(Tried {
             purpose: row.purpose,
             machine: row.machine_id,
             machine_name: row.machine_name,
@@ -314,8 +316,13 @@ async fn tried(tx: &mut Tx, job: &JobId) -> DbResult<Vec<Tried>> {
             blamed: row.blamed_stage,
             reason: row.reason,
             gave_way: row.gave_way,
-        })
-        .collect())
+        });
+    }
+    Ok(all)
+}
+
+async fn tried_for(tx: &mut Tx, job: &JobId) -> DbResult<Vec<Tried>> {
+    Ok(tried(tx, &[job]).await?.remove(job).unwrap_or_default())
 }
 
 /// Whether jobs of a selector may get any machine but this one.
@@ -332,76 +339,103 @@ async fn others(tx: &mut Tx, selector: &SelectorId, machine: &MachineId) -> DbRe
     Ok(found > 0)
 }
 
-/// The job of an attempt, locked, if it is this attempt's to settle: the first to come settles it, others wait and then
-/// find it settled.
-async fn owed(tx: &mut Tx, ended: &AttemptRow) -> DbResult<Option<JobRow>> {
-    Ok(on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE job SET attempt_count = attempt_count WHERE id = $1 AND state = 'leased' AND attempt_count = $2 \
-         RETURNING *",
-    )
-    .bind(&ended.job_id)
-    .bind(ended.number)
-    .fetch_optional(c)
-    .await)?)
+#[derive(Serialize)]
+struct Try<'a> {
+    job: &'a JobId,
+    try_number: i64,
 }
 
-/// What shall become of a job; `None` if it was settled before.
-pub type Decided = Option<(JobRow, Next)>;
+/// The jobs of these attempts, locked, as far as they are these attempts' to settle: the first to come settles a job, others wait
+/// and then find it settled.
+async fn owed(tx: &mut Tx, ended: &[&AttemptRow]) -> DbResult<HashMap<JobId, JobRow>> {
+    write_in_order!(tx, "job", ended.iter().map(|one| &one.job_id));
+    let tries: Vec<Try<'_>> = ended.iter().map(|one| Try { job: &one.job_id, try_number: one.number }).collect();
+    let text = given!(
+        tx,
+        update "job SET attempt_count = attempt_count FROM ",
+        [job text, try_number bigint],
+        at "job.id" = "job",
+        " AND state = 'leased' AND attempt_count = given.try_number RETURNING *"
+    );
+    let rows: Vec<JobRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&tries)).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|job| (job.id.clone(), job)).collect())
+}
 
-/// Decides what becomes of the jobs of attempts that have ended: a verdict, or another try, as [`retries`] says. Locks the jobs and
-/// what a machine's quarantine needs; [`settle`] writes it, when the rows of the runs are locked too.
-pub async fn decide(tx: &mut Tx, ended: &[&AttemptRow], care: &Care, now: Timestamp) -> DbResult<Vec<Decided>> {
+/// What becomes of the jobs of attempts that have ended.
+#[derive(Debug, Default)]
+pub struct Settling {
+    /// An answer for each, in their order.
+    pub settled: Vec<Settled>,
+    changed: HashMap<AttemptId, Changed>,
+}
+
+impl Settling {
+    /// Adds the events that tell of it; a run without any is named, so that its row is locked with the others.
+    pub fn tell<'a>(&'a self, ended: &[&'a AttemptRow], of_run: &mut BTreeMap<&'a RunId, Vec<event::Told<'a>>>) {
+        for one in ended {
+            let events = of_run.entry(&one.run_id).or_default();
+            if let Some(job) = self.changed.get(&one.id) {
+                events.push((Some(&one.job_id), Some(&one.id), EventBody::AttemptDone));
+                events.push(job.told());
+            }
+        }
+    }
+}
+
+/// Settles the jobs of attempts that have ended: with a verdict, or with another try, as [`retries`] says. The caller tells of it
+/// ([`Settling::tell`]) and then does what follows ([`follow`]), so that locks are taken in the order of [`flow`].
+pub async fn settle(tx: &mut Tx, ended: &[&AttemptRow], care: &Care, now: Timestamp) -> DbResult<Settling> {
     if ended.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Settling::default());
     }
     artifact::finish_consoles(tx, &ended.iter().map(|one| &one.id).collect::<Vec<_>>()).await?;
-    write_in_order!(tx, "job", ended.iter().map(|one| &one.job_id));
-    let mut decided = Vec::with_capacity(ended.len());
+    let owed = owed(tx, ended).await?;
+    let mut tried = tried(tx, &owed.keys().collect::<Vec<_>>()).await?;
+    let mut decided = Vec::new();
     for one in ended {
-        decided.push(match owed(tx, one).await? {
-            Some(job) => {
-                let next = next(tx, &job, one, care).await?;
-                set_aside(tx, &next, one, care, now).await?;
-                unhealthy(tx, &next, one, care, now).await?;
-                Some((job, next))
-            }
-            None => None,
-        });
+        let Some(job) = owed.get(&one.job_id).filter(|job| job.attempt_count == one.number) else { continue };
+        let next = next(tx, job, &tried.remove(&job.id).unwrap_or_default(), one, care).await?;
+        set_aside(tx, &next, one, care, now).await?;
+        unhealthy(tx, &next, one, care, now).await?;
+        decided.push((*one, job, next));
     }
-    Ok(decided)
-}
-
-/// Settles the jobs of these attempts as it was decided. An answer for each, in their order.
-pub async fn settle(tx: &mut Tx, ended: &[&AttemptRow], decided: &[Decided], now: Timestamp) -> DbResult<Vec<Settled>> {
-    let mut owed: Vec<_> =
-        ended.iter().zip(decided).filter_map(|(one, decided)| Some((one, decided.as_ref()?))).collect();
-    owed.sort_by(|(a, _), (b, _)| a.run_id.cmp(&b.run_id));
-    for (one, (job, next)) in owed {
-        let done = (Some(&one.job_id), Some(&one.id), EventBody::AttemptDone);
-        write(tx, job, next, Some(done), now).await?;
-    }
-    let settled = |decided: &Decided| match decided {
-        Some((_, Next::Done { .. })) => Settled::Done,
-        Some((_, Next::Again { .. })) => Settled::Queued,
+    let settled = |one: &&AttemptRow| match decided.iter().find(|(ended, ..)| ended.id == one.id) {
+        Some((.., Next::Done { .. })) => Settled::Done,
+        Some((.., Next::Again { .. })) => Settled::Queued,
         None => Settled::Before,
     };
-    Ok(decided.iter().map(settled).collect())
+    let settled = ended.iter().map(settled).collect();
+    let mut changed: HashMap<JobId, Changed> =
+        write(tx, &decided, now).await?.into_iter().map(|job| (job.id.clone(), job)).collect();
+    let changed = decided.iter().filter_map(|(one, job, _)| Some((one.id.clone(), changed.remove(&job.id)?))).collect();
+    Ok(Settling { settled, changed })
+}
+
+/// What follows when it was told.
+pub async fn follow(tx: &mut Tx, settling: &Settling, now: Timestamp) -> DbResult<()> {
+    let changed: Vec<Changed> = settling.changed.values().cloned().collect();
+    run::follow(tx, &changed, now).await
 }
 
 /// Settles the job of an attempt whose machine is held, unless it needs another try: that waits for the machine's return.
 pub async fn settle_held(tx: &mut Tx, held: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
-    let Some(job) = owed(tx, held).await? else { return Ok(()) };
-    let next = next(tx, &job, held, care).await?;
+    let Some(job) = owed(tx, &[held]).await?.remove(&held.job_id) else { return Ok(()) };
+    let tried = tried_for(tx, &job.id).await?;
+    let next = next(tx, &job, &tried, held, care).await?;
     if matches!(next, Next::Done { .. }) {
-        write(tx, &job, &next, None, now).await?;
+        run::change_job(tx, &job.id, change(&next), now).await?;
     }
     Ok(())
 }
 
-async fn next(tx: &mut Tx, job: &JobRow, last: &AttemptRow, care: &Care) -> DbResult<Next> {
-    let tried = tried(tx, &job.id).await?;
-    let elsewhere = others(tx, &job.selector_id, &last.machine_id).await?;
-    Ok(retries::next(&job.policy, care.tries, &tried, elsewhere))
+/// Whether there is another machine is asked only where it makes a difference.
+async fn next(tx: &mut Tx, job: &JobRow, tried: &[Tried], last: &AttemptRow, care: &Care) -> DbResult<Next> {
+    let next = |elsewhere| retries::next(&job.policy, care.tries, tried, elsewhere);
+    let (alone, with_others) = (next(false), next(true));
+    if alone == with_others {
+        return Ok(alone);
+    }
+    Ok(if others(tx, &job.selector_id, &last.machine_id).await? { with_others } else { alone })
 }
 
 /// Quarantines the machine that a comparison has found out, before anything of the run is locked.
@@ -439,39 +473,58 @@ pub async fn conclude(tx: &mut Tx, id: &JobId, why: &str, care: &Care, now: Time
             .bind(id)
             .fetch_optional(c)
             .await)?;
-    let next = retries::give_up(&tried(tx, id).await?, why);
+    let next = retries::give_up(&tried_for(tx, id).await?, why);
     // A health check's job is bound to its machine before it has any attempt.
     if let Some(last) = &last {
         set_aside(tx, &next, last, care, now).await?;
     }
-    write(tx, &job, &next, None, now).await?;
+    run::change_job(tx, &job.id, change(&next), now).await?;
     Ok(true)
 }
 
-/// Writes what becomes of a job; `told` is told before it.
-async fn write(tx: &mut Tx, job: &JobRow, next: &Next, told: Option<event::Told<'_>>, now: Timestamp) -> DbResult<()> {
+fn change(next: &Next) -> JobChange<'_> {
     match next {
         Next::Done { status, blamed, reason, .. } => {
-            let change =
-                JobChange { state: JobState::Done, status: *status, reason: reason.as_deref(), blamed_stage: *blamed };
-            run::change_job(tx, &job.id, &change, told, now).await
+            JobChange { state: JobState::Done, status: *status, reason: reason.as_deref(), blamed_stage: *blamed }
         }
-        Next::Again { purpose, only, not, reason } => {
-            on_tx!(tx, |c| sqlx::query(
-                "UPDATE job SET purpose = $2, only_machine_id = $3, not_machine_id = $4 WHERE id = $1",
-            )
-            .bind(&job.id)
-            .bind(purpose)
-            .bind(only)
-            .bind(not)
-            .execute(c)
-            .await
-            .map(drop))?;
-            let change =
-                JobChange { state: JobState::Queued, status: Status::Miss, reason: Some(reason), blamed_stage: None };
-            run::change_job(tx, &job.id, &change, told, now).await
+        Next::Again { reason, .. } => {
+            JobChange { state: JobState::Queued, status: Status::Miss, reason: Some(reason), blamed_stage: None }
         }
     }
+}
+
+#[derive(Serialize)]
+struct Again<'a> {
+    job: &'a JobId,
+    next_purpose: Purpose,
+    only_there: Option<&'a MachineId>,
+    not_there: Option<&'a MachineId>,
+}
+
+/// Writes what becomes of jobs.
+async fn write(tx: &mut Tx, decided: &[(&AttemptRow, &JobRow, Next)], now: Timestamp) -> DbResult<Vec<Changed>> {
+    let again: Vec<Again<'_>> = decided
+        .iter()
+        .filter_map(|(_, job, next)| match next {
+            Next::Done { .. } => None,
+            Next::Again { purpose, only, not, .. } => {
+                Some(Again { job: &job.id, next_purpose: *purpose, only_there: only.as_ref(), not_there: not.as_ref() })
+            }
+        })
+        .collect();
+    if !again.is_empty() {
+        let text = given!(
+            tx,
+            update "job SET purpose = given.next_purpose, only_machine_id = given.only_there, \
+             not_machine_id = given.not_there FROM ",
+            [job text, next_purpose text, only_there text, not_there text],
+            at "job.id" = "job",
+            ""
+        );
+        on_tx!(tx, |c| sqlx::query(text).bind(Json(&again)).execute(c).await.map(drop))?;
+    }
+    let changes: Vec<_> = decided.iter().map(|(_, job, next)| (&job.id, change(next))).collect();
+    run::change_jobs(tx, &changes, now).await
 }
 
 /// A job that waits for certain machines.

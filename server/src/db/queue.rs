@@ -191,7 +191,7 @@ pub async fn give_up(tx: &mut Tx, id: &JobId, why: &str, now: Timestamp) -> DbRe
         .map(|done| done.rows_affected()))?;
     if waits == 1 {
         let change = JobChange { state: JobState::Done, status: Status::Miss, reason: Some(why), blamed_stage: None };
-        run::change_job(tx, id, &change, None, now).await?;
+        run::change_job(tx, id, change, now).await?;
     }
     Ok(waits == 1)
 }

@@ -2,7 +2,7 @@
 
 use super::event::{self, About};
 use super::flow;
-use super::given::{Kept, given};
+use super::given::{Kept, given, write_in_order};
 use super::{Db, DbResult, Kind, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
@@ -13,7 +13,7 @@ use crashyard_protocol::{
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Jobs written by one statement.
 const JOBS_AT_ONCE: usize = 200;
@@ -276,8 +276,12 @@ pub async fn attempts_of(db: &Db, job: &JobId) -> DbResult<Vec<AttemptId>> {
         .await)?)
 }
 
+fn is_last(state: JobState) -> bool {
+    matches!(state, JobState::Done | JobState::Cancelled)
+}
+
 /// What a job shall become.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct JobChange<'a> {
     /// Where it is.
     pub state: JobState,
@@ -289,50 +293,105 @@ pub struct JobChange<'a> {
     pub blamed_stage: Option<StageName>,
 }
 
-/// Changes a leased or queued job, records the event, and closes the run when this was its last job.
-///
-/// A job that is already done or cancelled keeps what it has. `first` is told just before it.
-pub async fn change_job(
-    tx: &mut Tx,
-    id: &JobId,
-    change: &JobChange<'_>,
-    first: Option<event::Told<'_>>,
-    now: Timestamp,
-) -> DbResult<()> {
-    let done = matches!(change.state, JobState::Done | JobState::Cancelled);
-    let job: Option<JobRow> = on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE job SET state = $2, status = $3, reason = $4, blamed_stage = $5, finished_at = $6 \
-         WHERE id = $1 AND state IN ('queued', 'leased') RETURNING *",
-    )
-    .bind(id)
-    .bind(change.state)
-    .bind(change.status)
-    .bind(change.reason)
-    .bind(change.blamed_stage)
-    .bind(done.then_some(now))
-    .fetch_optional(c)
-    .await)?;
-    let Some(job) = job else { return Ok(()) };
-    let change = (Some(&job.id), None, EventBody::Job { state: job.state, status: job.status });
-    let told = first.into_iter().chain([change]).collect();
-    event::append_all(tx, now, &BTreeMap::from([(&job.run_id, told)])).await?;
-    if job.state == JobState::Queued {
-        flow::fill(tx, &job.flow_id, now).await?;
+impl JobChange<'_> {
+    fn is_last(&self) -> bool {
+        is_last(self.state)
     }
-    if done {
-        close_if_done(tx, &job.run_id, now).await?;
+}
+
+/// A job that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Changed {
+    /// The job.
+    pub id: JobId,
+    /// Its run.
+    pub run_id: RunId,
+    /// Its flow.
+    pub flow_id: FlowId,
+    /// Where it is now.
+    pub state: JobState,
+    /// Its verdict.
+    pub status: Status,
+}
+
+impl Changed {
+    /// The event that tells of it.
+    #[must_use]
+    pub fn told(&self) -> event::Told<'_> {
+        (Some(&self.id), None, EventBody::Job { state: self.state, status: self.status })
+    }
+}
+
+#[derive(Serialize)]
+struct NewState<'a> {
+    job: &'a JobId,
+    new_state: JobState,
+    new_status: Status,
+    new_reason: Option<&'a str>,
+    new_blamed: Option<StageName>,
+    new_finished: Option<Timestamp>,
+}
+
+/// Changes leased and queued jobs; one that is done or cancelled keeps what it has, and is left out of the answer. The caller
+/// tells of it ([`Changed::told`]) and then does what follows from it ([`follow`]).
+pub async fn change_jobs(tx: &mut Tx, changes: &[(&JobId, JobChange<'_>)], now: Timestamp) -> DbResult<Vec<Changed>> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    write_in_order!(tx, "job", changes.iter().map(|(job, _)| job));
+    let rows: Vec<NewState<'_>> = changes
+        .iter()
+        .map(|(job, change)| NewState {
+            job,
+            new_state: change.state,
+            new_status: change.status,
+            new_reason: change.reason,
+            new_blamed: change.blamed_stage,
+            new_finished: change.is_last().then_some(now),
+        })
+        .collect();
+    let text = given!(
+        tx,
+        update "job SET state = given.new_state, status = given.new_status, reason = given.new_reason, \
+         blamed_stage = given.new_blamed, finished_at = given.new_finished FROM ",
+        [job text, new_state text, new_status text, new_reason text, new_blamed text, new_finished bigint],
+        at "job.id" = "job",
+        " AND state IN ('queued', 'leased') RETURNING id, run_id, flow_id, state, status"
+    );
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&rows)).fetch_all(c).await)?)
+}
+
+/// What follows from changes of jobs: flows that wait again, and runs whose last job this was.
+pub async fn follow(tx: &mut Tx, changed: &[Changed], now: Timestamp) -> DbResult<()> {
+    let waiting = changed.iter().filter(|job| job.state == JobState::Queued).map(|job| &job.flow_id);
+    for flow in waiting.collect::<BTreeSet<_>>() {
+        flow::fill(tx, flow, now).await?;
+    }
+    let ended = changed.iter().filter(|job| is_last(job.state)).map(|job| &job.run_id);
+    for run in ended.collect::<BTreeSet<_>>() {
+        close_if_done(tx, run, now).await?;
     }
     Ok(())
 }
 
+/// Changes a leased or queued job, records the event, and closes the run when this was its last job.
+///
+/// A job that is already done or cancelled keeps what it has.
+pub async fn change_job(tx: &mut Tx, id: &JobId, change: JobChange<'_>, now: Timestamp) -> DbResult<()> {
+    let changed = change_jobs(tx, &[(id, change)], now).await?;
+    let told = changed.iter().map(|job| (&job.run_id, vec![job.told()])).collect();
+    event::append_all(tx, now, &told).await?;
+    follow(tx, &changed, now).await
+}
+
 /// Withdraws a job that is still waiting; one that is not keeps what it has.
-pub async fn cancel(tx: &mut Tx, id: &JobId, change: &JobChange<'_>, now: Timestamp) -> DbResult<()> {
+pub async fn cancel(tx: &mut Tx, id: &JobId, change: JobChange<'_>, now: Timestamp) -> DbResult<()> {
     let waiting = on_tx!(tx, |c| sqlx::query("UPDATE job SET rank = rank WHERE id = $1 AND state = 'queued'")
         .bind(id)
         .execute(c)
         .await
         .map(|done| done.rows_affected()))?;
-    if waiting == 1 { change_job(tx, id, change, None, now).await } else { Ok(()) }
+    if waiting == 1 { change_job(tx, id, change, now).await } else { Ok(()) }
 }
 
 async fn close_if_done(tx: &mut Tx, run: &RunId, now: Timestamp) -> DbResult<()> {

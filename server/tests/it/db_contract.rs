@@ -611,10 +611,13 @@ async fn judge_all(tx: &mut Tx, judged: &[Judged<'_>], at: Timestamp) -> DbResul
 /// Settles the jobs of attempts that have ended, as the server does it.
 async fn settle(db: &Db, ended: &[&attempt::AttemptRow], care: &Care, at: Timestamp) -> Vec<Settled> {
     let mut tx = begin(db).await;
-    let decided = lease::decide(&mut tx, ended, care, at).await.unwrap();
-    let settled = lease::settle(&mut tx, ended, &decided, at).await.unwrap();
+    let settling = lease::settle(&mut tx, ended, care, at).await.unwrap();
+    let mut told = BTreeMap::new();
+    settling.tell(ended, &mut told);
+    event::append_all(&mut tx, at, &told).await.unwrap();
+    lease::follow(&mut tx, &settling, at).await.unwrap();
     tx.commit().await.unwrap();
-    settled
+    settling.settled
 }
 
 async fn judgements(db: &Db) {
@@ -907,21 +910,21 @@ async fn runs(db: &Db) {
     assert_eq!(listed[0].labels.0["farm"], "f-runs");
 
     let done = |status| JobChange { state: JobState::Done, status, reason: Some("r"), blamed_stage: None };
-    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Pass), None, at(1)));
-    write!(db, |tx| run::change_job(tx, &jobs[0].id, &done(Status::Fail), None, at(2)));
+    write!(db, |tx| run::change_job(tx, &jobs[0].id, done(Status::Pass), at(1)));
+    write!(db, |tx| run::change_job(tx, &jobs[0].id, done(Status::Fail), at(2)));
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.status, Status::Pass, "a done job keeps what it has");
     let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
-    write!(db, |tx| run::cancel(tx, &jobs[1].id, &cancel, at(3)));
+    write!(db, |tx| run::cancel(tx, &jobs[1].id, cancel, at(3)));
     assert_eq!(run::get(db, &run.id).await.unwrap().state, RunState::Open);
-    write!(db, |tx| run::change_job(tx, &jobs[2].id, &done(Status::Error), None, at(4)));
+    write!(db, |tx| run::change_job(tx, &jobs[2].id, done(Status::Error), at(4)));
     let closed = run::get(db, &run.id).await.unwrap();
     assert_eq!((closed.state, closed.status, closed.finished_at), (RunState::Done, Status::Error, Some(at(4))));
     let last = event::of_run(db, &run.id, 0, 100).await.unwrap().pop().unwrap();
     assert_eq!(last.body.0, EventBody::RunDone { status: Status::Error });
-    write!(db, |tx| run::cancel(tx, &jobs[2].id, &cancel, at(5)));
+    write!(db, |tx| run::cancel(tx, &jobs[2].id, cancel, at(5)));
     assert_eq!(run::get(db, &run.id).await.unwrap(), closed);
     // Leave nothing for other checks to find.
-    write!(db, |tx| run::cancel(tx, &run::jobs(db, &first.id).await.unwrap()[0].job.id, &cancel, at(6)));
+    write!(db, |tx| run::cancel(tx, &run::jobs(db, &first.id).await.unwrap()[0].job.id, cancel, at(6)));
 }
 
 async fn endings(db: &Db) {

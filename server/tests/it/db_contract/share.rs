@@ -45,7 +45,7 @@ async fn serve(db: &Db, pool: &Pool, machine: usize, seconds: i64) -> Option<usi
     let end = End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy: true, detail: "" };
     let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(seconds))).unwrap();
     let done = JobChange { state: JobState::Done, status: Status::Pass, reason: None, blamed_stage: None };
-    write!(db, |tx| run::change_job(tx, &ended.job_id, &done, None, at(seconds)));
+    write!(db, |tx| run::change_job(tx, &ended.job_id, done, at(seconds)));
     pool.flows.iter().position(|flow| *flow == leased.job.flow_id)
 }
 
@@ -254,7 +254,7 @@ async fn deadlines(db: &Db) {
     assert_eq!(queue::next_deadline(db).await.unwrap(), None);
     assert_eq!(run::get(db, &run.id).await.unwrap().state, RunState::Open);
     let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
-    write!(db, |tx| run::cancel(tx, &jobs[2].id, &cancel, at(52)));
+    write!(db, |tx| run::cancel(tx, &jobs[2].id, cancel, at(52)));
     assert!(lease(db, &pool.farm, 0).await.is_none());
     drain(db, &pool).await;
 }
@@ -265,7 +265,7 @@ async fn drain(db: &Db, pool: &Pool) {
     for run in run::list(db, None, 1000).await.unwrap() {
         for job in run::jobs(db, &run.id).await.unwrap() {
             if pool.flows.contains(&job.job.flow_id) || job.job.flow_id == pool.farm.flow {
-                write!(db, |tx| run::cancel(tx, &job.job.id, &cancel, at(1)));
+                write!(db, |tx| run::cancel(tx, &job.job.id, cancel, at(1)));
             }
         }
     }

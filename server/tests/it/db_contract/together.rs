@@ -47,7 +47,7 @@ async fn ended(db: &Db) {
     let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
     for job in &jobs {
         // Leave nothing for other checks to find.
-        write!(db, |tx| run::cancel(tx, &job.id, &cancel, at(13)));
+        write!(db, |tx| run::cancel(tx, &job.id, cancel, at(13)));
     }
 }
 
