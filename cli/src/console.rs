@@ -95,7 +95,8 @@ Kernel with its files, command line, microcode, firmware, VMX capabilities, scen
 the commands that do it again on the same machine.
 
   crashyard repro 01JDB4Q1W5Z8N6K3X0V7T2R9MF
-  crashyard repro 01JDB4Q1W5Z8N6K3X0V7T2R9MF --json > repro.json")]
+  crashyard repro 01JDB4Q1W5Z8N6K3X0V7T2R9MF --json > repro.json
+  crashyard repro 01JDB4Q1W5Z8N6K3X0V7T2R9MF --scenario > mine.toml")]
 pub struct Repro {
     /// Id of the attempt
     #[arg(value_name = "ATTEMPT")]
@@ -103,6 +104,9 @@ pub struct Repro {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print the scenario alone, as `crashyard scenario put` takes it
+    #[arg(long, conflicts_with = "json")]
+    scenario: bool,
     #[command(flatten)]
     server: Server,
 }
@@ -113,6 +117,11 @@ impl Repro {
         let repro = self.server.client().repro(&id).await.map_err(|error| said(&error))?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&repro)?);
+            return Ok(());
+        }
+        if self.scenario {
+            // Its strings are the server's, and TOML escapes control characters.
+            print!("{}", toml::to_string(&repro.scenario)?);
             return Ok(());
         }
         println!("kernel      {} ({})", text::safe(&repro.build.release), text::safe(&repro.build.name));

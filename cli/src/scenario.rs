@@ -22,7 +22,9 @@ A file is one scenario, or a catalogue: states of VMX times triggers times CPUs.
   crashyard scenario check my.toml --json")]
     Check(Files),
     /// Store a file's scenarios on the server; runs that were submitted before keep what they had
-    #[command(after_help = "  crashyard scenario put lab/scenarios/vmx.toml --only vmx-list-")]
+    #[command(after_help = "\
+  crashyard scenario put lab/scenarios/vmx.toml --only vmx-list-
+  crashyard repro ATTEMPT --scenario | crashyard scenario put /dev/stdin --as mine")]
     Put(Put),
     /// List the stored scenarios
     List(List),
@@ -50,6 +52,12 @@ pub struct Put {
     /// Only scenarios whose name begins with this
     #[arg(long, default_value = "", hide_default_value = true)]
     only: String,
+    /// Under this name, where it is one scenario
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<String>,
+    /// Print what was stored as JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     server: Server,
 }
@@ -105,11 +113,23 @@ async fn put(args: Put) -> anyhow::Result<()> {
     if scenarios.is_empty() {
         bail!("no scenario's name begins with {:?}; crashyard scenario check prints the names", args.only);
     }
-    let client = args.server.client();
-    for scenario in &scenarios {
-        client.put_scenario(scenario).await.map_err(|error| said(&error)).with_context(|| scenario.name.clone())?;
+    if let Some(name) = args.name {
+        let [scenario] = scenarios.as_mut_slice() else {
+            bail!("one name is for one scenario, and these are {}; --only chooses", scenarios.len())
+        };
+        scenario.name = name;
+        scenario.check().map_err(anyhow::Error::msg)?;
     }
-    println!("{} scenarios stored; see {}/scenarios", scenarios.len(), args.server.address());
+    let client = args.server.client();
+    for scenario in &mut scenarios {
+        let stored = client.put_scenario(scenario).await;
+        *scenario = stored.map_err(|error| said(&error)).with_context(|| scenario.name.clone())?.scenario;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&scenarios)?);
+    } else {
+        println!("{} scenarios stored; see {}/scenarios", scenarios.len(), args.server.address());
+    }
     Ok(())
 }
 

@@ -1,108 +1,16 @@
 //! From a kernel's file to a verdict and an exit status: the program itself, against a real server with a lab in memory, and
 //! where the story needs it against a stand-in that cuts the line.
 
+mod farm;
+
 use crashyard_protocol::api::{Build, Run};
-use crashyard_protocol::{ArtifactState, RunState, Scope};
-use crashyard_server::app::AppState;
-use crashyard_server::config::Config;
-use crashyard_server::{api, routes, serve};
-use crashyard_testkit::{FakeLab, Wire};
+use crashyard_protocol::{ArtifactState, RunState};
+use farm::{BUILD, Farm, command, stderr};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 use tokio::process::Command;
-
-/// A server on a port of its own, with its passes, and what a person keeps beside it.
-struct Farm {
-    state: AppState,
-    address: String,
-    token: String,
-    dir: tempfile::TempDir,
-}
-
-impl Farm {
-    async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config {
-            database_url: format!("sqlite:{}", dir.path().join("farm.db").display()),
-            blobs: format!("dir:{}", dir.path().join("blobs").display()),
-            ..Config::default()
-        };
-        let state = serve::open(config).await.unwrap();
-        let token = api::tokens::make(&state, "ci".into(), Scope::Submit, None).await.unwrap().1;
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(serve::run(state.clone(), listener));
-        let farm = Self { state, address, token, dir };
-        let scenario =
-            "name = \"sysrq\"\ntitle = \"Plain\"\ntrigger = \"sysrq-c\"\n[expect]\npanic = \"sysrq triggered crash\"\n";
-        farm.file("sysrq.toml", scenario);
-        let plan = "name = \"smoke\"\nscenarios = [\"sysrq\"]\nrepetitions = 2\n[selector]\ndriver = \"fake\"\n";
-        farm.file("smoke.toml", plan);
-        farm.ok(&["scenario", "put", "sysrq.toml"]).await;
-        assert_eq!(farm.ok(&["plan", "put", "smoke.toml"]).await, "smoke is stored; a run of it has 2 jobs\n");
-        farm
-    }
-
-    fn file(&self, name: &str, content: impl AsRef<[u8]>) {
-        std::fs::write(self.dir.path().join(name), content).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        command(self.dir.path(), &self.address, &self.token, arguments)
-    }
-
-    async fn ok(&self, arguments: &[&str]) -> String {
-        let done = self.command(arguments).output().await.unwrap();
-        assert!(done.status.success(), "{arguments:?}: {}", stderr(&done));
-        String::from_utf8(done.stdout).unwrap()
-    }
-
-    /// A kernel that says its release, of two chunks, and an initramfs.
-    async fn build(&self) -> String {
-        let mut kernel = vec![7; (4 << 20) + 4711];
-        kernel[0x202..0x206].copy_from_slice(b"HdrS");
-        kernel[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
-        kernel[0x300..0x30b].copy_from_slice(b"6.1.0-test\0");
-        self.file("bzImage", kernel);
-        self.file("initrd", "an initramfs");
-        self.ok(&BUILD).await.trim().to_owned()
-    }
-
-    async fn run(&self, id: &str) -> Run {
-        serde_json::from_str(&self.ok_or_not(&["run", id, "--json"]).await).unwrap()
-    }
-
-    async fn ok_or_not(&self, arguments: &[&str]) -> String {
-        String::from_utf8(self.command(arguments).output().await.unwrap().stdout).unwrap()
-    }
-}
-
-const BUILD: [&str; 10] = [
-    "build",
-    "add",
-    "--name",
-    "linux 6.1",
-    "--kernel",
-    "bzImage",
-    "--initrd",
-    "initrd",
-    "--build-id",
-    "0123456789abcdef",
-];
-
-fn command(dir: &Path, server: &str, token: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_crashyard"));
-    command.args(arguments).current_dir(dir).env("CRASHYARD_SERVER", server).env("CRASHYARD_TOKEN", token);
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kernel_goes_from_its_file_to_its_results() {
@@ -130,9 +38,7 @@ async fn a_kernel_goes_from_its_file_to_its_results() {
         assert_eq!((artifact.state, artifact.blake3.as_ref()), (ArtifactState::Complete, Some(&hash)), "{name}");
     }
 
-    let controller = api::tokens::make(&farm.state, "lab".into(), Scope::Controller, None).await.unwrap().1;
-    let mut wire = Wire::new(routes::router(farm.state.clone()), 1, 0);
-    let mut lab = FakeLab::new("lab", 2, &controller, 1);
+    let (mut lab, mut wire) = farm.lab().await;
     let lab = async {
         loop {
             lab.step(&mut wire).await;
@@ -189,9 +95,7 @@ async fn why_a_job_waits_is_said_anew_when_that_changes_and_ends_with_where_it_w
     let first: serde_json::Value = serde_json::from_str(&json.next_line().await.unwrap().unwrap()).unwrap();
     assert_eq!((&first["state"], &first["fitting"]), (&"queued".into(), &0.into()));
 
-    let controller = api::tokens::make(&farm.state, "lab".into(), Scope::Controller, None).await.unwrap().1;
-    let mut wire = Wire::new(routes::router(farm.state.clone()), 1, 0);
-    let mut lab = FakeLab::new("lab", 2, &controller, 1);
+    let (mut lab, mut wire) = farm.lab().await;
     while lab.holding().len() < 2 {
         lab.step(&mut wire).await;
     }
@@ -238,9 +142,12 @@ async fn who_ends_the_waiting_is_told_how_to_take_it_up_and_the_run_goes_on() {
     told.read_to_string(&mut rest).await.unwrap();
     assert_eq!(child.wait().await.unwrap().code(), Some(130), "{first}{rest}");
     assert!(rest.contains(&format!("  crashyard run {run} --wait\n")), "{rest}");
-    let run_now = farm.run(&run).await;
+    // What they print, whatever their exit status says of the kernel.
+    let printed =
+        async |arguments: &[&str]| String::from_utf8(farm.command(arguments).output().await.unwrap().stdout).unwrap();
+    let run_now: Run = serde_json::from_str(&printed(&["run", &run, "--json"]).await).unwrap();
     assert_eq!(run_now.state, RunState::Open);
-    let shown = farm.ok_or_not(&["run", &run]).await;
+    let shown = printed(&["run", &run]).await;
     assert!(shown.contains("sysrq #1  queued") && shown.contains("crashyard job why "), "{shown}");
     farm.state.stop.cancel();
 }

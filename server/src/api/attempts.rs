@@ -109,11 +109,7 @@ fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &Scenario, stor
     } else {
         // Not under its own name, which is another scenario's now.
         let name = format!("repro-{}", id.as_str().to_lowercase());
-        commands.push(format!(
-            "crashyard repro {id} --json | jq '.scenario | .name = \"{name}\"' | curl -fsS -X PUT -H \"Authorization: Bearer \
-             $CRASHYARD_TOKEN\" -H 'Content-Type: application/json' --data-binary @- \
-             $CRASHYARD_SERVER/api/v1/scenarios/{name}"
-        ));
+        commands.push(format!("crashyard repro {id} --scenario | crashyard scenario put /dev/stdin --as {name}"));
         name
     };
     let plan = format!(

@@ -727,7 +727,11 @@ async fn an_attempt_can_be_done_again_from_what_is_known_of_it() {
     server.call(put).await.ok::<serde_json::Value>();
     let repro: Repro = server.get(format!("/api/v1/attempts/{}/repro", claimed.attempt)).await.ok();
     let own = format!("repro-{}", claimed.attempt.as_str().to_lowercase());
-    assert!(repro.commands.iter().any(|line| line.contains(&format!(".name = \"{own}\""))), "{:?}", repro.commands);
+    assert!(
+        repro.commands.iter().any(|line| line.ends_with(&format!("scenario put /dev/stdin --as {own}"))),
+        "{:?}",
+        repro.commands
+    );
     let mut scenario = repro.scenario.clone();
     scenario.name.clone_from(&own);
     let put = Call::put_json(format!("/api/v1/scenarios/{own}"), &scenario).token(&server.submit);
