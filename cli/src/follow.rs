@@ -59,28 +59,22 @@ pub fn interrupted() -> ExitCode {
 async fn to_the_end(client: &Client, run: &RunId) -> Result<(), ClientError> {
     let names = names(&patiently(|| client.run_jobs(run)).await?);
     let width = names.values().map(|name| name.chars().count()).max().unwrap_or(0);
-    let (mut after, mut pauses, mut away) = (0, Pauses::new(), false);
+    let (mut events, mut pauses, mut away) = (client.run_events(run), Pauses::new(), false);
     loop {
-        let cut = match client.run_events(run, after).await {
-            Err(error) => error,
-            Ok(mut stream) => loop {
-                match stream.next().await {
-                    Ok(Some(event)) => {
-                        if away {
-                            eprintln!("The server is there again.");
-                        }
-                        (after, pauses, away) = (event.seq, Pauses::new(), false);
-                        tell(&names, width, &event);
-                    }
-                    Ok(None) => return Ok(()),
-                    Err(error) => break error,
+        let cut = match events.next().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(event)) => {
+                if away {
+                    eprintln!("The server is there again.");
                 }
-            },
+                (pauses, away) = (Pauses::new(), false);
+                tell(&names, width, &event);
+                continue;
+            }
+            Err(error) if error.is_transient() => error,
+            Err(error) => return Err(error),
         };
         // A stream may be cut by a proxy that finds it too quiet; a server that answers nothing is worth a word.
-        if !cut.is_transient() {
-            return Err(cut);
-        }
         if !away && client.run(run).await.is_err() {
             eprintln!("{}; the run goes on, and so does the waiting.", text::safe(&cut.to_string()));
             away = true;

@@ -7,30 +7,62 @@ use reqwest::{Method, Response};
 /// The longest line a server of ours writes is far below this; more is not an event stream.
 const LINE_MAX: usize = 4 << 20;
 
-/// The events of a run, from a position on.
-///
-/// Ends with `None` when the run is done. When it breaks, open it again behind the last event that was seen.
+/// The events of a run, from its beginning to its end, each once.
 #[derive(Debug)]
-pub struct EventStream {
-    response: Response,
-    parser: Parser,
+pub struct RunEvents {
+    client: Client,
+    run: RunId,
+    /// The last that was seen.
+    seen: u64,
+    stream: Option<EventStream>,
 }
 
 impl Client {
-    /// Opens the events of a run that come after event number `after`.
-    pub async fn run_events(&self, run: &RunId, after: u64) -> Result<EventStream, ClientError> {
-        let request = self.request(Method::GET, &format!("/api/v1/runs/{run}/events?after={after}"));
-        let request = request.header(reqwest::header::ACCEPT, "text/event-stream");
-        Ok(EventStream { response: self.send(request).await?, parser: Parser::default() })
+    /// The events of a run.
+    #[must_use]
+    pub fn run_events(&self, run: &RunId) -> RunEvents {
+        RunEvents { client: self.clone(), run: run.clone(), seen: 0, stream: None }
     }
 }
 
-impl EventStream {
-    /// The next event; `None` when the server said that no more will come.
+impl RunEvents {
+    /// The next event; `None` when the run is done.
+    ///
+    /// After a transient error the next call opens the stream again, behind the last event that was seen. How long to wait before
+    /// it is the caller's decision.
     ///
     /// # Errors
     /// Transient ones when the connection breaks.
     pub async fn next(&mut self) -> Result<Option<api::Event>, ClientError> {
+        // Put back only when it brought something: what broke is not read again.
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.open().await?,
+        };
+        let event = stream.next().await?;
+        if let Some(event) = &event {
+            (self.seen, self.stream) = (event.seq, Some(stream));
+        }
+        Ok(event)
+    }
+
+    async fn open(&self) -> Result<EventStream, ClientError> {
+        let path = format!("/api/v1/runs/{}/events?after={}", self.run, self.seen);
+        let request = self.client.request(Method::GET, &path).header(reqwest::header::ACCEPT, "text/event-stream");
+        Ok(EventStream { response: self.client.send(request).await?, parser: Parser::default() })
+    }
+}
+
+/// One connection's worth of them.
+#[derive(Debug)]
+struct EventStream {
+    response: Response,
+    parser: Parser,
+}
+
+impl EventStream {
+    /// The next event; `None` when the server said that no more will come.
+    async fn next(&mut self) -> Result<Option<api::Event>, ClientError> {
         loop {
             while let Some(message) = self.parser.next() {
                 match message.event.as_str() {

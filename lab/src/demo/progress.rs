@@ -32,30 +32,20 @@ pub async fn follow(client: &Client, run: &RunId) -> anyhow::Result<()> {
     }
     let mut view = View { names, dump: None, width: 0 };
     view.width = view.names.values().map(String::len).max().unwrap_or(0);
-    let mut after = 0;
-    let mut backoff = Backoff::default();
+    let (mut events, mut backoff) = (client.run_events(run), Backoff::default());
     loop {
-        let cut = match client.run_events(run, after).await {
-            Err(error) => error,
-            Ok(mut stream) => loop {
-                match stream.next().await {
-                    Ok(Some(event)) => {
-                        after = event.seq;
-                        backoff = Backoff::default();
-                        view.show(&event);
-                    }
-                    Ok(None) => {
-                        view.end_dump();
-                        return Ok(());
-                    }
-                    Err(error) => break error,
-                }
-            },
-        };
-        if !cut.is_transient() {
-            return Err(cut.into());
+        match events.next().await {
+            Ok(Some(event)) => {
+                backoff = Backoff::default();
+                view.show(&event);
+            }
+            Ok(None) => {
+                view.end_dump();
+                return Ok(());
+            }
+            Err(cut) if cut.is_transient() => backoff.wait().await,
+            Err(error) => return Err(error.into()),
         }
-        backoff.wait().await;
     }
 }
 
