@@ -2,11 +2,12 @@
 //! where the story needs it against a stand-in that cuts the line.
 
 mod farm;
+mod stand_in;
 
 use crashyard_protocol::api::{Build, Run};
 use crashyard_protocol::{ArtifactState, RunState};
 use farm::{BUILD, Farm, command, stderr};
-use std::io::{BufRead as _, BufReader, Write as _};
+use stand_in::Reply;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
@@ -182,8 +183,6 @@ const ID: &str = "01JDB4Q1W5Z8N6K3X0V7T2R9MF";
 
 /// A server whose event stream is cut behind the second event. Returns its address, and what it is asked for.
 fn one_that_is_cut() -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = asked.clone();
     let run = serde_json::json!({
@@ -201,22 +200,14 @@ fn one_that_is_cut() -> (String, Arc<Mutex<Vec<String>>>) {
     let first = event(1, "\"kind\":\"attempt_started\",\"machine\":\"m1\\u001b[2J\",\"number\":1")
         + &event(2, "\"kind\":\"something_new\",\"of\":[1]");
     let second = event(3, "\"kind\":\"job\",\"state\":\"done\",\"status\":\"PASS\"") + "event: complete\ndata: {}\n\n";
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let request = lines.next().unwrap_or_default();
-            while lines.next().is_some_and(|line| !line.is_empty()) {}
-            let path = request.split_whitespace().nth(1).unwrap_or_default().to_owned();
-            let body = match path.strip_prefix(&format!("/api/v1/runs/{ID}")) {
-                Some("") => run.to_string(),
-                Some("/jobs") => job.to_string(),
-                Some("/events?after=0") => first.clone(),
-                _ => second.clone(),
-            };
-            seen.lock().unwrap().push(path);
-            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{body}").as_bytes());
-        }
+    let address = stand_in::serve(move |path, _| {
+        seen.lock().unwrap().push(path.to_owned());
+        Reply::ok(match path.strip_prefix(&format!("/api/v1/runs/{ID}")) {
+            Some("") => run.to_string(),
+            Some("/jobs") => job.to_string(),
+            Some("/events?after=0") => first.clone(),
+            _ => second.clone(),
+        })
     });
     (address, asked)
 }

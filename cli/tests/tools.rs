@@ -5,8 +5,9 @@
 #[expect(dead_code, reason = "each test binary uses a part of the shared fixture")]
 mod synthetic;
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
+mod stand_in;
+
+use stand_in::Reply;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -18,25 +19,9 @@ const OTHER: &str = "01JDB4Q1W5Z8N6K3X0V7T2R9MJ";
 /// Build id of the made-up kernel.
 const BUILD_ID: &str = "00ff00ff";
 
-/// Answers every path with these bytes, or with 404, for as long as the test runs.
+/// Answers every path with these bytes, or with 404.
 fn serve(answer: impl Fn(&str) -> Option<Vec<u8>> + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let request = lines.next().unwrap_or_default();
-            while lines.next().is_some_and(|line| !line.is_empty()) {}
-            let found = answer(request.split_whitespace().nth(1).unwrap_or_default());
-            let status = if found.is_some() { "200 OK" } else { "404 Not Found" };
-            let body = found.unwrap_or_default();
-            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-            // A client that has gone needs no answer.
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-        }
-    });
-    address
+    stand_in::serve(move |path, _| answer(path).map_or_else(|| Reply::new("404 Not Found", ""), Reply::ok))
 }
 
 /// A farm with one attempt, which left this dump.
@@ -76,12 +61,12 @@ fn vmlinux(dir: &Path) -> PathBuf {
 }
 
 /// A program of this name that writes its arguments down and ends with `status`.
-fn stand_in(dir: &Path, name: &str, status: i32) {
-    stand_in_that(dir, name, &format!("exit {status}"));
+fn program(dir: &Path, name: &str, status: i32) {
+    program_that(dir, name, &format!("exit {status}"));
 }
 
 /// A program of this name that writes its arguments down and does this.
-fn stand_in_that(dir: &Path, name: &str, what: &str) {
+fn program_that(dir: &Path, name: &str, what: &str) {
     let program = dir.join(name);
     let script = format!("#!/bin/sh\nfor word; do echo \"$word\"; done >'{}/{name}.said'\n{what}\n", dir.display());
     std::fs::write(&program, script).unwrap();
@@ -121,13 +106,13 @@ fn the_right_debugger_is_started_with_the_dump_and_the_vmlinux_of_its_kernel() {
     let vmlinux = vmlinux(dir.path());
     let (vmlinux, file) = (vmlinux.to_str().unwrap(), dir.path().join("dump/vmcore"));
     let file = file.to_str().unwrap();
-    stand_in(dir.path(), "crash", 0);
+    program(dir.path(), "crash", 0);
     let done = open(dir.path(), &server, &["--vmlinux", vmlinux], None);
     assert!(done.status.success(), "{}", stderr(&done));
     assert_eq!(said(dir.path(), "crash").unwrap(), [vmlinux, file], "the only one there is");
     std::fs::remove_file(dir.path().join("crash.said")).unwrap();
 
-    stand_in(dir.path(), "drgn", 0);
+    program(dir.path(), "drgn", 0);
     assert!(open(dir.path(), &server, &["--vmlinux", vmlinux], None).status.success());
     assert_eq!(
         said(dir.path(), "drgn").unwrap(),
@@ -138,7 +123,7 @@ fn the_right_debugger_is_started_with_the_dump_and_the_vmlinux_of_its_kernel() {
     assert!(open(dir.path(), &server, &["--vmlinux", vmlinux, "--with", "crash"], None).status.success());
     assert_eq!(said(dir.path(), "crash").unwrap(), [vmlinux, file]);
 
-    stand_in(dir.path(), "crash", 3);
+    program(dir.path(), "crash", 3);
     let done = open(dir.path(), &server, &["--vmlinux", vmlinux, "--with", "crash"], None);
     assert!(!done.status.success());
     assert!(stderr(&done).contains("may not know this kernel"), "{}", stderr(&done));
@@ -150,7 +135,7 @@ fn an_interrupt_from_the_terminal_is_the_debuggers() {
     let server = farm(dump::elf(&world(PLAIN).contents, false));
     let vmlinux = vmlinux(dir.path());
     // A terminal sends it to both; the debugger stays, and with it the program that waits for it.
-    stand_in_that(dir.path(), "drgn", "kill -INT $PPID && echo still here");
+    program_that(dir.path(), "drgn", "kill -INT $PPID && echo still here");
     let done = open(dir.path(), &server, &["--vmlinux", vmlinux.to_str().unwrap()], None);
     assert!(done.status.success(), "{:?} {}", done.status, stderr(&done));
     assert_eq!(String::from_utf8_lossy(&done.stdout), "still here\n");
@@ -167,7 +152,7 @@ fn of_the_debuggers_only_those_that_were_asked_for_are_said_to_be_missing() {
     };
     let (opened, said) = missing(&[]);
     assert!(opened && said.contains("drgn and crash are not installed"), "{said}");
-    stand_in(dir.path(), "crash", 0);
+    program(dir.path(), "crash", 0);
     let (opened, said) = missing(&["--with", "drgn"]);
     assert!(!opened && said.contains("drgn is not installed: pip install drgn") && !said.contains("crash"), "{said}");
 }
@@ -178,7 +163,7 @@ fn a_flattened_dump_is_put_together_for_tools_that_cannot_read_it() {
     let plain = dump::kdump(&world(PLAIN).contents, dump::Packing::Zlib, None);
     let server = farm(dump::flatten(&plain));
     let vmlinux = vmlinux(dir.path());
-    stand_in(dir.path(), "drgn", 0);
+    program(dir.path(), "drgn", 0);
     let done = open(dir.path(), &server, &["--vmlinux", vmlinux.to_str().unwrap()], None);
     assert!(done.status.success(), "{}", stderr(&done));
     let file = &said(dir.path(), "drgn").unwrap()[1];
@@ -190,7 +175,7 @@ fn a_flattened_dump_is_put_together_for_tools_that_cannot_read_it() {
 fn without_a_vmlinux_the_triage_is_printed_and_what_to_do_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let server = farm(dump::elf(&world(PLAIN).contents, false));
-    stand_in(dir.path(), "drgn", 0);
+    program(dir.path(), "drgn", 0);
     let done = open(dir.path(), &server, &[], None);
     assert!(done.status.success(), "{}", stderr(&done));
     assert_eq!(said(dir.path(), "drgn"), None, "it is of no use without");
@@ -205,7 +190,7 @@ fn a_debuginfod_server_is_asked_once_and_believed_only_with_the_right_build_id()
     let server = farm(dump::elf(&world(PLAIN).contents, false));
     let vmlinux = std::fs::read(vmlinux(dir.path())).unwrap();
     std::fs::remove_file(dir.path().join("vmlinux")).unwrap();
-    stand_in(dir.path(), "drgn", 0);
+    program(dir.path(), "drgn", 0);
     // One knows nothing, one lies, one has it.
     let (empty, liar) = (serve(|_| None), serve(|_| Some(b"\x7fELF no such thing".to_vec())));
     let address = format!("/buildid/{BUILD_ID}/debuginfo");

@@ -1,7 +1,8 @@
 //! `crashyard vmcore` against a server that cuts connections, lies about bytes and says hostile things.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+mod stand_in;
+
+use stand_in::Reply;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -46,29 +47,24 @@ impl Story {
         .to_string()
     }
 
-    fn answer(&self, request: &str, range: Option<usize>, mut to: TcpStream) {
-        let mut send = |status: &str, headers: &str, body: &[u8], cut: usize| {
-            let head =
-                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n", body.len());
-            let _ = to.write_all(head.as_bytes()).and_then(|()| to.write_all(&body[..body.len().min(cut)]));
-        };
-        let path = request.split_whitespace().nth(1).unwrap_or_default();
+    fn answer(&self, path: &str, from: Option<usize>) -> Reply {
         match path {
-            path if path == format!("/api/v1/attempts/{ATTEMPT}") => {
-                send("200 OK", "", self.attempt().as_bytes(), usize::MAX);
+            path if path == format!("/api/v1/attempts/{ATTEMPT}") => Reply::ok(self.attempt()),
+            path if path == format!("/api/v1/artifacts/{DUMP}/content") => {
+                let content = match from {
+                    Some(from) => {
+                        let size = self.bytes.len();
+                        let headers = format!("content-range: bytes {from}-{}/{size}\r\n", size - 1);
+                        Reply { headers, ..Reply::new("206 Partial Content", &self.bytes[from..]) }
+                    }
+                    None => Reply::ok(self.bytes.clone()),
+                };
+                Reply { cut: self.cut, ..content }
             }
-            path if path == format!("/api/v1/artifacts/{DUMP}/content") => match range {
-                Some(from) => {
-                    let size = self.bytes.len();
-                    let range = format!("content-range: bytes {from}-{}/{size}\r\n", size - 1);
-                    send("206 Partial Content", &range, &self.bytes[from..], self.cut);
-                }
-                None => send("200 OK", "", &self.bytes, self.cut),
-            },
             _ => {
                 let problem = serde_json::json!({ "type": "not_found", "title": "no", "status": 404,
                     "detail": "there is no such \u{1b}]0;thing\u{7}", "next": "look \u{1b}[2Jelsewhere" });
-                send("404 Not Found", "", problem.to_string().as_bytes(), usize::MAX);
+                Reply::new("404 Not Found", problem.to_string())
             }
         }
     }
@@ -76,26 +72,14 @@ impl Story {
 
 impl Server {
     fn start(story: Story) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let seen = asked.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-                let request = lines.next().unwrap_or_default();
-                let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-                let from = headers.iter().find_map(|line| {
-                    let value = line.to_lowercase();
-                    value.strip_prefix("range: bytes=").and_then(|range| range.strip_suffix('-')?.parse().ok())
-                });
-                seen.lock().unwrap().push(match from {
-                    Some(from) => format!("{request} from {from}"),
-                    None => request.clone(),
-                });
-                story.answer(&request, from, stream);
-            }
+        let address = stand_in::serve(move |path, from| {
+            seen.lock().unwrap().push(match from {
+                Some(from) => format!("{path} from {from}"),
+                None => path.to_owned(),
+            });
+            story.answer(path, from)
         });
         Self { address, asked }
     }
