@@ -2,13 +2,13 @@
 //!
 //! A page shows [`PAGE_LINES`] of it, named by the number of its first line; what is on no page is in the raw logs.
 
-use super::Shell;
 use super::console::path_part;
+use super::pager::Pager;
+use super::{About, Shell};
 use crate::beside::{GAP, is_stamped};
-use crate::pages::format::{Chip, count};
+use crate::pages::format::count;
 use crate::pages::text::{Line, lines, visible};
 use askama::Template;
-use crashyard_protocol::AttemptId;
 use crashyard_protocol::api::{Attempt, Compared, ComparedLine};
 
 /// Lines on one page.
@@ -19,10 +19,7 @@ pub const PAGE_LINES: usize = 1_000;
 #[template(path = "beside.html")]
 pub struct BesidePage {
     shell: Shell,
-    attempt: AttemptId,
-    machine: String,
-    number: u32,
-    chip: Chip,
+    about: About,
     /// The two, as people read them and as parts of a path.
     first: (String, String),
     second: (String, String),
@@ -32,11 +29,7 @@ pub struct BesidePage {
     cut: bool,
     only: bool,
     rows: Vec<Row>,
-    page: usize,
-    pages: usize,
-    previous: Option<usize>,
-    next: Option<usize>,
-    last: usize,
+    pager: Option<Pager>,
 }
 
 #[derive(Debug)]
@@ -88,10 +81,7 @@ impl BesidePage {
         let name = |name: &str| (visible(name).into_owned(), path_part(name));
         Self {
             shell: Shell { section: "runs", now: None },
-            attempt: attempt.id.clone(),
-            machine: visible(&attempt.machine_name).into_owned(),
-            number: attempt.number,
-            chip: Chip::attempt(attempt.state, attempt.verdict),
+            about: About::new(attempt),
             first: name(names.0),
             second: name(names.1),
             both: count(compared.both),
@@ -100,11 +90,7 @@ impl BesidePage {
             cut: compared.cut,
             only,
             rows: rows.filter_map(|(number, heard, line)| row(*number, *heard, &line.text)).collect(),
-            page: start / PAGE_LINES + 1,
-            pages: last / PAGE_LINES + 1,
-            previous: start.checked_sub(PAGE_LINES),
-            next: (start < last).then(|| start + PAGE_LINES),
-            last,
+            pager: Pager::new(start as u64, last as u64, PAGE_LINES as u64, |from| format!("?only={only}&from={from}")),
         }
     }
 

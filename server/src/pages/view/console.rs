@@ -4,12 +4,13 @@
 //! holds the lines that *begin* in it, and links to its neighbours. The same offset always gives the same page, which
 //! lets a proof link to `?at=OFFSET#L123`.
 
-use super::Shell;
-use crate::pages::format::{Chip, bytes, count};
+use super::pager::Pager;
+use super::{About, Shell};
+use crate::pages::format::{bytes, count};
 use crate::pages::text::{Line, lines, visible};
 use askama::Template;
 use crashyard_protocol::api::{Artifact, Attempt};
-use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, Proof, StageName, StageState};
+use crashyard_protocol::{ArtifactId, ArtifactState, AttemptState, Proof, StageName, StageState};
 use std::collections::HashMap;
 
 /// Bytes of a log whose lines one page shows.
@@ -187,16 +188,9 @@ pub fn path_part(text: &str) -> String {
 #[template(path = "console.html")]
 pub struct ConsolePage {
     shell: Shell,
-    attempt: AttemptId,
-    machine: String,
-    number: u32,
-    chip: Chip,
+    about: About,
     pane: Pane,
-    page: u64,
-    pages: u64,
-    previous: Option<u64>,
-    next: Option<u64>,
-    last: u64,
+    pager: Option<Pager>,
     /// The attempt's other consoles: as people read them, and as a part of a path.
     others: Vec<(String, String)>,
 }
@@ -210,26 +204,11 @@ impl ConsolePage {
         pane.live &= start == last;
         Self {
             shell: Shell { section: "runs", now: None },
-            attempt: attempt.id.clone(),
-            machine: visible(&attempt.machine_name).into_owned(),
-            number: attempt.number,
-            chip: Chip::attempt(attempt.state, attempt.verdict),
+            about: About::new(attempt),
             pane,
-            page: start / PAGE_BYTES + 1,
-            pages: last / PAGE_BYTES + 1,
-            previous: start.checked_sub(PAGE_BYTES),
-            next: (start < last).then(|| start + PAGE_BYTES),
-            last,
+            pager: Pager::new(start, last, PAGE_BYTES, |at| format!("?at={at}")),
             others: others(attempt, artifact),
         }
-    }
-
-    fn page_text(&self) -> String {
-        count(self.page)
-    }
-
-    fn pages_text(&self) -> String {
-        count(self.pages)
     }
 }
 

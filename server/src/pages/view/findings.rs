@@ -7,8 +7,8 @@
 mod compare;
 mod dump;
 
-use super::Shell;
 use super::console::path_part;
+use super::{About, Shell};
 use crate::pages::format::When;
 use crate::pages::text::visible;
 use askama::Template;
@@ -31,9 +31,7 @@ const SEARCH: usize = 200;
 #[template(path = "findings.html")]
 pub struct FindingsPage {
     shell: Shell,
-    attempt: AttemptId,
-    number: u32,
-    machine: String,
+    about: About,
     read: bool,
     reports: Vec<ReportRow>,
     reports_cut: usize,
@@ -157,9 +155,7 @@ impl FindingsPage {
         let capsule = found.capsule.filter(|_| found.consoles.is_some() && found.in_dump.is_some());
         Self {
             shell: Shell { section: "runs", now: Some(When(now)) },
-            attempt: attempt.id.clone(),
-            number: attempt.number,
-            machine: visible(&attempt.machine_name).into_owned(),
+            about: About::new(attempt),
             read: found.consoles.is_some(),
             reports_cut: reports.len().saturating_sub(REPORTS),
             reports: reports.into_iter().take(REPORTS).collect(),

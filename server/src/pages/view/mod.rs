@@ -9,6 +9,7 @@ pub mod console;
 pub mod error;
 pub mod findings;
 pub mod machines;
+pub mod pager;
 pub mod report;
 pub mod run;
 pub mod runs;
@@ -17,9 +18,11 @@ pub mod signatures;
 pub mod waiting;
 
 use super::assets;
-use super::format::{When, span, tight_span};
+use super::format::{Chip, When, span, tight_span};
+use super::text::visible;
+use crashyard_protocol::api::Attempt;
 use crashyard_protocol::clock::Timestamp;
-use crashyard_protocol::{Stage, StageName, StageState};
+use crashyard_protocol::{AttemptId, Stage, StageName, StageState};
 
 /// What every page has around its content.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +38,32 @@ impl Shell {
     #[must_use]
     pub fn asset(&self, name: &str) -> String {
         assets::url(name)
+    }
+}
+
+/// The attempt that a page beneath an attempt's own is about.
+#[derive(Debug)]
+pub struct About {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Its number among its job's.
+    pub number: u32,
+    /// The machine it was on.
+    pub machine: String,
+    /// How it stands.
+    pub chip: Chip,
+}
+
+impl About {
+    /// What such a page says of it.
+    #[must_use]
+    pub fn new(attempt: &Attempt) -> Self {
+        Self {
+            attempt: attempt.id.clone(),
+            number: attempt.number,
+            machine: visible(&attempt.machine_name).into_owned(),
+            chip: Chip::attempt(attempt.state, attempt.verdict),
+        }
     }
 }
 
