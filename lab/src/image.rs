@@ -22,6 +22,10 @@ const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
 /// Modules by which the kernel under test shows what the machine is made of: the CPU's registers, and the BMC.
 const INVENTORY: [&str; 3] = ["msr", "ipmi_devintf", "ipmi_si"];
 
+/// Modules that scenarios load by name. They are looked for in kernels that somebody built only: Debian's lack the last two, and
+/// KVM alone would just make their initramfs larger.
+const BY_NAME: [&str; 3] = ["kvm_intel", "crashyard_vmx", "lkdtm"];
+
 /// Programs from this host with the shared libraries they name.
 const PROGRAMS: [&str; 2] = ["makedumpfile", "kexec"];
 
@@ -83,7 +87,7 @@ pub struct Options {
 pub fn run(options: &Options, source: &Path) -> anyhow::Result<()> {
     let cache = Cache::open()?;
     let image = match &options.kernel {
-        Some(file) => with(&cache, source, kernel::own(file, options.modules.as_deref())?, &options.extra)?,
+        Some(file) => with(&cache, source, kernel::own(file, options.modules.as_deref())?, &options.extra, &BY_NAME)?,
         None => build(&cache, source, &options.extra)?,
     };
     println!("{}", serde_json::to_string_pretty(&image)?);
@@ -94,21 +98,32 @@ pub fn run(options: &Options, source: &Path) -> anyhow::Result<()> {
 /// kernel is that for all hardware.
 pub fn build(cache: &Cache, source: &Path, extra: &[String]) -> anyhow::Result<Image> {
     let kernel = kernel::newest(cache, if extra.is_empty() { Flavour::Cloud } else { Flavour::Generic })?;
-    with(cache, source, kernel, extra)
+    with(cache, source, kernel, extra, &[])
 }
 
-fn with(cache: &Cache, source: &Path, kernel: Kernel, extra: &[String]) -> anyhow::Result<Image> {
-    let hardware: Vec<&str> = MODULES.into_iter().chain(extra.iter().map(String::as_str)).collect();
-    for name in extra {
-        ensure!(!self::modules(&kernel, &[name])?.is_empty(), "{} has no module {name}", kernel.package);
-    }
-    let lists = [("boot", hardware.as_slice()), ("target", INVENTORY.as_slice())];
-    let modules = lists
-        .into_iter()
-        .map(|(list, names)| Ok((list.to_owned(), modules(&kernel, names)?)))
-        .collect::<anyhow::Result<_>>()?;
+fn with(cache: &Cache, source: &Path, kernel: Kernel, extra: &[String], by_name: &[&str]) -> anyhow::Result<Image> {
+    let modules = lists(&kernel, extra, by_name)?;
     let Kernel { package, release, image, .. } = kernel;
     assemble(cache, &build_agent(cache, source)?, Parts { package, release, kernel: image, modules, compress: true })
+}
+
+/// What an image holds of a kernel's modules; of those that are loaded by name, what the kernel has.
+fn lists(kernel: &Kernel, extra: &[String], by_name: &[&str]) -> anyhow::Result<Modules> {
+    let hardware: Vec<&str> = MODULES.into_iter().chain(extra.iter().map(String::as_str)).collect();
+    for name in extra {
+        ensure!(!modules(kernel, &[name])?.is_empty(), "{} has no module {name}", kernel.package);
+    }
+    let mut lists = Modules::from([
+        ("boot".to_owned(), modules(kernel, &hardware)?),
+        ("target".to_owned(), modules(kernel, &INVENTORY)?),
+    ]);
+    for name in by_name {
+        let found = modules(kernel, &[name])?;
+        if !found.is_empty() {
+            lists.insert((*name).to_owned(), found);
+        }
+    }
+    Ok(lists)
 }
 
 /// Puts an image together, or finds it in the cache.
@@ -309,5 +324,27 @@ mod tests {
         let text = "\tlinux-vdso.so.1 (0x7f)\n\tlibz.so.1 => /lib/x/libz.so.1 (0x7f)\n\t/lib64/ld-linux.so.2 (0x7f)\n";
         assert_eq!(parse_ldd(text).unwrap(), [Path::new("/lib/x/libz.so.1"), Path::new("/lib64/ld-linux.so.2")]);
         assert!(parse_ldd("\tlibfoo.so => not found\n").is_err());
+    }
+
+    #[test]
+    fn a_module_that_scenarios_load_has_a_list_of_its_own_where_the_kernel_has_the_module() {
+        let root = tempfile::tempdir().unwrap();
+        let release = "6.1.0-test";
+        let directory = root.path().join("lib/modules").join(release);
+        std::fs::create_dir_all(&directory).unwrap();
+        // What depmod takes for a module: an object file, here one without content.
+        std::fs::write(root.path().join("empty.c"), "").unwrap();
+        for name in ["lkdtm", "virtio_net"] {
+            let module = directory.join(format!("{name}.ko"));
+            output("gcc", ["-c".as_ref(), "-o".as_ref(), module.as_os_str(), root.path().join("empty.c").as_os_str()])
+                .unwrap();
+        }
+        output("depmod", ["-b".as_ref(), root.path().as_os_str(), release.as_ref()]).unwrap();
+        let (package, image) = (String::new(), PathBuf::new());
+        let kernel = Kernel { package, release: release.into(), image, root: root.path().to_owned() };
+        let lists = lists(&kernel, &[], &BY_NAME).unwrap();
+        let paths = |list: &str| lists[list].iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>();
+        assert_eq!(lists.keys().collect::<Vec<_>>(), ["boot", "lkdtm", "target"]);
+        assert_eq!((paths("boot"), paths("lkdtm")), (vec!["lib/modules/virtio_net.ko"], vec!["lib/modules/lkdtm.ko"]));
     }
 }
