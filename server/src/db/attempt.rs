@@ -138,11 +138,11 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
 /// forgotten if it came while the attempt ends.
 pub async fn stays_held(tx: &mut Tx, id: &AttemptId, epoch: u64) -> DbResult<()> {
     let text = match tx {
-        Tx::Sqlite(_) => "SELECT * FROM attempt WHERE id = $1",
-        Tx::Postgres(_) => "SELECT * FROM attempt WHERE id = $1 FOR SHARE",
+        Tx::Sqlite(_) => "SELECT state, epoch FROM attempt WHERE id = $1",
+        Tx::Postgres(_) => "SELECT state, epoch FROM attempt WHERE id = $1 FOR SHARE",
     };
-    let row: AttemptRow = on_tx!(tx, |c| sqlx::query_as(text).bind(id).fetch_one(c).await)?;
-    row.check_epoch(epoch)
+    let (state, has) = on_tx!(tx, |c| sqlx::query_as(text).bind(id).fetch_one(c).await)?;
+    check(state, has, epoch)
 }
 
 /// Attempts with what belongs to them.
