@@ -10,6 +10,7 @@ use crate::ids::Ids;
 use crate::judging::Judging;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
+use crate::opener::Opener;
 use crate::placer::Placer;
 use crate::receiver::Receiver;
 use crate::renewer::Renewer;
@@ -58,6 +59,8 @@ pub struct App {
     pub placer: Group<Placer>,
     /// Renews leases.
     pub renewer: Group<Renewer>,
+    /// Opens files and consoles.
+    pub opener: Group<Opener>,
     /// Registers chunks of uploads.
     pub receiver: Group<Receiver>,
     /// Records what agents hand in, judges attempts, and settles the jobs of those that have ended.
@@ -99,6 +102,7 @@ impl AppState {
             writer: Group::start(db.clone(), LedgerWriter),
             placer: Group::start(db.clone(), Placer),
             renewer: Group::start(db.clone(), Renewer),
+            opener: Group::start(db.clone(), Opener),
             receiver: Group::start(db.clone(), Receiver),
             judging: Group::start(db.clone(), judging),
             db,

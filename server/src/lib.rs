@@ -30,6 +30,7 @@ pub mod inventory;
 pub mod judging;
 pub mod ledger_writer;
 pub mod metrics;
+pub mod opener;
 pub mod pages;
 pub mod passes;
 pub mod placer;

@@ -12,6 +12,7 @@ use crate::error::{AppError, AppResult};
 use crate::extract::check_path_name;
 use crate::findings;
 use crate::judging;
+use crate::opener::ToOpen;
 use crate::receiver::{Arrived, Registered};
 use crate::recorder::{HandedIn, What};
 use crate::wake::{Pass, Topic};
@@ -52,6 +53,13 @@ impl Target {
         match self {
             Self::Build(id) => Owner::Build(id.clone()),
             Self::Attempt { attempt, .. } => Owner::Attempt(attempt.id.clone()),
+        }
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        match self {
+            Self::Build(_) => None,
+            Self::Attempt { epoch, .. } => Some(*epoch),
         }
     }
 
@@ -104,14 +112,14 @@ async fn open(state: &AppState, target: &Target, name: &str) -> AppResult<Artifa
     if let Some(found) = artifact::find(&state.db, &target.owner(), name).await? {
         return Ok(found);
     }
-    let mut tx = state.db.begin().await?;
-    if let Target::Attempt { attempt, epoch } = target {
-        db::attempt::stays_held(&mut tx, &attempt.id, *epoch).await?;
-    }
-    let id = ArtifactId::from_ulid(state.ids.next());
-    let opened = artifact::open(&mut tx, &target.owner(), &id, name, state.now()).await?;
-    tx.commit().await?;
-    Ok(opened)
+    let to_open = ToOpen {
+        owner: target.owner(),
+        epoch: target.epoch(),
+        name: name.to_owned(),
+        id: ArtifactId::from_ulid(state.ids.next()),
+        at: state.now(),
+    };
+    Ok(state.opener.ask(to_open).await?)
 }
 
 /// Takes one chunk.
@@ -177,11 +185,11 @@ fn check_place(state: &AppState, query: &ChunkQuery, length: u64) -> AppResult<(
 async fn register(state: &AppState, target: &Target, artifact: &ArtifactRow, segment: SegmentRow) -> AppResult<()> {
     let length = unsigned(segment.length);
     let quota = target.quota(state);
-    let (what, epoch) = match target {
-        Target::Build(_) => ("build", None),
-        Target::Attempt { epoch, .. } => ("attempt", Some(*epoch)),
+    let what = match target {
+        Target::Build(_) => "build",
+        Target::Attempt { .. } => "attempt",
     };
-    let arrived = Arrived { owner: target.owner(), epoch, name: artifact.name.clone(), segment, quota };
+    let arrived = Arrived { owner: target.owner(), epoch: target.epoch(), name: artifact.name.clone(), segment, quota };
     match state.receiver.ask(arrived).await? {
         Registered::BeyondQuota => {
             Err(AppError::TooLarge(format!("all files of this {what} together may have {quota} bytes")))

@@ -8,11 +8,12 @@ use crate::auth::{Acting, InAttempt};
 use crate::blobs::IN_ROW;
 use crate::consoles;
 use crate::db::artifact::{self, AppendOutcome, CONSOLE_PREFIX, Owner, SegmentRow};
-use crate::db::{self, signed, unsigned};
+use crate::db::{signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::{Body, Json, Path, Query};
 use crate::judging;
 use crate::ledger_writer::Append;
+use crate::opener::ToOpen;
 use crate::ranges;
 use crate::wake::Topic;
 use axum::extract::State;
@@ -102,12 +103,14 @@ async fn open(state: &AppState, caller: &Acting, name: &str) -> AppResult<(Artif
     if let Some(end) = end.map_err(|error| AppError::or_not_found(error, "attempt"))? {
         return Ok(end);
     }
-    let mut tx = state.db.begin().await?;
-    db::attempt::stays_held(&mut tx, &caller.attempt, caller.epoch).await?;
-    let id = ArtifactId::from_ulid(state.ids.next());
-    let owner = Owner::Attempt(caller.attempt.clone());
-    let opened = artifact::open(&mut tx, &owner, &id, name, state.now()).await?;
-    tx.commit().await?;
+    let opened = state.opener.ask(ToOpen {
+        owner: Owner::Attempt(caller.attempt.clone()),
+        epoch: Some(caller.epoch),
+        name: name.to_owned(),
+        id: ArtifactId::from_ulid(state.ids.next()),
+        at: state.now(),
+    });
+    let opened = opened.await?;
     state.wake.wake(&Topic::Attempt(caller.attempt.clone()));
     Ok((opened.id, unsigned(opened.size)))
 }

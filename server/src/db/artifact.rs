@@ -39,7 +39,9 @@ macro_rules! owned {
 }
 
 impl Owner {
-    fn build(&self) -> Option<&BuildId> {
+    /// The build, if it is one's.
+    #[must_use]
+    pub fn build(&self) -> Option<&BuildId> {
         match self {
             Self::Build(id) => Some(id),
             Self::Attempt(_) => None,
@@ -162,24 +164,49 @@ pub async fn bytes_of(tx: &mut Tx, owner: &Owner) -> DbResult<u64> {
     Ok(unsigned(sum.unwrap_or(0)))
 }
 
-/// Opens an artifact, or returns the one of that name.
-pub async fn open(tx: &mut Tx, owner: &Owner, id: &ArtifactId, name: &str, now: Timestamp) -> DbResult<ArtifactRow> {
-    let made: Option<ArtifactRow> = on_tx!(tx, |c| sqlx::query_as(
-        "INSERT INTO artifact (id, build_id, attempt_id, name, state, size, created_at) \
-         VALUES ($1, $2, $3, $4, 'open', 0, $5) ON CONFLICT DO NOTHING RETURNING *",
-    )
-    .bind(id)
-    .bind(owner.build())
-    .bind(owner.attempt())
-    .bind(name)
-    .bind(now)
-    .fetch_optional(c)
-    .await)?;
-    if let Some(made) = made {
-        return Ok(made);
+/// A file to be opened.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct NewFile<'a> {
+    /// Its id.
+    pub file: &'a ArtifactId,
+    /// The build it is of.
+    pub build: Option<&'a BuildId>,
+    /// The attempt it is of.
+    pub attempt: Option<&'a AttemptId>,
+    /// Its name.
+    pub called: &'a str,
+    /// When.
+    pub opened_at: Timestamp,
+}
+
+/// Opens files, and returns those that were not there.
+pub async fn open_all(tx: &mut Tx, files: &[NewFile<'_>]) -> DbResult<Vec<ArtifactRow>> {
+    if files.is_empty() {
+        return Ok(Vec::new());
     }
+    let text = given!(
+        tx,
+        insert "artifact (id, build_id, attempt_id, name, state, size, created_at) \
+         SELECT file, build, attempt, called, 'open', 0, opened_at FROM ",
+        [file text, build text, attempt text, called text, opened_at bigint],
+        " WHERE TRUE ON CONFLICT DO NOTHING RETURNING *"
+    );
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(files)).fetch_all(c).await)?)
+}
+
+/// The file of this name.
+pub async fn named(tx: &mut Tx, owner: &Owner, name: &str) -> DbResult<ArtifactRow> {
     let (text, id) = owned!(owner, "SELECT * FROM artifact WHERE ", " AND name = $2");
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(id).bind(name).fetch_one(c).await)?)
+}
+
+/// Opens a file, or returns the one of that name.
+pub async fn open(tx: &mut Tx, owner: &Owner, id: &ArtifactId, name: &str, now: Timestamp) -> DbResult<ArtifactRow> {
+    let file = NewFile { file: id, build: owner.build(), attempt: owner.attempt(), called: name, opened_at: now };
+    match open_all(tx, &[file]).await?.pop() {
+        Some(made) => Ok(made),
+        None => named(tx, owner, name).await,
+    }
 }
 
 /// Every segment of an artifact, in order.

@@ -134,15 +134,30 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
     Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
 }
 
-/// Makes sure that an attempt is held under this epoch, and goes on being so until the transaction ends: for what would be
-/// forgotten if it came while the attempt ends.
-pub async fn stays_held(tx: &mut Tx, id: &AttemptId, epoch: u64) -> DbResult<()> {
-    let text = match tx {
-        Tx::Sqlite(_) => "SELECT state, epoch FROM attempt WHERE id = $1",
-        Tx::Postgres(_) => "SELECT state, epoch FROM attempt WHERE id = $1 FOR SHARE",
-    };
-    let (state, has) = on_tx!(tx, |c| sqlx::query_as(text).bind(id).fetch_one(c).await)?;
-    check(state, has, epoch)
+/// How an attempt stands.
+#[derive(Clone, Debug, FromRow)]
+pub struct Standing {
+    id: AttemptId,
+    state: AttemptState,
+    epoch: i64,
+}
+
+impl Standing {
+    /// Whether a write with this epoch belongs to the lease that holds now.
+    pub fn check_epoch(&self, epoch: u64) -> DbResult<()> {
+        check(self.state, self.epoch, epoch)
+    }
+}
+
+/// How these attempts stand, and go on standing until the transaction ends: for what would be forgotten if it came while one of
+/// them ends.
+pub async fn stay(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId, Standing>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let text = listed!(tx, "SELECT id, state, epoch FROM attempt WHERE ", "id", " ORDER BY id", lock " FOR SHARE");
+    let rows: Vec<Standing> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
 }
 
 /// Attempts with what belongs to them.

@@ -1,11 +1,13 @@
-//! Ends of attempts and chunks of uploads, many in one transaction: each gets its own answer.
+//! Ends of attempts, files that are opened and chunks of uploads, many in one transaction: each gets its own answer.
 
 use super::*;
 use crashyard_server::group::Together as _;
+use crashyard_server::opener::{Opener, ToOpen};
 use crashyard_server::receiver::{Arrived, Receiver, Registered};
 
 pub async fn together(db: &Db) {
     ended(db).await;
+    opened(db).await;
     received(db).await;
 }
 
@@ -49,6 +51,54 @@ async fn ended(db: &Db) {
         // Leave nothing for other checks to find.
         write!(db, |tx| run::cancel(tx, &job.id, cancel, at(13)));
     }
+}
+
+async fn opened(db: &Db) {
+    let farm = farm(db, "f-opened-together", 2).await;
+    submit(db, &farm, 2).await;
+    let held = lease(db, &farm, 0).await.unwrap().attempt;
+    let over = lease(db, &farm, 1).await.unwrap();
+    write!(db, |tx| lease::end(
+        tx,
+        &over.attempt.id,
+        &End::Released { epoch: 1, healthy: true, detail: "" },
+        &CARE.rule,
+        at(1)
+    ));
+    let open = |owner: Owner, epoch, name: &str| ToOpen {
+        owner,
+        epoch,
+        name: name.into(),
+        id: ArtifactId::from_ulid(ulid()),
+        at: at(2),
+    };
+    let of = |id: &AttemptId| Owner::Attempt(id.clone());
+    let asks = [
+        open(of(&held.id), Some(1), "vmcore"),
+        open(of(&held.id), Some(1), "vmcore"),
+        open(of(&held.id), Some(7), "notes"),
+        open(of(&over.attempt.id), Some(1), "vmcore"),
+        open(of(&AttemptId::from_ulid(ulid())), Some(1), "vmcore"),
+        open(Owner::Build(farm.build.id.clone()), None, "opened-together"),
+    ];
+    let answers = Opener.write(db, begin(db).await, &asks).await.unwrap();
+    let [
+        Ok(first),
+        Ok(second),
+        Err(DbError::LeaseLost(_)),
+        Err(DbError::LeaseLost(_)),
+        Err(DbError::NotFound),
+        Ok(of_build),
+    ] = &answers[..]
+    else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(first, second, "one file of a name");
+    assert_eq!((first.name.as_str(), first.attempt_id.as_ref()), ("vmcore", Some(&held.id)));
+    assert_eq!(of_build.build_id.as_ref(), Some(&farm.build.id));
+    let again = Opener.write(db, begin(db).await, &asks[..1]).await.unwrap();
+    assert!(matches!(&again[..], [Ok(found)] if found == first), "{again:?}");
+    assert!(artifact::list(db, &of(&over.attempt.id)).await.unwrap().is_empty());
 }
 
 async fn received(db: &Db) {
