@@ -5,13 +5,13 @@
 //! as far as QEMU is ([`board`]). Neither has log services.
 
 mod board;
+mod certificates;
 #[path = "../bochs/guest.rs"]
 mod guest;
 
 use board::Board;
 use crashyard_agent::controller::metal::chassis::Chassis as _;
 use crashyard_agent::controller::metal::redfish::{Redfish, RedfishConfig};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -39,6 +39,11 @@ fn installed() -> PathBuf {
         std::fs::write(&done, wanted).unwrap();
     }
     home.join("venv/bin/sushy-emulator")
+}
+
+/// The way to a service, without a password.
+fn way(url: &str) -> RedfishConfig {
+    RedfishConfig { url: url.into(), system: None, user: None, password_file: None, ca_file: None, insecure: false }
 }
 
 /// The service; it ends with this.
@@ -91,78 +96,11 @@ impl Service {
 
     /// The way to it, without a password.
     fn config(&self) -> RedfishConfig {
-        RedfishConfig {
-            url: self.url.clone(),
-            system: None,
-            user: None,
-            password_file: None,
-            ca_file: None,
-            insecure: false,
-        }
+        way(&self.url)
     }
 
     fn redfish(&self) -> Redfish {
         Redfish::new(&self.config()).unwrap()
-    }
-}
-
-/// bcrypt's of "secret".
-const SECRET: &str = "$2b$04$XT7kANUs2ssJrNeKnFYzuuiiOZwMPNRMo.pl3Gfu2qU9lfBobRHHC";
-
-/// A certificate that signs itself, as BMCs have them; some say that they may sign others, which is openssl's default, too.
-fn certificate(directory: &Path, name: &str, may_sign: bool) -> [String; 2] {
-    let [file, key] = ["pem", "key"].map(|end| directory.join(format!("{name}.{end}")).display().to_string());
-    let made = std::process::Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=bmc", "-addext", "subjectAltName=IP:127.0.0.1", "-out", &file, "-keyout", &key])
-        .args(if may_sign { &[][..] } else { &["-addext", "basicConstraints=critical,CA:FALSE"] })
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.expect("openssl (Debian package openssl)").success());
-    [file, key]
-}
-
-#[tokio::test]
-async fn a_service_is_known_by_its_certificate_and_knows_by_a_password_who_asks() {
-    let directory = tempfile::tempdir().unwrap();
-    let at = |name: &str| directory.path().join(name);
-    let write = |name: &str, text: &str| {
-        std::fs::write(at(name), text).unwrap();
-        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o600)).unwrap();
-    };
-    write("users", &format!("admin:{SECRET}\n"));
-    write("right", "secret\n");
-    write("wrong", "mistyped\n");
-    let [other, _] = certificate(directory.path(), "other", false);
-    for may_sign in [false, true] {
-        let [file, key] = certificate(directory.path(), "bmc", may_sign);
-        let users = format!("SUSHY_EMULATOR_AUTH_FILE = {:?}\n", at("users").display().to_string());
-        let arguments = ["--fake", "--ssl-certificate", &file, "--ssl-key", &key];
-        let service = Service::configured(&arguments, &users).await;
-        let asked = |ca_file: Option<&str>, insecure, password: &str| {
-            let config = RedfishConfig {
-                ca_file: ca_file.map(PathBuf::from),
-                insecure,
-                user: Some("admin".into()),
-                password_file: Some(at(password)),
-                ..service.config()
-            };
-            async move { Redfish::new(&config).unwrap().is_on().await.map_err(|error| format!("{error:#}")) }
-        };
-        let taken = asked(Some(&file), false, "right").await;
-        if may_sign {
-            // FIXME: it is the very one that was given, and could be taken as such.
-            assert!(taken.unwrap_err().contains("CaUsedAsEndEntity"));
-        } else {
-            taken.unwrap();
-        }
-        asked(None, true, "right").await.unwrap();
-        let refused = asked(None, true, "wrong").await.unwrap_err();
-        assert!(refused.contains("401") && !refused.contains("mistyped"), "{refused}");
-        for strange in [None, Some(other.as_str())] {
-            let refused = asked(strange, false, "right").await.unwrap_err();
-            assert!(refused.contains("certificate"), "{refused}");
-        }
     }
 }
 

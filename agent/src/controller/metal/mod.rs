@@ -7,6 +7,7 @@
 //! What it must never do: power a machine off before its consoles and the BMC's event log are kept, or believe a command
 //! that nobody has seen done.
 
+mod certificates;
 pub mod chassis;
 mod command;
 mod config;

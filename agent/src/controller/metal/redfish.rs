@@ -3,12 +3,13 @@
 //! Every operation reads the system first and uses the targets and values it finds there; what is not among them is an
 //! error that says so. State is confirmed by reading it again, since services answer before they act.
 
+use super::certificates;
 use super::chassis::Chassis;
 use super::config::password;
 use anyhow::{Context as _, bail, ensure};
 use async_trait::async_trait;
 use crashyard_protocol::client;
-use reqwest::{Certificate, Client, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ pub struct RedfishConfig {
     /// File with its password, on one line.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
-    /// File with the certificate that signs the service's, in PEM.
+    /// File with the service's certificate, or with the one that signs it, in PEM.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
     /// Takes any certificate. Whoever is between controller and BMC may then read the password.
@@ -74,12 +75,12 @@ impl Redfish {
         // A redirect could lead the password elsewhere.
         let mut builder =
             client::builder(&config.url).timeout(ANSWER).redirect(reqwest::redirect::Policy::none()).no_proxy();
-        if let Some(file) = &config.ca_file {
-            let pem = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-            builder = builder.tls_certs_only([Certificate::from_pem(&pem).context("the certificate in ca_file")?]);
-        }
         if config.insecure {
             builder = builder.tls_danger_accept_invalid_certs(true);
+        } else if let Some(file) = &config.ca_file {
+            let pem = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+            let tls = certificates::known_by(&pem).with_context(|| format!("the certificate in {}", file.display()))?;
+            builder = builder.tls_backend_preconfigured(tls);
         }
         let login = match (&config.user, &config.password_file) {
             (Some(user), Some(file)) => Some((user.clone(), password(file)?)),
