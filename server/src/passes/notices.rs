@@ -14,11 +14,13 @@ use crashyard_protocol::NoticeEvent;
 use crashyard_protocol::clock::Timestamp;
 use futures::{StreamExt as _, TryStreamExt as _};
 use metrics::Label;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::Serialize;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// How long the command may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,26 +125,40 @@ fn event(row: &NoticeRow) -> Event<'_> {
 async fn run(command: &[String], event: &Event<'_>) -> anyhow::Result<()> {
     let (program, arguments) = command.split_first().context("the command is empty")?;
     let json = serde_json::to_vec(event)?;
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(arguments)
         .env_clear()
         .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {program}"))?;
+    let mut running = Running(child);
     let ended = tokio::time::timeout(PATIENCE, async {
-        if let Some(mut stdin) = child.stdin.take() {
+        if let Some(mut stdin) = running.0.stdin.take() {
             // Whoever does not read it says with its status whether that matters.
             let _ = stdin.write_all(&json).await;
         }
-        child.wait().await
+        running.0.wait().await
     });
     let status = ended.await.with_context(|| format!("{program} does not end within {} s", PATIENCE.as_secs()))??;
     if !status.success() {
         bail!("{program}: {status}");
     }
     Ok(())
+}
+
+/// A command that runs. When it is given up, because it takes too long or this server ends, what it started ends with it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that ended has no id any more: what it left running, such as the delivery of a mail, is meant to run on.
+        if let Some(id) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+        }
+    }
 }

@@ -7,13 +7,23 @@ use crashyard_protocol::problem::kind;
 use crashyard_server::passes::{Next, machines, notices};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
 
-/// A server whose command keeps what it is told, and fails as long as there is a file `broken`.
-async fn server() -> Server {
+/// A command that keeps what it is told, and fails as long as there is a file `broken`.
+const KEEPS: &str = "[ -e broken ] && exit 3\ncat >>told; echo >>told; env >environment";
+
+/// One that never ends, and neither does what it starts. All of them have the pipe `lives` open.
+const NEVER_ENDS: &str = "exec >lives\n(trap '' TERM HUP INT; echo up; while :; do sleep 60; done) &\nwait";
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A server with this command, which runs in the server's directory.
+async fn server(command: &str) -> Server {
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let script = dir.path().join("tell");
-    let text = "#!/bin/sh\ncd \"$1\" || exit 9\n[ -e broken ] && exit 3\ncat >>told; echo >>told; env >environment\n";
-    std::fs::write(&script, text).unwrap();
+    std::fs::write(&script, format!("#!/bin/sh\ncd \"$1\" || exit 9\n{command}\n")).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let blobs = crashyard_server::blobs::Blobs::open(&format!("dir:{}", dir.path().join("blobs").display())).unwrap();
     let place = dir.path().display().to_string();
@@ -39,7 +49,7 @@ async fn pass(server: &Server, minutes: u64) {
 
 #[tokio::test]
 async fn an_owner_is_told_before_the_end_and_after_it_each_once_whoever_is_killed() {
-    let server = server().await;
+    let server = server(KEEPS).await;
     server.enrol(&["m1"]).await;
     let dir = server.dir.path().to_owned();
     server.call(reserve(Some("kris@example.org")).token(&server.submit)).await.ok::<Machine>();
@@ -83,7 +93,7 @@ async fn an_owner_is_told_before_the_end_and_after_it_each_once_whoever_is_kille
 
 #[tokio::test]
 async fn what_could_not_be_told_is_tried_again_and_not_for_ever() {
-    let server = server().await;
+    let server = server(KEEPS).await;
     server.enrol(&["m1"]).await;
     let dir = server.dir.path().to_owned();
     let broken = dir.join("broken");
@@ -111,8 +121,37 @@ async fn what_could_not_be_told_is_tried_again_and_not_for_ever() {
 }
 
 #[tokio::test]
+async fn a_command_that_does_not_end_is_killed_with_all_that_it_started_and_tried_again() {
+    let server = server(NEVER_ENDS).await;
+    server.enrol(&["m1"]).await;
+    let lives = server.dir.path().join("lives");
+    nix::unistd::mkfifo(&lives, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut lives = tokio::net::unix::pipe::OpenOptions::new().open_receiver(lives).unwrap();
+    server.call(reserve(Some("kris")).token(&server.submit)).await.ok::<Machine>();
+    server.advance(46 * 60);
+    machines::tick(&server.state).await.unwrap();
+    let half_a_minute_passes = async {
+        let mut up = [0; 3];
+        lives.read_exact(&mut up).await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(30)).await;
+        tokio::time::resume();
+    };
+    let again = Next::At(server.clock_now().plus(Duration::from_secs(60)));
+    let told =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(notices::tick(&server.state), half_a_minute_passes) });
+    assert_eq!(told.await.unwrap().0.unwrap(), again);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, lives.read_to_end(&mut rest));
+    ended.await.expect("nobody has the pipe any more").unwrap();
+    let metrics = server.get("/metrics").await;
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(metrics.contains(r#"crashyard_notices_total{outcome="failed"} 1"#), "{metrics}");
+}
+
+#[tokio::test]
 async fn who_hands_back_in_time_or_did_not_want_it_is_told_nothing() {
-    let server = server().await;
+    let server = server(KEEPS).await;
     server.enrol(&["m1"]).await;
     let dir = server.dir.path().to_owned();
     server.call(reserve(Some("kris")).token(&server.submit)).await.ok::<Machine>();
@@ -136,7 +175,7 @@ async fn a_server_that_tells_nobody_says_so_and_an_address_is_one_line() {
     server.enrol(&["m1"]).await;
     let problem = server.call(reserve(Some("kris")).token(&server.submit)).await.problem(400, kind::INVALID);
     assert!(problem.detail.contains("notify_command"), "{}", problem.detail);
-    let server = self::server().await;
+    let server = self::server(KEEPS).await;
     server.enrol(&["m1"]).await;
     server.call(reserve(Some("a\nb")).token(&server.submit)).await.problem(400, kind::INVALID);
 }
