@@ -4,7 +4,7 @@
 //! immutable object of the blob store, or hold their bytes where these are few. Uploads fill their segments in any order (chunks); consoles only at the end.
 
 use super::attempt;
-use super::given::{given, listed, lock_in_order, write_in_order};
+use super::given::{given, listed, write_in_order};
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed, unsigned};
 use crashyard_protocol::agent::CHUNK_BYTES;
 use crashyard_protocol::api::DUMP;
@@ -362,8 +362,13 @@ struct Grown<'a> {
 /// given, each where the one before it ends.
 pub async fn append_all(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<Vec<AppendOutcome>> {
     let consoles: BTreeSet<&ArtifactId> = segments.iter().map(|segment| &segment.artifact_id).collect();
-    lock_in_order!(tx, "artifact", &consoles);
-    let text = listed!(tx, "SELECT id, state, size FROM artifact WHERE ", "id", "");
+    let text = listed!(
+        tx,
+        "SELECT id, state, size FROM artifact WHERE ",
+        "id",
+        " ORDER BY id",
+        lock " FOR NO KEY UPDATE"
+    );
     let ends: Vec<End> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&consoles)).fetch_all(c).await)?;
     let mut ends: BTreeMap<&ArtifactId, (bool, i64)> =
         ends.iter().map(|end| (&end.id, (end.state == ArtifactState::Open, end.size))).collect();

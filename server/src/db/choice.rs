@@ -9,11 +9,12 @@ use super::run::JobRow;
 use super::{DbResult, Tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{FlowId, MachineId, SubmitterId};
+use serde::Deserialize;
 use sqlx::FromRow;
 use std::collections::{BTreeSet, HashMap};
 
 /// A flow that a machine could be served from.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug, Deserialize, FromRow)]
 pub struct Candidate {
     /// The machine.
     pub machine_id: MachineId,

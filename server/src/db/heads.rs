@@ -40,11 +40,12 @@ impl Heads {
         let Some(most) = counts.values().copied().max() else { return Ok(Self::default()) };
         let wanted: Vec<Wanted<'_>> = counts.iter().map(|(flow, most)| Wanted { flow, most: *most }).collect();
         let text = match tx {
-            // SQLite's LIMIT knows nothing of the row around it; it locks nothing either, so more does no harm.
+            // SQLite's LIMIT knows nothing of the row around it; it locks nothing either, so more does no harm. A bare parameter
+            // there would have the statement prepared anew each time.
             Tx::Sqlite(_) => {
                 "SELECT job.* FROM json_each($1) AS given JOIN job ON job.id IN (SELECT id FROM job AS queued \
                  WHERE queued.flow_id = given.value ->> '$.flow' AND queued.state = 'queued' \
-                 ORDER BY queued.rank, queued.id LIMIT $2)"
+                 ORDER BY queued.rank, queued.id LIMIT $2 + 0)"
             }
             Tx::Postgres(_) => {
                 "SELECT job.* FROM jsonb_to_recordset($1) AS given (flow text, most bigint) CROSS JOIN LATERAL \

@@ -362,19 +362,7 @@ pub struct Idle {
 /// others waits for the next time.
 pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Idle], now: Timestamp) -> DbResult<()> {
     let stale = Timestamp(now.0.saturating_sub(SEEN_LATELY_MS));
-    let text = listed!(
-        tx,
-        "SELECT id FROM controller WHERE last_seen_at < $2 AND ",
-        "id",
-        "",
-        lock " FOR NO KEY UPDATE SKIP LOCKED"
-    );
-    let unseen: Vec<ControllerId> =
-        on_tx!(tx, |c| sqlx::query_scalar(text).bind(Json(controllers)).bind(stale).fetch_all(c).await)?;
-    if !unseen.is_empty() {
-        let text = listed!(tx, update "controller SET last_seen_at = $2 WHERE ", "id", "");
-        on_tx!(tx, |c| sqlx::query(text).bind(Json(&unseen)).bind(now).execute(c).await.map(drop))?;
-    }
+    seen_controllers(tx, controllers, stale, now).await?;
     if idle.is_empty() {
         return Ok(());
     }
@@ -405,6 +393,34 @@ pub async fn seen(tx: &mut Tx, controllers: &BTreeSet<&ControllerId>, idle: &[Id
     );
     let machines: Vec<MachineId> = unseen.into_iter().map(|one| one.machine).collect();
     on_tx!(tx, |c| sqlx::query(text).bind(Json(&machines)).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+async fn seen_controllers(
+    tx: &mut Tx,
+    controllers: &BTreeSet<&ControllerId>,
+    stale: Timestamp,
+    now: Timestamp,
+) -> DbResult<()> {
+    let unseen: Vec<ControllerId> = match tx {
+        // SQLite has one writer.
+        Tx::Sqlite(_) => controllers.iter().map(|id| (*id).clone()).collect(),
+        Tx::Postgres(tx) => {
+            sqlx::query_scalar(
+                "SELECT id FROM controller WHERE last_seen_at < $2 \
+                 AND id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) FOR NO KEY UPDATE SKIP LOCKED",
+            )
+            .bind(Json(controllers))
+            .bind(stale)
+            .fetch_all(&mut **tx)
+            .await?
+        }
+    };
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    let text = listed!(tx, update "controller SET last_seen_at = $2 WHERE last_seen_at < $3 AND ", "id", "");
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&unseen)).bind(now).bind(stale).execute(c).await.map(drop))?;
     Ok(())
 }
 
