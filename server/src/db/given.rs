@@ -15,7 +15,7 @@ use serde::ser::{Error as _, Serialize, Serializer};
 ///
 /// SQLite writes `OR FAIL`: otherwise it keeps a copy of every page that a statement changes, to undo that statement alone
 /// (<https://sqlite.org/lang_conflict.html>). Nothing here goes on after an error, a transaction is undone as a whole. The copies
-/// were a sixth of what a claim cost.
+/// were about a tenth of what a claim cost.
 macro_rules! given {
     (@sqlite $before:expr, [$($name:ident $kind:ident),+ $(,)?], $after:expr) => {
         concat!(

@@ -168,8 +168,9 @@ pub enum End<'a> {
     Lost,
 }
 
-/// Ends an attempt. Its evidence is closed with it; the caller has it judged a last time, which settles its job. The machine is free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease
-/// was renewed in the meantime; ending it twice in the same way is harmless.
+/// Ends an attempt. Its evidence is closed with it; the caller has it judged a last time, which settles its job. The machine is
+/// free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease was renewed in the meantime; ending
+/// it twice in the same way is harmless.
 pub async fn end(
     tx: &mut Tx,
     id: &AttemptId,
@@ -182,15 +183,14 @@ pub async fn end(
     Ok(ended)
 }
 
-/// Ends several, as [`end`] does it, but for what their submitters have had, which the caller corrects when nothing else needs a
-/// lock ([`flow::correct`]). For each, in their order, the attempt and whether it ended now and not before.
+/// Ends several, which the caller has locked ([`attempt::lock`]), as [`end`] does it, but for what their submitters have had: the
+/// caller corrects that when nothing else needs a lock ([`flow::correct`]). For each, in their order, the attempt and whether it ended now and not before.
 pub async fn end_all(
     tx: &mut Tx,
     ends: &[(&AttemptId, End<'_>)],
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<Vec<DbResult<(AttemptRow, bool)>>> {
-    write_in_order!(tx, "attempt", ends.iter().map(|(id, _)| id));
     let mut answers = Vec::with_capacity(ends.len());
     for (id, end) in ends {
         answers.push(match leave(tx, id, end, rule, now).await {

@@ -2,7 +2,7 @@
 
 use super::event::{self, About};
 use super::flow;
-use super::given::{Kept, given, write_in_order};
+use super::given::{Kept, given};
 use super::{Db, DbResult, Kind, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
@@ -332,13 +332,12 @@ struct NewState<'a> {
     new_finished: Option<Timestamp>,
 }
 
-/// Changes leased and queued jobs; one that is done or cancelled keeps what it has, and is left out of the answer. The caller
+/// Changes leased and queued jobs; several are locked by the caller. One that is done or cancelled keeps what it has, and is left out of the answer. The caller
 /// tells of it ([`Changed::told`]) and then does what follows from it ([`follow`]).
 pub async fn change_jobs(tx: &mut Tx, changes: &[(&JobId, JobChange<'_>)], now: Timestamp) -> DbResult<Vec<Changed>> {
     if changes.is_empty() {
         return Ok(Vec::new());
     }
-    write_in_order!(tx, "job", changes.iter().map(|(job, _)| job));
     let rows: Vec<NewState<'_>> = changes
         .iter()
         .map(|(job, change)| NewState {

@@ -28,7 +28,7 @@ const RUN: usize = 10_000;
 const FEW: usize = 1_000;
 const MANY: usize = 1_000_000;
 const ROUNDS: usize = 3;
-/// Claims under way at once. More of them are served faster, and each of them later.
+/// Claims under way at once. Of a third more, as many are served in a second, and each of them later.
 const AT_ONCE: usize = 24;
 /// Servers and database rest when in so long they use at most this part of one processor.
 const REST: Duration = Duration::from_secs(2);
