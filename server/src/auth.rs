@@ -17,7 +17,7 @@ use axum::http::request::Parts;
 use axum::http::{Method, header};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use crashyard_protocol::agent::EPOCH_HEADER;
-use crashyard_protocol::{AttemptId, Scope};
+use crashyard_protocol::{AttemptId, AttemptState, Scope};
 use tokio::time::Instant;
 
 /// The hash under which a secret is kept.
@@ -46,8 +46,8 @@ impl FromRequestParts<AppState> for Caller {
         if expired || credential.revoked_at.is_some() {
             return Err(unknown());
         }
-        if credential.attempt_state.is_some_and(|state| state.as_str() == "done" || state.as_str() == "lost") {
-            return Err(AppError::LeaseLost("the attempt this token was made for is over".into()));
+        if credential.attempt_state.is_some_and(AttemptState::is_over) {
+            return Err(over());
         }
         Ok(Self(Some(credential)))
     }
@@ -157,8 +157,16 @@ impl FromRequestParts<AppState> for InAttempt {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> AppResult<Self> {
         let Acting { attempt, epoch, by_attempt_token } = Acting::from_request_parts(parts, state).await?;
         let attempt = db::attempt::get(&state.db, &attempt).await.map_err(|e| AppError::or_not_found(e, "attempt"))?;
+        // Its token may have been looked up a moment before it ended.
+        if by_attempt_token && attempt.state.is_over() {
+            return Err(over());
+        }
         Ok(Self { attempt, epoch, by_attempt_token })
     }
+}
+
+fn over() -> AppError {
+    AppError::LeaseLost("the attempt this token was made for is over".into())
 }
 
 /// The attempt that a path names.

@@ -1,10 +1,10 @@
 //! Credentials that were looked up a moment ago: a lab asks with the same token many times a second.
 //!
-//! A token that is revoked stops working within [`FRESH`] at every server; at the one that was told, at once. What an attempt's
-//! token may do depends on the attempt, so those are looked up each time.
+//! A token that is revoked stops working within [`FRESH`] at every server; at the one that was told, at once. The same holds for
+//! an attempt's secret that is replaced. Whether the attempt is over is not known from here: whoever acts inside it looks at it.
 
 use crate::db::token::Credential;
-use crashyard_protocol::{Scope, TokenId};
+use crashyard_protocol::{AttemptId, TokenId};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 /// How long a credential counts as it was found.
 pub const FRESH: Duration = Duration::from_secs(5);
-/// Most that are kept; a farm has far fewer tokens that are in use at one moment.
-const MOST: usize = 1024;
+/// Most that are kept, in a few megabytes: each of ten thousand machines has a token of its own while it works.
+const MOST: usize = 16 * 1024;
 
 /// Credentials by the hash of their secret.
 #[derive(Debug, Default)]
@@ -34,12 +34,12 @@ impl Credentials {
 
     /// Keeps what was found at `since`, before it was asked for.
     pub fn keep(&self, secret_hash: String, credential: &Credential, since: Instant) {
-        if credential.scope == Scope::Attempt {
-            return;
-        }
         let mut found = self.found();
         if found.len() >= MOST {
-            found.clear();
+            found.retain(|_, (_, kept)| since.duration_since(*kept) < FRESH);
+        }
+        if found.len() >= MOST {
+            return;
         }
         found.insert(secret_hash, (credential.clone(), since));
     }
@@ -48,19 +48,24 @@ impl Credentials {
     pub fn forget(&self, id: &TokenId) {
         self.found().retain(|_, (credential, _)| credential.id != *id);
     }
+
+    /// Forgets the secret of an attempt that was given another one.
+    pub fn forget_attempt(&self, id: &AttemptId) {
+        self.found().retain(|_, (credential, _)| credential.attempt_id.as_ref() != Some(id));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crashyard_protocol::Scope;
 
-    fn credential(scope: Scope) -> Credential {
-        let id = TokenId::from_ulid(ulid::Ulid::from_parts(1, 1));
+    fn credential(number: u64, attempt_id: Option<AttemptId>) -> Credential {
         Credential {
-            id,
+            id: TokenId::from_ulid(ulid::Ulid::from_parts(number, 1)),
             name: "one".into(),
-            scope,
-            attempt_id: None,
+            scope: if attempt_id.is_some() { Scope::Attempt } else { Scope::Controller },
+            attempt_id,
             attempt_state: None,
             expires_at: None,
             revoked_at: None,
@@ -70,7 +75,7 @@ mod tests {
     #[test]
     fn a_credential_counts_for_a_moment_unless_it_is_revoked() {
         let (known, now) = (Credentials::default(), Instant::now());
-        let one = credential(Scope::Controller);
+        let one = credential(1, None);
         known.keep("a".into(), &one, now);
         assert_eq!(known.get("a", now).map(|known| known.id), Some(one.id.clone()));
         assert!(known.get("b", now).is_none());
@@ -80,9 +85,25 @@ mod tests {
     }
 
     #[test]
-    fn the_token_of_an_attempt_is_looked_up_each_time() {
+    fn the_secret_of_an_attempt_is_forgotten_when_it_is_replaced() {
         let (known, now) = (Credentials::default(), Instant::now());
-        known.keep("a".into(), &credential(Scope::Attempt), now);
+        let attempt = |number| AttemptId::from_ulid(ulid::Ulid::from_parts(number, 2));
+        known.keep("a".into(), &credential(1, Some(attempt(1))), now);
+        known.keep("b".into(), &credential(2, Some(attempt(2))), now);
+        known.forget_attempt(&attempt(1));
         assert!(known.get("a", now).is_none());
+        assert!(known.get("b", now).is_some());
+    }
+
+    #[test]
+    fn old_ones_make_room_and_so_many_new_ones_are_not_kept() {
+        let (known, now) = (Credentials::default(), Instant::now());
+        for number in 0..MOST as u64 {
+            known.keep(number.to_string(), &credential(number, None), now);
+        }
+        known.keep("more".into(), &credential(0, None), now);
+        assert!(known.get("more", now).is_none() && known.get("0", now).is_some());
+        known.keep("more".into(), &credential(0, None), now + FRESH);
+        assert!(known.get("more", now + FRESH).is_some());
     }
 }

@@ -15,8 +15,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-/// How long after an answer its askers are expected to ask again; a fifth of what a transaction of many takes.
-const MOMENT: Duration = Duration::from_millis(2);
 /// From so many in one transaction on there are several askers.
 const SEVERAL: usize = 4;
 
@@ -30,6 +28,8 @@ pub trait Together: Send + Sync + 'static {
     const QUEUE: usize;
     /// Asks in one commit.
     const BATCH: usize;
+    /// How long after an answer its askers are expected to ask again; a part of what a transaction of many takes.
+    const MOMENT: Duration = Duration::from_millis(2);
 
     /// Does all of them in this transaction and commits it: an answer for each, in their order. An error means that nothing
     /// was written.
@@ -58,7 +58,7 @@ impl<T: Together> Group<T> {
                 let mut batch = vec![first];
                 let expected = if served < SEVERAL { 0 } else { T::BATCH.min(served + waiting.len()) };
                 while batch.len() < expected {
-                    let Ok(Some(more)) = timeout_at(answered + MOMENT, waiting.recv()).await else { break };
+                    let Ok(Some(more)) = timeout_at(answered + T::MOMENT, waiting.recv()).await else { break };
                     batch.push(more);
                 }
                 let begun = db.begin().await;

@@ -1,20 +1,9 @@
 //! Console writes, many in one commit ([`crate::group`]).
 
-use crate::db::artifact::{self, AppendOutcome, SegmentRow};
-use crate::db::{self, Db, DbError, DbResult, Tx};
+use crate::db::artifact::{self, Append, AppendOutcome};
+use crate::db::{Db, DbResult, Tx};
 use crate::group::Together;
-use crashyard_protocol::AttemptId;
-
-/// Console bytes that are durable in the blob store and shall be registered.
-#[derive(Clone, Debug)]
-pub struct Append {
-    /// The attempt they are evidence of.
-    pub attempt: AttemptId,
-    /// The epoch they were sent with.
-    pub epoch: u64,
-    /// Where they are.
-    pub segment: SegmentRow,
-}
+use std::time::Duration;
 
 /// Registers console bytes.
 #[derive(Debug)]
@@ -25,18 +14,12 @@ impl Together for LedgerWriter {
     type Answer = AppendOutcome;
     const QUEUE: usize = 1024;
     const BATCH: usize = 256;
+    // Nobody waits for a line of a console as for a lease, and what a machine prints meanwhile comes with it.
+    const MOMENT: Duration = Duration::from_millis(10);
 
     async fn write(&self, _: &Db, mut tx: Tx, batch: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
-        let ids: Vec<&AttemptId> = batch.iter().map(|append| &append.attempt).collect();
-        let attempts = db::attempt::whose(&mut tx, &ids).await?;
-        let held: Vec<DbResult<()>> = batch
-            .iter()
-            .map(|append| attempts.get(&append.attempt).ok_or(DbError::NotFound)?.check_epoch(append.epoch))
-            .collect();
-        let segments: Vec<&SegmentRow> =
-            batch.iter().zip(&held).filter(|(_, held)| held.is_ok()).map(|(append, _)| &append.segment).collect();
-        let mut outcomes = artifact::append_all(&mut tx, &segments).await?.into_iter();
+        let outcomes = artifact::append_all(&mut tx, batch).await?;
         tx.commit().await?;
-        Ok(held.into_iter().map(|held| held.and_then(|()| outcomes.next().ok_or(DbError::NotFound))).collect())
+        Ok(outcomes)
     }
 }

@@ -26,7 +26,7 @@ const QUEUE: usize = 10_000;
 /// Bytes of one message; PostgreSQL's limit is 8000.
 const MESSAGE_BYTES: usize = 7_500;
 /// Shortest time between two messages: under load, what is told meanwhile goes out together. A message wakes every server.
-const APART: Duration = Duration::from_millis(10);
+const APART: Duration = Duration::from_millis(25);
 /// How long to wait after the database did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 

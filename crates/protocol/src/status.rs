@@ -140,6 +140,14 @@ text_enum! {
     }
 }
 
+impl AttemptState {
+    /// Whether the machine is with the attempt no more, and its agents may not write.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Lost)
+    }
+}
+
 text_enum! {
     /// Life cycle of a machine.
     MachineState {

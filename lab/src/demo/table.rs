@@ -7,7 +7,7 @@ use crashyard_agent::retry::Backoff;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::api::{Attempt, Evidence, Job};
 use crashyard_protocol::client::Client;
-use crashyard_protocol::{AttemptId, AttemptState, RunId, StageName, StageState, Status};
+use crashyard_protocol::{AttemptId, RunId, StageName, StageState, Status};
 use std::time::Duration;
 
 /// How long the last machine may take to be handed back after its verdict.
@@ -51,7 +51,7 @@ async fn finished(client: &Client, id: &AttemptId) -> anyhow::Result<Attempt> {
     let back = async {
         loop {
             let attempt = client.attempt(id).await?;
-            if matches!(attempt.state, AttemptState::Done | AttemptState::Lost) {
+            if attempt.state.is_over() {
                 return anyhow::Ok(attempt);
             }
             backoff.wait().await;

@@ -139,6 +139,7 @@ async fn hand_out_again(state: &AppState, request: &ClaimRequest, busy: &[Machin
         let secret = state.ids.secret();
         db::token::replace_attempt_secret(&mut tx, &attempt.id, &secret_hash(&secret)).await?;
         tx.commit().await?;
+        state.credentials.forget_attempt(&attempt.id);
         return claim_of(state, &attempt.id, secret).await.map(Some);
     }
     Ok(None)

@@ -345,11 +345,41 @@ pub async fn console_end(db: &Db, attempt: &AttemptId, epoch: u64, name: &str) -
     Ok(end.console.zip(end.size.map(unsigned)))
 }
 
+/// Console bytes that are durable in the blob store and shall be registered.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// The attempt they are evidence of.
+    pub attempt: AttemptId,
+    /// The epoch they were sent with.
+    pub epoch: u64,
+    /// Where they are.
+    pub segment: SegmentRow,
+}
+
+/// Where a console ends, and how the lease of its attempt stands.
 #[derive(FromRow)]
 struct End {
     id: ArtifactId,
     state: ArtifactState,
     size: i64,
+    attempt_id: AttemptId,
+    epoch: i64,
+    attempt_state: AttemptState,
+}
+
+impl End {
+    /// Takes a piece if the console ends where it begins.
+    fn append(&mut self, append: &Append) -> DbResult<AppendOutcome> {
+        if self.attempt_id != append.attempt {
+            return Err(DbError::NotFound);
+        }
+        attempt::check(self.attempt_state, self.epoch, append.epoch)?;
+        if self.state != ArtifactState::Open || self.size != append.segment.start_at {
+            return Ok(AppendOutcome::EndsAt(unsigned(self.size)));
+        }
+        self.size += append.segment.length;
+        Ok(AppendOutcome::Appended)
+    }
 }
 
 #[derive(serde::Serialize)]
@@ -358,36 +388,33 @@ struct Grown<'a> {
     size: i64,
 }
 
-/// Appends to consoles, whose bytes are already durable in the blob store. Several pieces of one console are taken in the order
-/// given, each where the one before it ends.
-pub async fn append_all(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<Vec<AppendOutcome>> {
-    let consoles: BTreeSet<&ArtifactId> = segments.iter().map(|segment| &segment.artifact_id).collect();
+/// Appends to consoles. Several pieces of one console are taken in the order given, each where the one before it ends.
+pub async fn append_all(tx: &mut Tx, appends: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
+    let consoles: BTreeSet<&ArtifactId> = appends.iter().map(|append| &append.segment.artifact_id).collect();
     let text = listed!(
         tx,
-        "SELECT id, state, size FROM artifact WHERE ",
-        "id",
-        " ORDER BY id",
-        lock " FOR NO KEY UPDATE"
+        "SELECT f.id, f.state, f.size, f.attempt_id, t.epoch, t.state AS attempt_state FROM artifact f \
+         JOIN attempt t ON t.id = f.attempt_id WHERE ",
+        "f.id",
+        " ORDER BY f.id",
+        lock " FOR NO KEY UPDATE OF f"
     );
     let ends: Vec<End> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&consoles)).fetch_all(c).await)?;
-    let mut ends: BTreeMap<&ArtifactId, (bool, i64)> =
-        ends.iter().map(|end| (&end.id, (end.state == ArtifactState::Open, end.size))).collect();
-    let (mut outcomes, mut appended) = (Vec::with_capacity(segments.len()), Vec::new());
-    for segment in segments {
-        outcomes.push(match ends.get_mut(&segment.artifact_id) {
-            Some((true, end)) if *end == segment.start_at => {
-                *end += segment.length;
-                appended.push(*segment);
-                AppendOutcome::Appended
-            }
-            Some((_, end)) => AppendOutcome::EndsAt(unsigned(*end)),
-            None => return Err(DbError::NotFound),
-        });
+    let mut ends: BTreeMap<ArtifactId, End> = ends.into_iter().map(|end| (end.id.clone(), end)).collect();
+    let mut outcomes = Vec::with_capacity(appends.len());
+    let mut appended = Vec::new();
+    for append in appends {
+        let end = ends.get_mut(&append.segment.artifact_id).ok_or(DbError::NotFound);
+        let outcome = end.and_then(|end| end.append(append));
+        if matches!(outcome, Ok(AppendOutcome::Appended)) {
+            appended.push(&append.segment);
+        }
+        outcomes.push(outcome);
     }
     if !appended.is_empty() {
         let grown: BTreeSet<&ArtifactId> = appended.iter().map(|segment| &segment.artifact_id).collect();
         let grown: Vec<Grown<'_>> =
-            grown.into_iter().filter_map(|id| Some(Grown { artifact: id, size: ends.get(id)?.1 })).collect();
+            grown.into_iter().filter_map(|id| Some(Grown { artifact: id, size: ends.get(id)?.size })).collect();
         let text = given!(
             tx,
             update "artifact SET size = given.size FROM ",

@@ -73,7 +73,7 @@ impl AttemptRow {
     /// Whether its agents may still write.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        matches!(self.state, AttemptState::Running | AttemptState::Collecting)
+        !self.state.is_over()
     }
 
     /// Whether a write with this epoch belongs to the lease that holds now.
@@ -84,7 +84,7 @@ impl AttemptRow {
 
 /// Whether a write with an epoch belongs to the lease of an attempt in this state, with this one.
 pub(super) fn check(state: AttemptState, has: i64, epoch: u64) -> DbResult<()> {
-    if !matches!(state, AttemptState::Running | AttemptState::Collecting) {
+    if state.is_over() {
         return Err(DbError::LeaseLost(format!("the attempt is {state}")));
     }
     if has != signed(epoch) {

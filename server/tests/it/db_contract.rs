@@ -7,7 +7,7 @@ use crashyard_protocol::agent::{CHUNK_BYTES, Report, Role};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::*;
-use crashyard_server::db::artifact::{self, AppendOutcome, ChunkOutcome, Owner, SegmentRow};
+use crashyard_server::db::artifact::{self, Append, AppendOutcome, ChunkOutcome, Owner, SegmentRow};
 use crashyard_server::db::build::{self, BuildRow};
 use crashyard_server::db::event::{self, About};
 use crashyard_server::db::judgement::{self, Judged, Verdict};
@@ -826,25 +826,31 @@ async fn uploads(db: &Db) {
     assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &empty)), 0, "a sum over nothing is a real NULL");
 }
 
-async fn append(db: &Db, segment: &SegmentRow) -> AppendOutcome {
-    write!(db, |tx| artifact::append_all(tx, &[segment]))[0]
+/// Console bytes of an attempt in its first lease.
+fn bytes(attempt: &AttemptId, segment: &SegmentRow) -> Append {
+    Append { attempt: attempt.clone(), epoch: 1, segment: segment.clone() }
+}
+
+async fn append(db: &Db, append: Append) -> AppendOutcome {
+    write!(db, |tx| artifact::append_all(tx, &[append])).pop().unwrap().unwrap()
 }
 
 async fn consoles(db: &Db) {
     let farm = farm(db, "f-console", 1).await;
     submit(db, &farm, 1).await;
     let leased = lease(db, &farm, 0).await.unwrap();
-    let owner = Owner::Attempt(leased.attempt.id.clone());
+    let attempt = &leased.attempt.id;
+    let owner = Owner::Attempt(attempt.clone());
     let console = open(db, &owner, "console-serial0").await;
     assert_eq!(console.console_source(), Some("serial0"));
     let first = segment(&console.id, 0, 5, "a");
-    assert_eq!(append(db, &first).await, AppendOutcome::Appended);
-    assert_eq!(append(db, &first).await, AppendOutcome::EndsAt(5));
+    assert_eq!(append(db, bytes(attempt, &first)).await, AppendOutcome::Appended);
+    assert_eq!(append(db, bytes(attempt, &first)).await, AppendOutcome::EndsAt(5));
     let gap = segment(&console.id, 9, 5, "b");
-    assert_eq!(append(db, &gap).await, AppendOutcome::EndsAt(5));
+    assert_eq!(append(db, bytes(attempt, &gap)).await, AppendOutcome::EndsAt(5));
     let writers = (0..8).map(|_| {
-        let (db, segment) = (db.clone(), segment(&console.id, 5, 3, "c"));
-        tokio::spawn(async move { append(&db, &segment).await })
+        let (db, piece) = (db.clone(), bytes(attempt, &segment(&console.id, 5, 3, "c")));
+        tokio::spawn(async move { append(&db, piece).await })
     });
     let mut appended = 0;
     for writer in writers.collect::<Vec<_>>() {
@@ -861,9 +867,14 @@ async fn consoles(db: &Db) {
         segment(&console.id, 10, 2, "f"),
         segment(&console.id, 8, 2, "d"),
     ];
-    let outcomes = write!(db, |tx| artifact::append_all(tx, &several.iter().collect::<Vec<_>>()));
-    let taken = AppendOutcome::Appended;
-    assert_eq!(outcomes, [taken, taken, taken, AppendOutcome::EndsAt(12)], "each where the one before it ends");
+    let mut pieces: Vec<Append> = several.iter().map(|segment| bytes(attempt, segment)).collect();
+    let late = Append { epoch: 0, ..bytes(attempt, &segment(&console.id, 12, 2, "g")) };
+    let stranger = bytes(&AttemptId::from_ulid(ulid()), &segment(&console.id, 12, 2, "g"));
+    pieces.extend([late, stranger]);
+    let outcomes: Vec<_> = write!(db, |tx| artifact::append_all(tx, &pieces)).into_iter().map(Result::ok).collect();
+    let taken = Some(AppendOutcome::Appended);
+    let ends = Some(AppendOutcome::EndsAt(12));
+    assert_eq!(outcomes, [taken, taken, taken, ends, None, None], "each where the one before it ends, of its lease");
     assert_eq!(artifact::get(db, &console.id).await.unwrap().size, 12);
     assert_eq!(artifact::segments(db, &other.id).await.unwrap(), [several[1].clone()]);
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
@@ -874,11 +885,13 @@ async fn consoles(db: &Db) {
 }
 
 async fn compaction(db: &Db) {
-    let build = write!(db, |tx| build::create(tx, &build_row(None)));
-    let console = open(db, &Owner::Build(build.id), "console-like").await;
+    let farm = farm(db, "f-compact", 1).await;
+    submit(db, &farm, 1).await;
+    let attempt = lease(db, &farm, 0).await.unwrap().attempt.id;
+    let console = open(db, &Owner::Attempt(attempt.clone()), "console-serial0").await;
     let old: Vec<_> = (0..3).map(|index| segment(&console.id, index * 2, 2, "x")).collect();
     for segment in &old {
-        append(db, segment).await;
+        append(db, bytes(&attempt, segment)).await;
     }
     let merged = segment(&console.id, 0, 6, "m");
     assert!(write!(db, |tx| artifact::merge_segments(tx, &old, &merged)));

@@ -178,7 +178,7 @@ impl AttemptPage {
             others: (1..).zip(job.attempts.iter().cloned()).filter(|(_, id)| *id != attempt.id).collect(),
             machine: visible(&attempt.machine_name).into_owned(),
             chip: Chip::attempt(attempt.state, attempt.verdict),
-            live: matches!(attempt.state, AttemptState::Running | AttemptState::Collecting),
+            live: !attempt.state.is_over(),
             sentence: sentence(attempt),
             reason: attempt.reason.as_deref().map(|reason| visible(reason).into_owned()),
             started: When(attempt.started_at),

@@ -10,7 +10,7 @@ use crate::pages::format::{bytes, count};
 use crate::pages::text::{Line, lines, visible};
 use askama::Template;
 use crashyard_protocol::api::{Artifact, Attempt};
-use crashyard_protocol::{ArtifactId, ArtifactState, AttemptState, Proof, StageName, StageState};
+use crashyard_protocol::{ArtifactId, ArtifactState, Proof, StageName, StageState};
 use std::collections::HashMap;
 
 /// Bytes of a log whose lines one page shows.
@@ -97,8 +97,7 @@ impl Pane {
             from: piece.from,
             resume_at: piece.from + if open { last_start } else { piece.bytes.len() } as u64,
             resume_line: if open { next_line - 1 } else { next_line },
-            live: artifact.state == ArtifactState::Open
-                && matches!(attempt.state, AttemptState::Running | AttemptState::Collecting),
+            live: artifact.state == ArtifactState::Open && !attempt.state.is_over(),
         }
     }
 
