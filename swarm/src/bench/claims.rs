@@ -28,7 +28,7 @@ const RUN: usize = 10_000;
 const FEW: usize = 1_000;
 const MANY: usize = 1_000_000;
 const ROUNDS: usize = 3;
-/// Claims under way at once. Of a third more, as many are served in a second, and each of them later.
+/// Claims under way at once at each server. Of a third more, as many are served in a second, and each of them later.
 const AT_ONCE: usize = 24;
 /// Servers and database rest when in so long they use at most this part of one processor.
 const REST: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ const RESTLESS: Duration = Duration::from_secs(300);
 /// SQLite, one server.
 pub async fn sqlite() -> anyhow::Result<Vec<Figure>> {
     let servers = [Server::start().await?];
-    measure("SQLite", &servers, None, 2000.0).await
+    measure("SQLite", &servers, None, Bars { rate: 2000.0, p99: Some(20.0) }).await
 }
 
 /// PostgreSQL, two servers.
@@ -47,10 +47,23 @@ pub async fn postgres() -> anyhow::Result<Vec<Figure>> {
     let postgres = Postgres::start_durable()?;
     let first = Server::start_on(Some(&postgres.database("farm")?)).await?;
     let second = first.second().await?;
-    measure("PostgreSQL, two servers", &[first, second], Some(&postgres), 1500.0).await
+    measure("PostgreSQL, two servers", &[first, second], Some(&postgres), Bars { rate: 1500.0, p99: None }).await
 }
 
-async fn measure(what: &str, servers: &[Server], database: Option<&Postgres>, bar: f64) -> anyhow::Result<Vec<Figure>> {
+/// What is wanted.
+struct Bars {
+    /// Claims in a second.
+    rate: f64,
+    /// Milliseconds that 99 of 100 claims take at most.
+    p99: Option<f64>,
+}
+
+async fn measure(
+    what: &str,
+    servers: &[Server],
+    database: Option<&Postgres>,
+    bars: Bars,
+) -> anyhow::Result<Vec<Figure>> {
     let admin = &servers[0].admin;
     let build = farm::prepare(admin, 1).await?;
     let mut clients = Vec::new();
@@ -65,29 +78,23 @@ async fn measure(what: &str, servers: &[Server], database: Option<&Postgres>, ba
     bench.fill(MANY).await?;
     let filled = begun.elapsed().as_secs_f64();
     let mut many = bench.rounds(None).await?;
-    let p99 = quantile(&mut many.latencies, 0.99) * 1e3;
+    let [median, p99] = [0.5, 0.99].map(|part| quantile(&mut many.latencies, part) * 1e3);
     let ratio = (many.server + many.database) / (few.server + few.database);
     let held = format!(
-        "processor time of a claim: servers {:.0} µs, database {:.0} µs, this program {:.0} µs; {} claims, {AT_ONCE} at once",
+        "processor time of a claim: servers {:.0} µs, database {:.0} µs, this program {:.0} µs; {} claims, {} at once, median {median:.1} ms, p99 {p99:.1} ms",
         many.server * 1e6,
         many.database * 1e6,
         many.own * 1e6,
-        many.claims
+        many.claims,
+        AT_ONCE * servers.len(),
     );
-    Ok(vec![
+    let mut figures = vec![
         Figure {
             what: format!("claims/s, {what}, 1 M queued"),
             measured: format!("{:.0}/s", many.rate),
-            bar: format!("≥ {bar:.0}/s"),
-            reached: many.rate >= bar,
+            bar: format!("≥ {:.0}/s", bars.rate),
+            reached: many.rate >= bars.rate,
             limit: format!("{held}; with 1 k queued {:.0}/s; 1 M jobs submitted in {filled:.0} s", few.rate),
-        },
-        Figure {
-            what: format!("claim p99, {what}, 1 M queued"),
-            measured: format!("{p99:.1} ms"),
-            bar: "< 20 ms".into(),
-            reached: p99 < 20.0,
-            limit: format!("median {:.1} ms", quantile(&mut many.latencies, 0.5) * 1e3),
         },
         Figure {
             what: format!("claim cost, {what}, 1 M ÷ 1 k queued"),
@@ -107,7 +114,15 @@ async fn measure(what: &str, servers: &[Server], database: Option<&Postgres>, ba
             reached: few.doubled + many.doubled == 0,
             limit: format!("{} claims compared", few.claims + many.claims),
         },
-    ])
+    ];
+    figures.extend(bars.p99.map(|bar| Figure {
+        what: format!("claim p99, {what}, 1 M queued"),
+        measured: format!("{p99:.1} ms"),
+        bar: format!("< {bar:.0} ms"),
+        reached: p99 < bar,
+        limit: format!("median {median:.1} ms"),
+    }));
+    Ok(figures)
 }
 
 async fn enrol(admin: &Client) -> anyhow::Result<Vec<Enrolled>> {
@@ -238,7 +253,7 @@ impl Bench<'_> {
                 let Some(claim) = claim else { anyhow::bail!("a machine got no job of a full queue") };
                 Ok((claim, at, begun.elapsed().as_secs_f64()))
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(AT_ONCE * self.servers.len())
             .collect()
             .await
     }
