@@ -4,10 +4,10 @@
 //! connection or by a CI job that was restarted, gets the same build and sends only what is not there yet.
 
 use crate::debuginfo;
+use crate::fetch::{bar, fetch};
 use crate::server::{Server, patiently, said, wait};
 use crate::time::when;
 use crate::triage::vmcore::text;
-use crate::vmcore::fetch::bar;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use crashyard_protocol::agent::{CHUNK_BYTES, CompleteRequest};
@@ -17,6 +17,7 @@ use crashyard_protocol::chunk::{chunk_hash, hex, whole_hash};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{ArtifactState, BuildId, CheckoutId};
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -40,6 +41,13 @@ of the machines, without it yours.")]
     Add(Box<Add>),
     /// List builds, newest first
     List(List),
+    /// Bring the files of a build here, as they are booted
+    #[command(after_help = "\
+A file that is here already is only checked; a download that was cut goes on where it was. A file has its name only when
+every byte of it is what the server has.
+
+  crashyard build fetch 01JDB4Q1W5Z8N6K3X0V7T2R9MF --dir bad-kernel")]
+    Fetch(Fetch),
 }
 
 /// Arguments of `build add`.
@@ -104,6 +112,22 @@ pub struct List {
     server: Server,
 }
 
+/// Arguments of `build fetch`.
+#[derive(Args)]
+pub struct Fetch {
+    /// Id of the build
+    #[arg(value_name = "BUILD")]
+    id: BuildId,
+    /// Where to put its files
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Print JSON: each file's name, path, size and hash
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
 /// What `crashyard-lab image` prints.
 #[derive(Deserialize)]
 struct Image {
@@ -123,6 +147,7 @@ impl BuildCommand {
         match self {
             Self::Add(args) => wait(add(*args)),
             Self::List(args) => wait(list(&args)),
+            Self::Fetch(args) => wait(bring(&args)),
         }
     }
 }
@@ -138,6 +163,32 @@ async fn list(args: &List) -> anyhow::Result<()> {
     }
     if page.next.is_some() {
         eprintln!("These are the newest {}; the others are at /api/v1/builds.", page.items.len());
+    }
+    Ok(())
+}
+
+async fn bring(args: &Fetch) -> anyhow::Result<()> {
+    let client = args.server.client();
+    let build = patiently(|| client.build(&args.id)).await.map_err(|error| said(&error))?;
+    ensure!(
+        build.artifacts.iter().any(|file| file.state == ArtifactState::Complete),
+        "this build has no complete file; `crashyard build add` gives it some"
+    );
+    let mut brought = Vec::new();
+    for file in &build.artifacts {
+        if file.state != ArtifactState::Complete {
+            eprintln!("{} is left out: its upload is not complete.", text::safe(&file.name));
+            continue;
+        }
+        let path = fetch(&client, file, &args.dir).await?;
+        if args.json {
+            brought.push(json!({ "name": file.name, "path": path, "size": file.size, "blake3": file.blake3 }));
+        } else {
+            println!("{}", text::safe(&path.display().to_string()));
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&brought)?);
     }
     Ok(())
 }

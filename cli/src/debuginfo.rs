@@ -3,8 +3,8 @@
 //! A vmlinux of another build shows wrong stacks with great confidence. So its build id is compared first, wherever it comes
 //! from, and one that does not match is never used.
 
+use crate::fetch::{self, bar};
 use crate::triage::vmcore::text;
-use crate::vmcore::fetch::{self, bar};
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
 use object::read::elf::ElfFile64;

@@ -5,6 +5,7 @@
 mod build;
 mod console;
 mod debuginfo;
+mod fetch;
 mod follow;
 mod job;
 mod machine;

@@ -4,15 +4,15 @@
 //! that belongs to the kernel; otherwise it prints our own triage, which needs neither, and says what to install.
 //! Whatever comes from the server or from a dump is text from a stranger and passes `text::safe` on its way to the terminal.
 
-pub mod fetch;
 mod tools;
 
+use crate::fetch;
 use crate::server::{Server, said};
 use crate::triage::vmcore::text;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use crashyard_protocol::api::{Artifact, Attempt, CAPSULE, NewHold};
-use crashyard_protocol::client::{Client, ClientError};
+use crashyard_protocol::client::Client;
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{ArtifactState, AttemptId, JobId};
 use crashyard_vmcore::Capsule;

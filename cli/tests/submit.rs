@@ -72,6 +72,50 @@ async fn a_kernel_goes_from_its_file_to_its_results() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_files_of_a_build_come_back_as_they_were_sent() {
+    let farm = Farm::start().await;
+    let build = farm.build().await;
+    let to = farm.dir.path().join("repro").display().to_string();
+    let fetch = ["build", "fetch", build.trim(), "--dir", &to];
+    let paths = farm.ok(&fetch).await;
+    for (name, sent) in [("kernel", "bzImage"), ("initrd", "initrd")] {
+        let path = format!("{to}/{name}");
+        assert!(paths.lines().any(|line| line == path), "{path} in {paths}");
+        assert!(std::fs::read(path).unwrap() == std::fs::read(farm.dir.path().join(sent)).unwrap(), "{name}");
+    }
+    let again: serde_json::Value = {
+        let arguments: Vec<&str> = fetch.iter().copied().chain(["--json"]).collect();
+        serde_json::from_str(&farm.ok(&arguments).await).unwrap()
+    };
+    assert_eq!(again.as_array().unwrap().len(), 2, "{again}");
+    farm.state.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_cannot_name_a_file_out_of_the_directory() {
+    let id = "01JDB4Q1W5Z8N6K3X0V7T2R9MF";
+    for name in ["../out", "/out", "..", "a/b", ""] {
+        let address = stand_in::serve(move |_, _| {
+            let file = serde_json::json!({ "id": id, "build": id, "attempt": null, "name": name, "state": "complete",
+                "size": 1, "blake3": blake3::hash(b"x").to_hex().to_string(), "created_at": 0, "dropped": null });
+            Reply::ok(
+                serde_json::json!({ "id": id, "checkout": null, "name": "one", "architecture": "x86_64",
+                "release": "6.1", "build_id": null, "config_name": null, "cmdline": "", "created_at": 0,
+                "artifacts": [file] })
+                .to_string(),
+            )
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("in");
+        let mut fetch =
+            command(dir.path(), &address, "none", &["build", "fetch", id, "--dir", inside.to_str().unwrap()]);
+        let fetched = fetch.output().await.unwrap();
+        assert!(!fetched.status.success() && stderr(&fetched).contains("no name for one here"), "{}", stderr(&fetched));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn why_a_job_waits_is_said_anew_when_that_changes_and_ends_with_where_it_went() {
     let farm = Farm::start().await;
     let build = farm.build().await;

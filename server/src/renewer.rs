@@ -4,6 +4,7 @@
 use crate::db::lease::{self, Renewal, Standing};
 use crate::db::{Db, DbResult, Tx};
 use crate::group::Together;
+use std::time::Duration;
 
 /// Renews leases.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ impl Together for Renewer {
     type Answer = Standing;
     const QUEUE: usize = 4096;
     const BATCH: usize = 256;
+    // A lease is renewed long before it ends.
+    const MOMENT: Duration = Duration::from_millis(20);
 
     async fn write(&self, _: &Db, mut tx: Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
         let renewed = lease::renew(&mut tx, renewals).await?;

@@ -95,15 +95,7 @@ pub async fn get_repro(_: Reader, State(state): State<AppState>, Path(id): Path<
 /// The same scenario with the same kernel on the same machine, as commands; `stored`, if the scenario of its name is still the
 /// same. All names in them are plain words.
 fn again(id: &AttemptId, machine: &str, build: &Build, scenario: &Scenario, stored: bool) -> Vec<String> {
-    let files = build.artifacts.iter().map(|file| {
-        format!(
-            "curl -fsS -o {} $CRASHYARD_SERVER/api/v1/artifacts/{}/content   # BLAKE3 {}",
-            file.name,
-            file.id,
-            file.blake3.as_deref().unwrap_or("-")
-        )
-    });
-    let mut commands: Vec<String> = files.collect();
+    let mut commands = vec![format!("crashyard build fetch {} --dir repro-{id}", build.id)];
     let name = if stored {
         scenario.name.clone()
     } else {
