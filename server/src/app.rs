@@ -11,6 +11,7 @@ use crate::judging::Judging;
 use crate::ledger_writer::LedgerWriter;
 use crate::metrics::Metrics;
 use crate::opener::Opener;
+use crate::passes::aside::Aside;
 use crate::placer::Placer;
 use crate::receiver::Receiver;
 use crate::renewer::Renewer;
@@ -19,7 +20,7 @@ use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
 use crashyard_vmcore::TableCache;
 use rand::Rng;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -46,9 +47,8 @@ pub struct App {
     /// Attempts with evidence that could not be judged when it came. Lost with the process and then not needed: a
     /// server that starts judges every live attempt.
     pub unjudged: Mutex<BTreeSet<AttemptId>>,
-    /// Attempts whose evidence could not be read, and until when the others go first. Lost with the process and then not
-    /// needed: every attempt is tried again.
-    pub unreadable: Mutex<BTreeMap<AttemptId, Timestamp>>,
+    /// Attempts whose evidence could not be read.
+    pub unreadable: Aside<AttemptId>,
     /// When it was last looked whether anything is owed. Lost with the process, which looks after a start anyway.
     pub reconciled_at: Mutex<Option<Timestamp>>,
     /// Decoded tables of kernels whose dumps were read: a cache, made again from the next dump.
@@ -114,7 +114,7 @@ impl AppState {
             config,
             consoles,
             unjudged: Mutex::default(),
-            unreadable: Mutex::default(),
+            unreadable: Aside::default(),
             reconciled_at: Mutex::default(),
             tables: Arc::new(TableCache::new(TABLES_BYTES)),
             metrics,

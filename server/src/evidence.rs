@@ -11,6 +11,7 @@ use crashyard_protocol::api::{DUMP, Evidence};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState};
 use std::collections::HashMap;
+use std::hash::Hash;
 
 /// An attempt, and what is recorded of it.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub struct Seen {
 pub async fn load(tx: &mut Tx, consoles: &Consoles, attempts: Vec<FullAttempt>, now: Timestamp) -> DbResult<Vec<Seen>> {
     let ids: Vec<AttemptId> = attempts.iter().map(|full| full.attempt.id.clone()).collect();
     let ids = &ids.iter().collect::<Vec<_>>();
-    let mut reports = by_attempt(report::of_attempts(tx, ids).await?, |row| Some(row.attempt_id.clone()));
-    let mut artifacts = by_attempt(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
+    let mut reports = grouped(report::of_attempts(tx, ids).await?, |row| Some(row.attempt_id.clone()));
+    let mut artifacts = grouped(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
     let mut stages = attempt::stages_of(tx, ids).await?;
     let first = attempts.iter().map(|full| full.attempt.started_at).min().unwrap_or(now);
     let away = lease::away_since(tx, first).await?;
@@ -53,10 +54,11 @@ pub async fn load(tx: &mut Tx, consoles: &Consoles, attempts: Vec<FullAttempt>, 
     Ok(all)
 }
 
-fn by_attempt<T>(rows: Vec<T>, id: impl Fn(&T) -> Option<AttemptId>) -> HashMap<AttemptId, Vec<T>> {
-    let mut all: HashMap<AttemptId, Vec<T>> = HashMap::new();
+/// Rows by whose they are.
+pub fn grouped<K: Hash + Eq, T>(rows: Vec<T>, whose: impl Fn(&T) -> Option<K>) -> HashMap<K, Vec<T>> {
+    let mut all: HashMap<K, Vec<T>> = HashMap::new();
     for row in rows {
-        if let Some(id) = id(&row) {
+        if let Some(id) = whose(&row) {
             all.entry(id).or_default().push(row);
         }
     }

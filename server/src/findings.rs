@@ -5,13 +5,16 @@
 //! kept as an artifact of the attempt whose name carries the version of the rules it was made with, and crashes that
 //! nobody asked for are recorded under their signatures, of that version too. A better reader adds findings and
 //! signatures and leaves the old ones as they are, so nothing that people have triaged is ever re-bucketed.
+//!
+//! Attempts are read one after another, and what was found in several is written in one transaction.
 
 use crate::app::AppState;
-use crate::db::artifact::{self, ArtifactRow, Owner, SegmentRow};
+use crate::db::artifact::{self, ArtifactRow, OnePiece, SegmentRow};
 use crate::db::attempt::FullAttempt;
 use crate::db::signature::{self, NewPlace, NewSignature};
-use crate::db::{Tx, attempt, signed, unsigned};
+use crate::db::{attempt, signed, unsigned};
 use crate::error::{AppError, AppResult};
+use crate::evidence::grouped;
 use crate::ranges::{self, Stored};
 use bytes::Bytes;
 use crashyard_crashlog::{Intent, Kind, Options, Outcome, Parser, RULE_VERSION, Report};
@@ -19,7 +22,9 @@ use crashyard_protocol::api::{CAPSULE, DUMP};
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, SignatureId};
 use crashyard_vmcore::{Capsule, VERSION as CAPSULE_VERSION};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How the names of findings begin; agents cannot upload files of such names.
 pub const PREFIX: &str = "found-";
@@ -31,6 +36,10 @@ pub const DUMP_REPORTS: &str = "found-dump-reports";
 const ROUND: i64 = 1;
 /// Bytes of a console read at a time.
 const PIECE: u64 = 4 << 20;
+/// Segments of consoles up to this size are looked up for all attempts at once, and are in memory together.
+const SMALL: u64 = 256 << 10;
+/// What was found is written when reading has taken so long: nobody's findings wait for the dumps of all others.
+const LONG: Duration = Duration::from_secs(1);
 /// Signatures recorded of one console; a kernel that dies in this many ways at once is one problem.
 const SIGNATURES: usize = 200;
 
@@ -80,19 +89,74 @@ impl Finding {
     }
 }
 
-/// Reads everything of an attempt, stores what was found, and notes that it was read. Doing it again changes nothing.
-pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
-    let full = attempt::full(&state.db, id).await?;
+/// What there is of an attempt to be read.
+struct Evidence {
+    full: FullAttempt,
+    artifacts: Vec<ArtifactRow>,
+    /// The segments of its small consoles.
+    segments: HashMap<ArtifactId, Vec<SegmentRow>>,
+}
+
+/// What was found in an attempt. Large files are in the blob store.
+struct Found {
+    attempt: AttemptId,
+    files: Vec<(String, SegmentRow)>,
+    seen: Vec<(NewSignature, NewPlace)>,
+}
+
+/// Reads everything of these attempts, or of the first of them where that takes long, stores what was found, and notes that they
+/// were read. Returned are those that could not be read, and why. Doing it again changes nothing.
+pub async fn read_all(state: &AppState, ids: &[AttemptId]) -> AppResult<Vec<(AttemptId, AppError)>> {
+    let mut evidence = look_up(state, &ids.iter().collect::<Vec<_>>()).await?;
+    let (mut found, mut failed) = (Vec::new(), Vec::new());
+    let begun = Instant::now();
+    for id in ids {
+        let one = match evidence.remove(id) {
+            Some(evidence) => read(state, evidence).await,
+            None => Err(AppError::not_found("attempt")),
+        };
+        match one {
+            Ok(one) => found.push(one),
+            Err(error) => failed.push((id.clone(), error)),
+        }
+        if begun.elapsed() > LONG {
+            break;
+        }
+    }
+    write(state, &found).await?;
+    Ok(failed)
+}
+
+async fn look_up(state: &AppState, ids: &[&AttemptId]) -> AppResult<HashMap<AttemptId, Evidence>> {
+    let attempts = attempt::full_all(&state.db, ids).await?;
+    let artifacts = artifact::list_all(&state.db, ids).await?;
+    let small = artifacts.iter().filter(|file| file.console_source().is_some() && unsigned(file.size) <= SMALL);
+    let small: Vec<&ArtifactId> = small.map(|file| &file.id).collect();
+    let segments = artifact::segments_of(&state.db, &small).await?;
+    let mut segments = grouped(segments, |segment| Some(segment.artifact_id.clone()));
+    let mut artifacts = grouped(artifacts, |file| file.attempt_id.clone());
+    let all = attempts.into_iter().map(|full| {
+        let id = full.attempt.id.clone();
+        let artifacts = artifacts.remove(&id).unwrap_or_default();
+        let segments = artifacts.iter().filter_map(|file| segments.remove_entry(&file.id)).collect();
+        (id, Evidence { full, artifacts, segments })
+    });
+    Ok(all.collect())
+}
+
+async fn read(state: &AppState, evidence: Evidence) -> AppResult<Found> {
+    let Evidence { full, artifacts, mut segments } = evidence;
+    let id = &full.attempt.id;
     let intent = || Intent { marker: Some(format!("attempt={id}")), expect: full.scenario.expect.panic.clone() };
-    let artifacts = artifact::list(&state.db, &Owner::Attempt(id.clone())).await?;
     let mut consoles = Vec::new();
     for console in &artifacts {
         if let Some(source) = console.console_source() {
-            let outcome = reports(state, console, intent()).await?;
+            let segments = segments.remove(&console.id).unwrap_or_default();
+            let outcome = reports(state, console, segments.into(), intent()).await?;
             consoles.push(ConsoleReports { source: source.to_owned(), artifact: console.id.clone(), outcome });
         }
     }
-    let mut found = vec![Finding::new(reports_name(), &consoles)?];
+    let mut findings = vec![Finding::new(reports_name(), &consoles)?];
     let dump = artifacts.iter().find(|file| file.name == DUMP && file.state != ArtifactState::Dropped);
     if let Some(dump) = dump
         && let Some(capsule) = capsule(state, dump).await?
@@ -101,19 +165,36 @@ pub async fn read(state: &AppState, id: &AttemptId) -> AppResult<()> {
         let options = Options { intent: Some(intent()) };
         let outcome = tokio::task::spawn_blocking(move || crashyard_crashlog::parse(log.as_bytes(), options)).await?;
         let in_dump = [ConsoleReports { source: DUMP.to_owned(), artifact: dump.id.clone(), outcome }];
-        found.push(Finding::new(dump_reports_name(), &in_dump)?);
-        found.push(Finding::new(capsule_name(), &capsule)?);
+        findings.push(Finding::new(dump_reports_name(), &in_dump)?);
+        findings.push(Finding::new(capsule_name(), &capsule)?);
     }
     let mut files = Vec::new();
-    for finding in found {
-        files.extend(store(state, &artifacts, finding).await?);
+    for finding in findings {
+        // One of that name is kept already, if it was read before.
+        if !artifacts.iter().any(|file| file.name == finding.name) {
+            files.push(keep(state, finding).await?);
+        }
     }
+    let seen = consoles.iter().flat_map(|console| seen(state, &full, console)).collect();
+    Ok(Found { attempt: full.attempt.id, files, seen })
+}
+
+/// Writes what was found. Attempts are locked before anything else: another server that has read the same ones waits for it, and
+/// then finds all of it there.
+async fn write(state: &AppState, found: &[Found]) -> AppResult<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let attempts: Vec<&AttemptId> = found.iter().map(|one| &one.attempt).collect();
+    let seen: Vec<&(NewSignature, NewPlace)> = found.iter().flat_map(|one| &one.seen).collect();
+    let files = found
+        .iter()
+        .flat_map(|one| one.files.iter().map(|(called, segment)| OnePiece { attempt: &one.attempt, called, segment }));
+    let files: Vec<OnePiece<'_>> = files.collect();
     let mut tx = state.db.begin().await?;
-    record(state, &mut tx, &full, &consoles).await?;
-    for (name, segment) in &files {
-        register(&mut tx, id, name, segment).await?;
-    }
-    attempt::set_read_by(&mut tx, id, version()).await?;
+    attempt::set_read_by(&mut tx, &attempts, version()).await?;
+    signature::record_all(&mut tx, &seen).await?;
+    artifact::keep_whole(&mut tx, &files).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -124,12 +205,17 @@ pub fn log_text(capsule: &Capsule) -> String {
     capsule.dmesg.iter().fold(String::new(), |text, line| text + &line.stamped() + "\n")
 }
 
-async fn reports(state: &AppState, console: &ArtifactRow, intent: Intent) -> AppResult<Outcome> {
+async fn reports(
+    state: &AppState,
+    console: &ArtifactRow,
+    mut segments: VecDeque<SegmentRow>,
+    intent: Intent,
+) -> AppResult<Outcome> {
     let mut parser = Parser::new(Options { intent: Some(intent) });
     let (mut at, end) = (0, unsigned(console.size));
     while at < end {
         let until = end.min(at + PIECE);
-        let bytes = ranges::read(state, &console.id, at..until).await?;
+        let bytes = ranges::read_on(state, &console.id, at..until, &mut segments).await?;
         parser = tokio::task::spawn_blocking(move || {
             parser.feed(&bytes);
             parser
@@ -164,43 +250,41 @@ pub async fn read_capsule(state: &AppState, stored: Stored, partial: bool) -> Ap
     Ok(capsule.ok())
 }
 
-/// Records the signatures of what nobody asked for.
-async fn record(state: &AppState, tx: &mut Tx, full: &FullAttempt, consoles: &[ConsoleReports]) -> AppResult<()> {
-    for console in consoles {
-        let all = &console.outcome.reports;
-        let mut seen: Vec<(&Report, i64)> = Vec::new();
-        let mut places: HashMap<String, usize> = HashMap::new();
-        for report in all.iter().filter(|report| is_problem(report, all)) {
-            let place = *places.entry(fingerprint(report)).or_insert(seen.len());
-            match seen.get_mut(place) {
-                Some((_, count)) => *count += 1,
-                None => seen.push((report, 1)),
-            }
-        }
-        for (report, count) in seen.into_iter().take(SIGNATURES) {
-            let new = NewSignature {
-                id: SignatureId::from_ulid(state.ids.next()),
-                rule_version: i64::from(RULE_VERSION),
-                fingerprint: fingerprint(report),
-                title: report.title.clone(),
-                kind: word(report.kind),
-                frame: report.frame.clone(),
-                module: report.module.clone(),
-                frames: report.fingerprint.frames.clone(),
-            };
-            let place = NewPlace {
-                artifact_id: console.artifact.clone(),
-                attempt_id: full.attempt.id.clone(),
-                source: console.source.clone(),
-                start_at: signed(report.start),
-                line: signed(report.line),
-                reports: count,
-                seen_at: full.attempt.started_at,
-            };
-            signature::record(tx, &new, &place).await?;
+/// The signatures of what nobody asked for on a console, and where each is there.
+fn seen(state: &AppState, full: &FullAttempt, console: &ConsoleReports) -> Vec<(NewSignature, NewPlace)> {
+    let all = &console.outcome.reports;
+    let mut seen: Vec<(&Report, i64)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for report in all.iter().filter(|report| is_problem(report, all)) {
+        let place = *places.entry(fingerprint(report)).or_insert(seen.len());
+        match seen.get_mut(place) {
+            Some((_, count)) => *count += 1,
+            None => seen.push((report, 1)),
         }
     }
-    Ok(())
+    let recorded = seen.into_iter().take(SIGNATURES).map(|(report, reports)| {
+        let new = NewSignature {
+            id: SignatureId::from_ulid(state.ids.next()),
+            rule_version: i64::from(RULE_VERSION),
+            fingerprint: fingerprint(report),
+            title: report.title.clone(),
+            kind: word(report.kind),
+            frame: report.frame.clone(),
+            module: report.module.clone(),
+            frames: report.fingerprint.frames.clone(),
+        };
+        let place = NewPlace {
+            artifact_id: console.artifact.clone(),
+            attempt_id: full.attempt.id.clone(),
+            source: console.source.clone(),
+            start_at: signed(report.start),
+            line: signed(report.line),
+            reports,
+            seen_at: full.attempt.started_at,
+        };
+        (new, place)
+    });
+    recorded.collect()
 }
 
 /// Whether a report is a problem of its own: not what the scenario asked for, not printed before, and neither a panic that only
@@ -231,34 +315,18 @@ fn word(kind: Kind) -> String {
     }
 }
 
-/// Makes the bytes of a finding durable; `None` if one of that name is kept already.
-async fn store(state: &AppState, there: &[ArtifactRow], finding: Finding) -> AppResult<Option<(String, SegmentRow)>> {
+/// Makes the bytes of a finding durable, if they are many, and returns its name and its row.
+async fn keep(state: &AppState, finding: Finding) -> AppResult<(String, SegmentRow)> {
     let Finding { name, text } = finding;
-    let before = there.iter().find(|file| file.name == name);
-    if before.is_some_and(|file| file.state == ArtifactState::Complete) {
-        return Ok(None);
-    }
-    let artifact_id = before.map_or_else(|| ArtifactId::from_ulid(state.ids.next()), |file| file.id.clone());
     let segment = SegmentRow {
-        artifact_id,
+        artifact_id: ArtifactId::from_ulid(state.ids.next()),
         start_at: 0,
         length: signed(text.len() as u64),
         hash: blake3::hash(&text).to_hex().to_string(),
         received_at: state.now(),
         bytes: None,
     };
-    Ok(Some((name, state.blobs.keep(segment, text).await?)))
-}
-
-/// Registers a finding whose bytes are durable, unless another server was quicker.
-async fn register(tx: &mut Tx, id: &AttemptId, name: &str, segment: &SegmentRow) -> AppResult<()> {
-    let owner = Owner::Attempt(id.clone());
-    let file = artifact::open(tx, &owner, &segment.artifact_id, name, segment.received_at).await?;
-    if file.id == segment.artifact_id && file.state == ArtifactState::Open {
-        artifact::add_chunk(tx, segment).await?;
-        artifact::complete(tx, &file.id, &segment.hash, segment.received_at).await?;
-    }
-    Ok(())
+    Ok((name, state.blobs.keep(segment, text).await?))
 }
 
 #[cfg(test)]

@@ -23,10 +23,20 @@ const PAGE: i64 = 256;
 
 /// Reads a range into memory; the caller bounds its length.
 pub async fn read(state: &AppState, id: &ArtifactId, range: Range<u64>) -> AppResult<Bytes> {
-    let (mut out, mut segments) = (BytesMut::new(), VecDeque::new());
+    read_on(state, id, range, &mut VecDeque::new()).await
+}
+
+/// The same with segments that are known already, and those that are looked up are kept there for the range that follows.
+pub async fn read_on(
+    state: &AppState,
+    id: &ArtifactId,
+    range: Range<u64>,
+    segments: &mut VecDeque<SegmentRow>,
+) -> AppResult<Bytes> {
+    let mut out = BytesMut::new();
     let mut at = range.start;
     while at < range.end {
-        let piece = next(state, id, at, range.end, &mut segments).await?;
+        let piece = next(state, id, at, range.end, segments).await?;
         at += piece.len() as u64;
         out.extend_from_slice(&piece);
     }
@@ -55,7 +65,9 @@ async fn next(
     end: u64,
     segments: &mut VecDeque<SegmentRow>,
 ) -> AppResult<Bytes> {
-    segments.retain(|segment| segment.end() > at);
+    while segments.front().is_some_and(|segment| segment.end() <= at) {
+        segments.pop_front();
+    }
     if segments.is_empty() {
         *segments = artifact::segments_in(&state.db, id, at, end, PAGE).await?.into();
     }

@@ -152,6 +152,12 @@ pub async fn list(db: &Db, owner: &Owner) -> DbResult<Vec<ArtifactRow>> {
 }
 
 /// Every artifact of several attempts, those of each oldest first.
+pub async fn list_all(db: &Db, attempts: &[&AttemptId]) -> DbResult<Vec<ArtifactRow>> {
+    let text = listed!(db.read(), "SELECT * FROM artifact WHERE ", "attempt_id", " ORDER BY id");
+    Ok(on!(db.read(), |c| sqlx::query_as(text).bind(Json(attempts)).fetch_all(c).await)?)
+}
+
+/// The same, as a transaction sees it.
 pub async fn of_attempts(tx: &mut Tx, attempts: &[&AttemptId]) -> DbResult<Vec<ArtifactRow>> {
     let text = listed!(tx, "SELECT * FROM artifact WHERE ", "attempt_id", " ORDER BY id");
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(attempts)).fetch_all(c).await)?)
@@ -200,13 +206,60 @@ pub async fn named(tx: &mut Tx, owner: &Owner, name: &str) -> DbResult<ArtifactR
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(id).bind(name).fetch_one(c).await)?)
 }
 
-/// Opens a file, or returns the one of that name.
-pub async fn open(tx: &mut Tx, owner: &Owner, id: &ArtifactId, name: &str, now: Timestamp) -> DbResult<ArtifactRow> {
-    let file = NewFile { file: id, build: owner.build(), attempt: owner.attempt(), called: name, opened_at: now };
-    match open_all(tx, &[file]).await?.pop() {
-        Some(made) => Ok(made),
-        None => named(tx, owner, name).await,
+/// A file of an attempt all of which is one segment.
+#[derive(Clone, Copy, Debug)]
+pub struct OnePiece<'a> {
+    /// The attempt.
+    pub attempt: &'a AttemptId,
+    /// Its name.
+    pub called: &'a str,
+    /// Its bytes; their hash is that of the file.
+    pub segment: &'a SegmentRow,
+}
+
+#[derive(Serialize)]
+struct NewWhole<'a> {
+    file: &'a ArtifactId,
+    attempt: &'a AttemptId,
+    called: &'a str,
+    size: i64,
+    hash: &'a str,
+    at: Timestamp,
+}
+
+/// Keeps files that are whole from the start. Where one of that name is there already, that one stays as it is.
+pub async fn keep_whole(tx: &mut Tx, files: &[OnePiece<'_>]) -> DbResult<()> {
+    if files.is_empty() {
+        return Ok(());
     }
+    let rows: Vec<NewWhole<'_>> = files
+        .iter()
+        .map(|OnePiece { attempt, called, segment }| NewWhole {
+            file: &segment.artifact_id,
+            attempt,
+            called,
+            size: segment.length,
+            hash: &segment.hash,
+            at: segment.received_at,
+        })
+        .collect();
+    let text = given!(
+        tx,
+        insert "artifact (id, attempt_id, name, state, size, blake3, created_at, completed_at) \
+         SELECT file, attempt, called, 'complete', size, hash, at, at FROM ",
+        [file text, attempt text, called text, size bigint, hash text, at bigint],
+        " WHERE TRUE ON CONFLICT DO NOTHING RETURNING id"
+    );
+    let kept: Vec<ArtifactId> = on_tx!(tx, |c| sqlx::query_scalar(text).bind(Json(&rows)).fetch_all(c).await)?;
+    let kept: BTreeSet<ArtifactId> = kept.into_iter().collect();
+    let segments = files.iter().map(|file| file.segment).filter(|segment| kept.contains(&segment.artifact_id));
+    insert_segments(tx, &segments.collect::<Vec<_>>()).await
+}
+
+/// Every segment of several artifacts, those of each in order.
+pub async fn segments_of(db: &Db, ids: &[&ArtifactId]) -> DbResult<Vec<SegmentRow>> {
+    let text = listed!(db.read(), "SELECT * FROM segment WHERE ", "artifact_id", " ORDER BY artifact_id, start_at");
+    Ok(on!(db.read(), |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
 }
 
 /// Every segment of an artifact, in order.
@@ -429,6 +482,9 @@ pub async fn append_all(tx: &mut Tx, appends: &[Append]) -> DbResult<Vec<DbResul
 }
 
 async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
+    if segments.is_empty() {
+        return Ok(());
+    }
     let text = given!(
         tx,
         insert "segment (artifact_id, start_at, length, hash, received_at, bytes) \

@@ -1,7 +1,7 @@
 //! Attempts and their stages, for reading. Who may change them: [`super::queue`] makes, [`super::judgement`] judges,
 //! [`super::lease`] ends.
 
-use super::given::{listed, lock_in_order};
+use super::given::{listed, lock_in_order, write_in_order};
 use super::machine::Labels;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
@@ -175,6 +175,12 @@ pub async fn full(db: &Db, id: &AttemptId) -> DbResult<FullAttempt> {
     Ok(on!(db.read(), |c| sqlx::query_as(concat!(full!(), "a.id = $1")).bind(id).fetch_one(c).await)?)
 }
 
+/// Several attempts with what belongs to them.
+pub async fn full_all(db: &Db, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>> {
+    let text = listed!(db.read(), full!(), "a.id", "");
+    Ok(on!(db.read(), |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
+}
+
 /// Attempts with what belongs to them, locked: nobody else changes one before this transaction has ended.
 pub async fn lock(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>> {
     lock_in_order!(tx, "attempt", ids);
@@ -339,14 +345,11 @@ pub async fn unread_by(db: &Db, version: i64, limit: i64) -> DbResult<Vec<Attemp
     })?)
 }
 
-/// Notes that readers of this version have read an attempt.
-pub async fn set_read_by(tx: &mut Tx, id: &AttemptId, version: i64) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET read_by = $2 WHERE id = $1 AND read_by < $2")
-        .bind(id)
-        .bind(version)
-        .execute(c)
-        .await
-        .map(drop))?;
+/// Notes that readers of this version have read these attempts.
+pub async fn set_read_by(tx: &mut Tx, ids: &[&AttemptId], version: i64) -> DbResult<()> {
+    write_in_order!(tx, "attempt", ids.iter());
+    let text = listed!(tx, update "attempt SET read_by = $2 WHERE ", "id", " AND read_by < $2");
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(ids)).bind(version).execute(c).await.map(drop))?;
     Ok(())
 }
 

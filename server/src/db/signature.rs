@@ -3,11 +3,14 @@
 //! A signature belongs to one version of the crash-log rules. Recording is idempotent, so an attempt may be read again;
 //! nothing here ever moves a crash from one signature to another.
 
-use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
+use super::given::{Kept, given};
+use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, AttemptId, RunId, SignatureId, Status};
+use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
+use std::collections::{BTreeMap, HashMap};
 
 /// A signature as it is recorded.
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ pub struct NewSignature {
 }
 
 /// Where it was seen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct NewPlace {
     /// The console.
     pub artifact_id: ArtifactId,
@@ -103,46 +106,94 @@ pub struct PlaceRow {
     pub seen_at: Timestamp,
 }
 
-/// Records that a signature was seen in a place. Doing it again changes nothing.
-pub async fn record(tx: &mut Tx, signature: &NewSignature, place: &NewPlace) -> DbResult<SignatureId> {
-    let id: SignatureId = on_tx!(tx, |c| sqlx::query_scalar(
-        "INSERT INTO signature (id, rule_version, fingerprint, title, kind, frame, module, frames, first_seen_at, \
-         last_seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) \
-         ON CONFLICT (rule_version, fingerprint) DO UPDATE SET \
+#[derive(Serialize)]
+struct Recorded<'a> {
+    id: &'a SignatureId,
+    rules: i64,
+    fingerprint: &'a str,
+    title: &'a str,
+    kind: &'a str,
+    frame: Option<&'a str>,
+    module: Option<&'a str>,
+    frames: Kept<'a, Vec<String>>,
+    first_at: Timestamp,
+    last_at: Timestamp,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    signature: &'a SignatureId,
+    #[serde(flatten)]
+    place: &'a NewPlace,
+}
+
+/// Records that signatures were seen in places; for each its id. Doing it again changes nothing.
+pub async fn record_all(tx: &mut Tx, seen: &[&(NewSignature, NewPlace)]) -> DbResult<Vec<SignatureId>> {
+    if seen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids = put_signatures(tx, seen).await?;
+    let id = |signature: &NewSignature| ids.get(&(signature.rule_version, signature.fingerprint.clone()));
+    let ids: Option<Vec<&SignatureId>> = seen.iter().map(|(signature, _)| id(signature)).collect();
+    let ids = ids.ok_or(DbError::NotFound)?;
+    let places: Vec<Shown<'_>> =
+        ids.iter().zip(seen).map(|(signature, (_, place))| Shown { signature, place }).collect();
+    let text = given!(
+        tx,
+        insert "signature_attempt (signature_id, artifact_id, attempt_id, source, start_at, line, reports, seen_at) \
+         SELECT signature, artifact_id, attempt_id, source, start_at, line, reports, seen_at FROM ",
+        [
+            signature text, artifact_id text, attempt_id text, source text, start_at bigint, line bigint,
+            reports bigint, seen_at bigint
+        ],
+        " WHERE TRUE ON CONFLICT DO NOTHING"
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&places)).execute(c).await.map(drop))?;
+    Ok(ids.into_iter().cloned().collect())
+}
+
+/// The ids of signatures by what tells them apart: the version of their rules and their fingerprint.
+async fn put_signatures(
+    tx: &mut Tx,
+    seen: &[&(NewSignature, NewPlace)],
+) -> DbResult<HashMap<(i64, String), SignatureId>> {
+    let kind = tx.kind();
+    // One row for each, and in one order everywhere: two servers that record the same ones do not wait for each other in a ring.
+    let mut rows: BTreeMap<(i64, &str), Recorded<'_>> = BTreeMap::new();
+    for (new, NewPlace { seen_at, .. }) in seen {
+        let row = rows.entry((new.rule_version, &new.fingerprint)).or_insert_with(|| Recorded {
+            id: &new.id,
+            rules: new.rule_version,
+            fingerprint: &new.fingerprint,
+            title: &new.title,
+            kind: &new.kind,
+            frame: new.frame.as_deref(),
+            module: new.module.as_deref(),
+            frames: Kept(kind, &new.frames),
+            first_at: *seen_at,
+            last_at: *seen_at,
+        });
+        row.first_at = row.first_at.min(*seen_at);
+        row.last_at = row.last_at.max(*seen_at);
+    }
+    let text = given!(
+        tx,
+        insert "signature (id, rule_version, fingerprint, title, kind, frame, module, frames, first_seen_at, \
+         last_seen_at) SELECT id, rules, fingerprint, title, kind, frame, module, frames, first_at, last_at FROM ",
+        [
+            id text, rules bigint, fingerprint text, title text, kind text, frame text, module text, frames jsonb,
+            first_at bigint, last_at bigint
+        ],
+        " WHERE TRUE ON CONFLICT (rule_version, fingerprint) DO UPDATE SET \
          first_seen_at = CASE WHEN excluded.first_seen_at < signature.first_seen_at THEN excluded.first_seen_at \
          ELSE signature.first_seen_at END, \
          last_seen_at = CASE WHEN excluded.last_seen_at > signature.last_seen_at THEN excluded.last_seen_at \
-         ELSE signature.last_seen_at END RETURNING id",
-    )
-    .bind(&signature.id)
-    .bind(signature.rule_version)
-    .bind(&signature.fingerprint)
-    .bind(&signature.title)
-    .bind(&signature.kind)
-    .bind(&signature.frame)
-    .bind(&signature.module)
-    .bind(Json(&signature.frames))
-    .bind(place.seen_at)
-    .fetch_one(c)
-    .await)?;
-    on_tx!(tx, |c| {
-        sqlx::query(
-        "INSERT INTO signature_attempt (signature_id, artifact_id, attempt_id, source, start_at, line, reports, seen_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
-    )
-    .bind(&id)
-    .bind(&place.artifact_id)
-    .bind(&place.attempt_id)
-    .bind(&place.source)
-    .bind(place.start_at)
-    .bind(place.line)
-    .bind(place.reports)
-    .bind(place.seen_at)
-    .execute(c)
-    .await
-    .map(drop)
-    })?;
-    Ok(id)
+         ELSE signature.last_seen_at END RETURNING rule_version, fingerprint, id"
+    );
+    let rows: Vec<_> = rows.into_values().collect();
+    let ids: Vec<(i64, String, SignatureId)> =
+        on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&rows)).fetch_all(c).await)?;
+    Ok(ids.into_iter().map(|(rules, fingerprint, id)| ((rules, fingerprint), id)).collect())
 }
 
 /// One page of the signatures of a version of the rules, the newest first.

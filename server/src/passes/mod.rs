@@ -4,6 +4,7 @@
 //! any time, twice, and on two servers. The loops here only decide *when*: at that moment, when somebody wakes them,
 //! or once in a while in case nobody did. A test calls `tick` itself.
 
+pub mod aside;
 pub mod compact;
 pub mod deadlines;
 pub mod dumps;

@@ -107,6 +107,7 @@ async fn every_check(db: &Db) {
     judged_together(db).await;
     reports_and_events(db).await;
     uploads(db).await;
+    whole_files(db).await;
     dumps::dumps(db).await;
     dumps::unread(db).await;
     consoles(db).await;
@@ -781,7 +782,12 @@ fn segment(artifact: &ArtifactId, start: u64, length: u64, hash: &str) -> Segmen
 
 async fn open(db: &Db, owner: &Owner, name: &str) -> artifact::ArtifactRow {
     let id = ArtifactId::from_ulid(ulid());
-    write!(db, |tx| artifact::open(tx, owner, &id, name, NOW))
+    let (build, attempt) = (owner.build(), owner.attempt());
+    let file = artifact::NewFile { file: &id, build, attempt, called: name, opened_at: NOW };
+    match write!(db, |tx| artifact::open_all(tx, &[file])).pop() {
+        Some(made) => made,
+        None => write!(db, |tx| artifact::named(tx, owner, name)),
+    }
 }
 
 async fn uploads(db: &Db) {
@@ -824,6 +830,34 @@ async fn uploads(db: &Db) {
     assert_eq!(artifact::list(db, &owner).await.unwrap(), [artifact::get(db, id).await.unwrap()]);
     let empty = Owner::Build(write!(db, |tx| build::create(tx, &build_row(None))).id);
     assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &empty)), 0, "a sum over nothing is a real NULL");
+}
+
+async fn whole_files(db: &Db) {
+    let farm = farm(db, "f-whole", 2).await;
+    submit(db, &farm, 2).await;
+    let one = lease(db, &farm, 0).await.unwrap().attempt.id;
+    let two = lease(db, &farm, 1).await.unwrap().attempt.id;
+    let there = open(db, &Owner::Attempt(one.clone()), "a").await;
+    let (in_row, object) = (ArtifactId::from_ulid(ulid()), ArtifactId::from_ulid(ulid()));
+    let in_row = SegmentRow { bytes: Some(b"seven b".into()), ..segment(&in_row, 0, 7, "r") };
+    let object = segment(&object, 0, 9000, "o");
+    let late = segment(&ArtifactId::from_ulid(ulid()), 0, 5, "l");
+    let file = |attempt, called, segment| artifact::OnePiece { attempt, called, segment };
+    let files = [file(&one, "a", &late), file(&one, "b", &in_row), file(&two, "a", &object)];
+    write!(db, |tx| artifact::keep_whole(tx, &files));
+    // Another server that was slower.
+    write!(db, |tx| artifact::keep_whole(tx, &[file(&one, "b", &late), file(&two, "a", &late)]));
+    write!(db, |tx| artifact::keep_whole(tx, &[]));
+    let of_each = artifact::list_all(db, &[&one, &two]).await.unwrap();
+    let found: Vec<_> = of_each.iter().map(|row| (row.attempt_id.as_ref(), row.name.as_str(), &row.id)).collect();
+    let kept = [&in_row, &object].map(|segment| &segment.artifact_id);
+    assert_eq!(found, [(Some(&one), "a", &there.id), (Some(&one), "b", kept[0]), (Some(&two), "a", kept[1])]);
+    assert_eq!(of_each[0], there, "what is there stays as it is");
+    let whole = &of_each[1];
+    assert_eq!((whole.state, whole.size, whole.blake3.as_deref()), (ArtifactState::Complete, 7, Some("r")));
+    assert_eq!((whole.created_at, whole.completed_at), (in_row.received_at, Some(in_row.received_at)));
+    let ids = [&there.id, &late.artifact_id, kept[0], kept[1]];
+    assert_eq!(artifact::segments_of(db, &ids).await.unwrap(), [in_row.clone(), object.clone()]);
 }
 
 /// Console bytes of an attempt in its first lease.
@@ -990,8 +1024,8 @@ async fn endings(db: &Db) {
     assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());
 
     assert!(attempt::unread_by(db, 1, 1000).await.unwrap().contains(&second.id), "over, and never read");
-    write!(db, |tx| attempt::set_read_by(tx, &second.id, 2));
-    write!(db, |tx| attempt::set_read_by(tx, &second.id, 1));
+    write!(db, |tx| attempt::set_read_by(tx, &[&second.id], 2));
+    write!(db, |tx| attempt::set_read_by(tx, &[&second.id], 1));
     assert!(!attempt::unread_by(db, 2, 1000).await.unwrap().contains(&second.id), "an older reader changes nothing");
     assert!(attempt::unread_by(db, 3, 1000).await.unwrap().contains(&second.id), "a better reader reads again");
 }
@@ -1035,13 +1069,22 @@ async fn signatures(db: &Db) {
         seen_at: seen,
     };
     let (a, b) = (&one.attempt.id, &two.attempt.id);
-    let f = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&first, a, 2, at(50))));
-    let again = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&first, a, 99, at(50))));
-    let elsewhere = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&second, a, 1, at(50))));
-    let earlier = write!(db, |tx| signature::record(tx, &new(2, "f", Some("f")), &place(&third, b, 1, at(10))));
-    assert_eq!((&again, &elsewhere, &earlier), (&f, &f, &f), "one signature for one fingerprint");
-    let g = write!(db, |tx| signature::record(tx, &new(2, "g", None), &place(&third, b, 1, at(10))));
-    let old = write!(db, |tx| signature::record(tx, &new(1, "f", Some("f")), &place(&first, a, 1, at(50))));
+    let seen = [
+        (new(2, "f", Some("f")), place(&first, a, 2, at(50))),
+        (new(1, "f", Some("f")), place(&first, a, 1, at(50))),
+        (new(2, "f", Some("f")), place(&first, a, 99, at(50))),
+        (new(2, "f", Some("f")), place(&third, b, 1, at(10))),
+    ];
+    let together = write!(db, |tx| signature::record_all(tx, &seen.each_ref()));
+    let [f, old, again, earlier] = together.try_into().unwrap();
+    let more = [
+        (new(2, "g", None), place(&third, b, 1, at(10))),
+        (new(2, "f", Some("f")), place(&second, a, 1, at(50))),
+        (new(2, "f", Some("f")), place(&third, b, 99, at(10))),
+    ];
+    let later = write!(db, |tx| signature::record_all(tx, &more.each_ref()));
+    let [g, elsewhere, once_more] = later.try_into().unwrap();
+    assert_eq!([&again, &earlier, &elsewhere, &once_more], [&f; 4], "one signature for one fingerprint");
     assert_ne!(old, f, "rules of another version make signatures of their own");
 
     let page = signature::list(db, 2, None, 10).await.unwrap();

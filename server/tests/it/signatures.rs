@@ -6,6 +6,7 @@ use crashyard_protocol::SignatureId;
 use crashyard_protocol::agent::{Claim, ReleaseRequest};
 use crashyard_protocol::api::{Attempt, Page, Signature};
 use crashyard_protocol::problem::kind;
+use crashyard_server::db::Tx;
 use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::findings;
 use crashyard_server::passes::Next;
@@ -104,12 +105,51 @@ async fn an_attempt_whose_console_cannot_be_read_steps_aside_and_comes_back() {
 }
 
 #[tokio::test]
+async fn of_attempts_read_together_only_the_one_that_cannot_be_read_steps_aside() {
+    let server = Server::new().await;
+    let long = "[    0.100000] pci 0000:00:02.0: reg 0x10\n".repeat(300);
+    crashed(&server).await;
+    crashed_after(&server, &long).await;
+    std::fs::remove_dir_all(server.dir.path().join("blobs")).unwrap();
+    crashed(&server).await;
+    assert_eq!(tick(&server.state).await.unwrap(), Next::Now);
+    assert_eq!(signatures(&server, "").await[0].attempts, 2, "in the same tick");
+    assert!(matches!(tick(&server.state).await.unwrap(), Next::At(_)));
+}
+
+#[tokio::test]
+async fn a_write_that_one_attempt_spoils_is_done_for_each_of_the_others() {
+    let server = Server::new().await;
+    let attempts = [crashed(&server).await, crashed(&server).await, crashed(&server).await];
+    let change = async |text: String| {
+        let mut tx = server.state.db.begin().await.unwrap();
+        let Tx::Sqlite(connection) = &mut tx else { panic!("this is SQLite") };
+        sqlx::query(sqlx::AssertSqlSafe(text)).execute(&mut **connection).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let spoiled = &attempts[1].attempt;
+    let refuse = "BEGIN SELECT RAISE(ABORT, 'not this one'); END";
+    change(format!("CREATE TRIGGER t BEFORE INSERT ON artifact WHEN NEW.attempt_id = '{spoiled}' {refuse}")).await;
+    let mut next = Next::Now;
+    while next == Next::Now {
+        next = tick(&server.state).await.unwrap();
+    }
+    assert!(matches!(next, Next::At(_)), "{next:?}");
+    assert_eq!(signatures(&server, "").await[0].attempts, 2);
+    change("DROP TRIGGER t".into()).await;
+    server.advance(601);
+    while tick(&server.state).await.unwrap() == Next::Now {}
+    assert_eq!(signatures(&server, "").await[0].attempts, 3);
+}
+
+#[tokio::test]
 async fn reading_again_changes_no_signature_and_other_rules_have_their_own() {
     let server = Server::new().await;
     let claim = crashed(&server).await;
     tick(&server.state).await.unwrap();
     let before = signatures(&server, "").await;
-    findings::read(&server.state, &claim.attempt).await.unwrap();
+    let failed = findings::read_all(&server.state, std::slice::from_ref(&claim.attempt)).await.unwrap();
+    assert!(failed.is_empty(), "{failed:?}");
     assert_eq!(signatures(&server, "").await, before);
     let other = before[0].rules + 1;
     assert_eq!(signatures(&server, &format!("?rules={other}")).await, []);
@@ -142,7 +182,7 @@ async fn better_rules_leave_what_older_ones_have_filed_where_it_is() {
         seen_at: attempt.started_at,
     };
     let mut tx = server.state.db.begin().await.unwrap();
-    signature::record(&mut tx, &old, &place).await.unwrap();
+    signature::record_all(&mut tx, &[&(old, place)]).await.unwrap();
     tx.commit().await.unwrap();
     let query = format!("?rules={}", RULE_VERSION - 1);
     let before = signatures(&server, &query).await;

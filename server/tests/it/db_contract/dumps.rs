@@ -28,7 +28,7 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
         at(seconds)
     ))
     .unwrap();
-    write!(db, |tx| attempt::set_read_by(tx, id, 7));
+    write!(db, |tx| attempt::set_read_by(tx, &[id], 7));
     let capsule = open(db, &Owner::Attempt(id.clone()), "found-capsule.v1.json").await;
     write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));
 }
@@ -82,7 +82,7 @@ async fn show(db: &Db, attempt: &attempt::AttemptRow, fingerprint: &str, rules: 
             reports: 1,
             seen_at: at(1),
         };
-        write!(db, |tx| signature::record(tx, &new, &place));
+        write!(db, |tx| signature::record_all(tx, &[&(new, place)]));
     }
 }
 
