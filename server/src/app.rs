@@ -16,8 +16,8 @@ use crate::placer::Placer;
 use crate::receiver::Receiver;
 use crate::renewer::Renewer;
 use crate::wake::Wake;
-use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::{Clock, Timestamp};
+use crashyard_protocol::{ArtifactId, AttemptId};
 use crashyard_vmcore::TableCache;
 use rand::Rng;
 use std::collections::BTreeSet;
@@ -49,6 +49,8 @@ pub struct App {
     pub unjudged: Mutex<BTreeSet<AttemptId>>,
     /// Attempts whose evidence could not be read.
     pub unreadable: Aside<AttemptId>,
+    /// Consoles that could not be put together.
+    pub unmerged: Aside<ArtifactId>,
     /// When it was last looked whether anything is owed. Lost with the process, which looks after a start anyway.
     pub reconciled_at: Mutex<Option<Timestamp>>,
     /// Decoded tables of kernels whose dumps were read: a cache, made again from the next dump.
@@ -115,6 +117,7 @@ impl AppState {
             consoles,
             unjudged: Mutex::default(),
             unreadable: Aside::default(),
+            unmerged: Aside::default(),
             reconciled_at: Mutex::default(),
             tables: Arc::new(TableCache::new(TABLES_BYTES)),
             metrics,

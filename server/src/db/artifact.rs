@@ -13,7 +13,7 @@ use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, Bui
 use serde::{Serialize, Serializer};
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Artifact names of consoles start with this; the rest names the source.
 pub const CONSOLE_PREFIX: &str = "console-";
@@ -435,6 +435,19 @@ impl End {
     }
 }
 
+/// The bytes that those of these files have that are open. Nothing changes them before the transaction ends.
+pub async fn lock_open(tx: &mut Tx, ids: &[&ArtifactId]) -> DbResult<HashMap<ArtifactId, i64>> {
+    let text = listed!(
+        tx,
+        "SELECT id, size FROM artifact WHERE ",
+        "id",
+        " AND state = 'open' ORDER BY id",
+        lock " FOR NO KEY UPDATE"
+    );
+    let open: Vec<(ArtifactId, i64)> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
+    Ok(open.into_iter().collect())
+}
+
 #[derive(serde::Serialize)]
 struct Grown<'a> {
     artifact: &'a ArtifactId,
@@ -514,10 +527,15 @@ pub struct Whole<'a> {
 
 /// Marks files complete, and returns those that were open until now. A dump waits from then on to be read.
 pub async fn complete_all(tx: &mut Tx, files: &[Whole<'_>]) -> DbResult<Vec<ArtifactRow>> {
+    write_in_order!(tx, "artifact", files.iter().map(|file| file.artifact));
+    complete_locked(tx, files).await
+}
+
+/// The same with files that are locked already ([`lock_open`]).
+pub async fn complete_locked(tx: &mut Tx, files: &[Whole<'_>]) -> DbResult<Vec<ArtifactRow>> {
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    write_in_order!(tx, "artifact", files.iter().map(|file| file.artifact));
     let text = given!(
         tx,
         update "artifact SET state = 'complete', blake3 = given.hash, completed_at = given.at FROM ",
@@ -586,23 +604,18 @@ pub async fn finished_consoles(db: &Db, limit: i64) -> DbResult<Vec<ArtifactRow>
     .await)?)
 }
 
-/// Puts one segment in the place of several that hold the same bytes; `false` if they are no longer as they were.
-pub async fn merge_segments(tx: &mut Tx, old: &[SegmentRow], merged: &SegmentRow) -> DbResult<bool> {
-    let text = given!(
-        tx,
-        "DELETE FROM segment WHERE artifact_id = $2 AND (start_at, hash) IN (SELECT start_at, hash FROM ",
-        [start_at bigint, hash text],
-        ")"
-    );
-    let gone = on_tx!(tx, |c| sqlx::query(text)
-        .bind(Json(old))
-        .bind(&merged.artifact_id)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?;
-    if gone != old.len() as u64 {
-        return Ok(false);
+/// Puts segments in the place of all that their files have, which are locked ([`lock_open`]) and hold the same bytes; `false` if
+/// they are not as many as they were when they were read.
+pub async fn exchange_segments(tx: &mut Tx, before: usize, segments: &[&SegmentRow]) -> DbResult<bool> {
+    let files: BTreeSet<&ArtifactId> = segments.iter().map(|segment| &segment.artifact_id).collect();
+    if !files.is_empty() {
+        let text = listed!(tx, "DELETE FROM segment WHERE ", "artifact_id", "");
+        let gone =
+            on_tx!(tx, |c| sqlx::query(text).bind(Json(&files)).execute(c).await.map(|done| done.rows_affected()))?;
+        if gone != before as u64 {
+            return Ok(false);
+        }
+        insert_segments(tx, segments).await?;
     }
-    insert_segments(tx, &[merged]).await?;
     Ok(true)
 }

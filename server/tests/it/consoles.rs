@@ -1,12 +1,15 @@
 //! Consoles: bytes in order, repeated, overlapping, hostile.
 
 use crate::harness::{Answer, Call, Server};
+use bytes::Bytes;
 use crashyard_protocol::agent::{Claim, ConsoleAck, ReleaseRequest};
 use crashyard_protocol::api::Artifact;
 use crashyard_protocol::problem::kind;
-use crashyard_protocol::{ArtifactState, StageName, StageState};
-use crashyard_server::passes::{Next, compact};
+use crashyard_protocol::{ArtifactId, ArtifactState, StageName, StageState};
+use crashyard_server::db::artifact::{self, SegmentRow};
+use crashyard_server::passes::{self, Next, compact};
 use proptest::prelude::*;
+use std::path::PathBuf;
 
 async fn next_offset(answer: &Answer) -> u64 {
     answer.ok::<ConsoleAck>().next_offset
@@ -17,7 +20,7 @@ async fn console(server: &Server, claim: &Claim) -> Artifact {
     artifacts.into_iter().find(|artifact| artifact.name == "console-serial0").unwrap()
 }
 
-async fn content(server: &Server, claim: &Claim) -> bytes::Bytes {
+async fn content(server: &Server, claim: &Claim) -> Bytes {
     let id = console(server, claim).await.id;
     server.get(format!("/api/v1/artifacts/{id}/content")).await.body
 }
@@ -148,21 +151,119 @@ async fn after_the_attempt_the_pieces_of_a_console_become_one_and_it_is_closed()
         offset = next_offset(&server.put_console(&claim, offset, line.to_owned()).await).await;
     }
     assert_eq!(compact::tick(&server.state).await.unwrap(), Next::Woken, "not while it grows");
-    let release = ReleaseRequest { healthy: true, detail: String::new() };
-    let release = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
-    server.call(release.by_controller(&server, &claim)).await.no_content();
-    // The judge may have asked for a moment of grace.
-    server.advance(60);
-    crashyard_server::passes::deadlines::tick(&server.state).await.unwrap();
+    released(&server, &claim).await;
     assert_eq!(compact::tick(&server.state).await.unwrap(), Next::Now);
     assert_eq!(compact::tick(&server.state).await.unwrap(), Next::Woken);
     let closed = console(&server, &claim).await;
     assert_eq!(closed.state, ArtifactState::Complete);
     assert_eq!(closed.blake3, Some(blake3::hash(text.as_bytes()).to_hex().to_string()));
-    let segments = crashyard_server::db::artifact::segments(&server.state.db, &closed.id).await.unwrap();
+    let segments = artifact::segments(&server.state.db, &closed.id).await.unwrap();
     assert_eq!(segments.len(), 1);
     assert_eq!(content(&server, &claim).await, text);
     assert_eq!(server.state.consoles.kept(), 0, "its reader is gone");
+}
+
+/// Ends an attempt.
+async fn released(server: &Server, claim: &Claim) {
+    let release = ReleaseRequest { healthy: true, detail: String::new() };
+    let release = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
+    server.call(release.by_controller(server, claim)).await.no_content();
+    // The judge may have asked for a moment of grace.
+    server.advance(60);
+    passes::deadlines::tick(&server.state).await.unwrap();
+}
+
+/// An attempt that is over, with a console of two pieces that are objects.
+async fn of_two_objects(server: &Server) -> (Claim, Bytes) {
+    let claim = server.claimed().await;
+    let half = "[    0.100000] pci 0000:00:02.0: reg 0x10\n".repeat(250);
+    let end = next_offset(&server.put_console(&claim, 0, half.clone()).await).await;
+    server.put_console(&claim, end, half.clone()).await.ok::<ConsoleAck>();
+    released(server, &claim).await;
+    (claim, half.repeat(2).into())
+}
+
+/// The files in the blob store under an artifact's id.
+fn objects(server: &Server, id: &ArtifactId) -> PathBuf {
+    let id = id.as_str();
+    server.dir.path().join("blobs").join(&id[id.len() - 2..]).join(id)
+}
+
+#[tokio::test]
+async fn of_consoles_merged_together_only_the_one_that_cannot_be_read_steps_aside() {
+    let server = Server::new().await;
+    let (first, bytes) = of_two_objects(&server).await;
+    let (lost, _) = of_two_objects(&server).await;
+    let (last, _) = of_two_objects(&server).await;
+    let (store, away) = (objects(&server, &console(&server, &lost).await.id), server.dir.path().join("away"));
+    std::fs::rename(&store, &away).unwrap();
+    assert_eq!(compact::tick(&server.state).await.unwrap(), Next::Now);
+    for claim in [&first, &last] {
+        let closed = console(&server, claim).await;
+        assert_eq!(closed.blake3, Some(blake3::hash(&bytes).to_hex().to_string()), "in the same tick");
+        assert_eq!(content(&server, claim).await, bytes);
+        assert_eq!(objects(&server, &closed.id).read_dir().unwrap().count(), 1, "the pieces are gone");
+    }
+    assert!(matches!(compact::tick(&server.state).await.unwrap(), Next::At(_)));
+    assert_eq!(console(&server, &lost).await.state, ArtifactState::Open);
+    std::fs::rename(&away, &store).unwrap();
+    server.advance(601);
+    while compact::tick(&server.state).await.unwrap() == Next::Now {}
+    assert_eq!(console(&server, &lost).await.state, ArtifactState::Complete);
+    assert_eq!(content(&server, &lost).await, bytes);
+}
+
+#[tokio::test]
+async fn two_servers_that_merge_the_same_consoles_at_once_lose_no_byte() {
+    let server = Server::new().await;
+    let (one, bytes) = of_two_objects(&server).await;
+    let (two, _) = of_two_objects(&server).await;
+    let other = server.restarted().await;
+    let (first, second) = tokio::join!(compact::tick(&server.state), compact::tick(&other.state));
+    assert_eq!((first.unwrap(), second.unwrap()), (Next::Now, Next::Now));
+    for claim in [&one, &two] {
+        assert_eq!(console(&other, claim).await.state, ArtifactState::Complete);
+        assert_eq!(content(&other, claim).await, bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_console_that_is_too_large_for_one_piece_becomes_few_and_one_in_one_piece_is_only_closed() {
+    let server = Server::new().await;
+    let of_one_piece = async || {
+        let claim = server.claimed().await;
+        server.put_console(&claim, 0, "first\n").await.ok::<ConsoleAck>();
+        released(&server, &claim).await;
+        claim
+    };
+    let (large, small) = (of_one_piece().await, of_one_piece().await);
+    let id = console(&server, &large).await.id;
+    let (mut whole, mut rows) = (b"first\n".to_vec(), Vec::new());
+    for letter in b"abcd" {
+        let bytes = Bytes::from(vec![*letter; 6 << 20]);
+        let row = SegmentRow {
+            artifact_id: id.clone(),
+            start_at: i64::try_from(whole.len()).unwrap(),
+            length: 6 << 20,
+            hash: blake3::hash(&bytes).to_hex().to_string(),
+            received_at: server.clock_now(),
+            bytes: None,
+        };
+        whole.extend(&bytes);
+        rows.push(server.state.blobs.keep(row, bytes).await.unwrap());
+    }
+    let mut tx = server.state.db.begin().await.unwrap();
+    artifact::append_all(&mut tx, &rows.iter().collect::<Vec<_>>()).await.unwrap();
+    tx.commit().await.unwrap();
+    while compact::tick(&server.state).await.unwrap() == Next::Now {}
+    let segments = artifact::segments(&server.state.db, &id).await.unwrap();
+    let lengths: Vec<i64> = segments.iter().map(|segment| segment.length).collect();
+    assert_eq!(lengths, [6 + (18 << 20), 6 << 20]);
+    assert_eq!(console(&server, &large).await.blake3, Some(blake3::hash(&whole).to_hex().to_string()));
+    assert!(content(&server, &large).await == whole);
+    assert_eq!(objects(&server, &id).read_dir().unwrap().count(), 2);
+    assert_eq!(console(&server, &small).await.blake3, Some(blake3::hash(b"first\n").to_hex().to_string()));
+    assert_eq!(content(&server, &small).await, "first\n");
 }
 
 proptest! {

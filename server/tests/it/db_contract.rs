@@ -922,16 +922,32 @@ async fn compaction(db: &Db) {
     let farm = farm(db, "f-compact", 1).await;
     submit(db, &farm, 1).await;
     let attempt = lease(db, &farm, 0).await.unwrap().attempt.id;
-    let console = open(db, &Owner::Attempt(attempt.clone()), "console-serial0").await;
-    let old: Vec<_> = (0..3).map(|index| segment(&console.id, index * 2, 2, "x")).collect();
-    for segment in &old {
-        append(db, bytes(&attempt, segment)).await;
+    let owner = Owner::Attempt(attempt.clone());
+    let (one, two) = (open(db, &owner, "console-one").await, open(db, &owner, "console-two").await);
+    for console in [&one, &two] {
+        for index in 0..3 {
+            append(db, bytes(&attempt, &segment(&console.id, index * 2, 2, "x"))).await;
+        }
     }
-    let merged = segment(&console.id, 0, 6, "m");
-    assert!(write!(db, |tx| artifact::merge_segments(tx, &old, &merged)));
-    assert_eq!(artifact::segments(db, &console.id).await.unwrap(), std::slice::from_ref(&merged));
+    let ids = [&one.id, &two.id];
+    assert_eq!(artifact::segments_of(db, &ids).await.unwrap().len(), 6);
+    let pieces = [segment(&one.id, 0, 6, "m"), segment(&two.id, 0, 4, "n"), segment(&two.id, 4, 2, "x")];
     let mut tx = begin(db).await;
-    assert!(!artifact::merge_segments(&mut tx, &old, &merged).await.unwrap(), "they are gone");
+    assert!(!artifact::exchange_segments(&mut tx, 5, &pieces.each_ref()).await.unwrap(), "they are six");
+    drop(tx);
+    assert!(write!(db, |tx| artifact::exchange_segments(tx, 6, &pieces.each_ref())));
+    assert!(write!(db, |tx| artifact::exchange_segments(tx, 0, &[])));
+    assert_eq!(artifact::segments_of(db, &ids).await.unwrap(), pieces);
+    let mut tx = begin(db).await;
+    assert!(!artifact::exchange_segments(&mut tx, 6, &pieces.each_ref()).await.unwrap(), "they are gone");
+    drop(tx);
+    let closed = write!(db, |tx| artifact::complete(tx, &one.id, "m", at(1))).unwrap();
+    assert_eq!(write!(db, |tx| artifact::lock_open(tx, &ids)), [(two.id.clone(), 6)].into());
+    let whole = ids.map(|artifact| artifact::Whole { artifact, hash: "n", at: at(2) });
+    let mut done = write!(db, |tx| artifact::complete_locked(tx, &whole));
+    assert_eq!(done.pop().map(|row| (row.id, row.blake3)), Some((two.id.clone(), Some("n".into()))));
+    assert!(done.is_empty(), "the other was closed before");
+    assert_eq!(artifact::get(db, &one.id).await.unwrap(), closed);
 }
 
 async fn runs(db: &Db) {
