@@ -48,6 +48,8 @@ pub enum Next {
 
 /// Between two looks at all dumps, which cost more the more are kept.
 const DUMPS_REST: Duration = Duration::from_secs(5);
+/// Between two looks at what has ended or grown: whatever does so meanwhile is dealt with together, for the price of one.
+const TOGETHER_REST: Duration = Duration::from_millis(250);
 
 /// Starts every pass; they end when the server stops.
 pub fn start(state: &AppState) -> JoinSet<()> {
@@ -69,9 +71,9 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     pass!(deadlines, Some(Pass::Deadlines));
     pass!(leases, Some(Pass::Leases));
     pass!(verify, Some(Pass::Verify));
-    pass!(compact, Some(Pass::Compact));
-    pass!(findings, Some(Pass::Compact));
-    pass!(glimpse, Some(Pass::Glimpse));
+    pass!(compact, Some(Pass::Compact), TOGETHER_REST);
+    pass!(findings, Some(Pass::Compact), TOGETHER_REST);
+    pass!(glimpse, Some(Pass::Glimpse), TOGETHER_REST);
     pass!(dumps, Some(Pass::Dumps), DUMPS_REST);
     pass!(queue, Some(Pass::Queue));
     pass!(machines, Some(Pass::Machines));
