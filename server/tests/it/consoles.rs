@@ -6,7 +6,7 @@ use crashyard_protocol::agent::{Claim, ConsoleAck, ReleaseRequest};
 use crashyard_protocol::api::Artifact;
 use crashyard_protocol::problem::kind;
 use crashyard_protocol::{ArtifactId, ArtifactState, StageName, StageState};
-use crashyard_server::db::artifact::{self, SegmentRow};
+use crashyard_server::db::artifact::{self, Append, SegmentRow};
 use crashyard_server::passes::{self, Next, compact};
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -233,10 +233,11 @@ async fn a_console_that_is_too_large_for_one_piece_becomes_few_and_one_in_one_pi
     let of_one_piece = async || {
         let claim = server.claimed().await;
         server.put_console(&claim, 0, "first\n").await.ok::<ConsoleAck>();
-        released(&server, &claim).await;
         claim
     };
-    let (large, small) = (of_one_piece().await, of_one_piece().await);
+    let small = of_one_piece().await;
+    released(&server, &small).await;
+    let large = of_one_piece().await;
     let id = console(&server, &large).await.id;
     let (mut whole, mut rows) = (b"first\n".to_vec(), Vec::new());
     for letter in b"abcd" {
@@ -250,11 +251,13 @@ async fn a_console_that_is_too_large_for_one_piece_becomes_few_and_one_in_one_pi
             bytes: None,
         };
         whole.extend(&bytes);
-        rows.push(server.state.blobs.keep(row, bytes).await.unwrap());
+        let segment = server.state.blobs.keep(row, bytes).await.unwrap();
+        rows.push(Append { attempt: large.attempt.clone(), epoch: large.epoch, segment });
     }
     let mut tx = server.state.db.begin().await.unwrap();
-    artifact::append_all(&mut tx, &rows.iter().collect::<Vec<_>>()).await.unwrap();
+    assert!(artifact::append_all(&mut tx, &rows).await.unwrap().iter().all(Result::is_ok));
     tx.commit().await.unwrap();
+    released(&server, &large).await;
     while compact::tick(&server.state).await.unwrap() == Next::Now {}
     let segments = artifact::segments(&server.state.db, &id).await.unwrap();
     let lengths: Vec<i64> = segments.iter().map(|segment| segment.length).collect();
