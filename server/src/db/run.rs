@@ -2,7 +2,7 @@
 
 use super::event::{self, About};
 use super::flow;
-use super::given::{Kept, given};
+use super::given::{Kept, given, listed};
 use super::{Db, DbResult, Kind, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
@@ -312,6 +312,10 @@ pub struct Changed {
     pub state: JobState,
     /// Its verdict.
     pub status: Status,
+    /// Which machines it may have.
+    pub selector_id: SelectorId,
+    /// The only one that its next attempt may have.
+    pub only_machine_id: Option<MachineId>,
 }
 
 impl Changed {
@@ -355,7 +359,8 @@ pub async fn change_jobs(tx: &mut Tx, changes: &[(&JobId, JobChange<'_>)], now: 
          blamed_stage = given.new_blamed, finished_at = given.new_finished FROM ",
         [job text, new_state text, new_status text, new_reason text, new_blamed text, new_finished bigint],
         at "job.id" = "job",
-        " AND state IN ('queued', 'leased') RETURNING id, run_id, flow_id, state, status"
+        " AND state IN ('queued', 'leased') RETURNING id, run_id, flow_id, state, status, \
+         selector_id, only_machine_id"
     );
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&rows)).fetch_all(c).await)?)
 }
@@ -367,10 +372,7 @@ pub async fn follow(tx: &mut Tx, changed: &[Changed], now: Timestamp) -> DbResul
         flow::fill(tx, flow, now).await?;
     }
     let ended = changed.iter().filter(|job| is_last(job.state)).map(|job| &job.run_id);
-    for run in ended.collect::<BTreeSet<_>>() {
-        close_if_done(tx, run, now).await?;
-    }
-    Ok(())
+    close_done(tx, &ended.collect(), now).await
 }
 
 /// Changes a leased or queued job, records the event, and closes the run when this was its last job.
@@ -393,17 +395,28 @@ pub async fn cancel(tx: &mut Tx, id: &JobId, change: JobChange<'_>, now: Timesta
     if waiting == 1 { change_job(tx, id, change, now).await } else { Ok(()) }
 }
 
-async fn close_if_done(tx: &mut Tx, run: &RunId, now: Timestamp) -> DbResult<()> {
-    // Jobs are done about in their order: most runs are found unfinished at their last job.
-    let unfinished: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
-        "SELECT ordinal FROM job WHERE run_id = $1 AND state IN ('queued', 'leased') ORDER BY ordinal DESC LIMIT 1",
-    )
-    .bind(run)
-    .fetch_optional(c)
-    .await)?;
-    if unfinished.is_some() {
+/// Closes those of these runs whose last job is done. Their rows are locked: of two who each end one of the last jobs, the second
+/// sees what the first did.
+async fn close_done(tx: &mut Tx, runs: &BTreeSet<&RunId>, now: Timestamp) -> DbResult<()> {
+    if runs.is_empty() {
         return Ok(());
     }
+    // Jobs are done about in their order: most runs are found unfinished at their last job.
+    let text = listed!(
+        tx,
+        "SELECT id FROM run WHERE (SELECT ordinal FROM job WHERE run_id = run.id AND job.state IN ('queued', 'leased') \
+         ORDER BY ordinal DESC LIMIT 1) IS NULL AND ",
+        "id",
+        " ORDER BY id"
+    );
+    let done: Vec<RunId> = on_tx!(tx, |c| sqlx::query_scalar(text).bind(Json(runs)).fetch_all(c).await)?;
+    for run in done {
+        close(tx, &run, now).await?;
+    }
+    Ok(())
+}
+
+async fn close(tx: &mut Tx, run: &RunId, now: Timestamp) -> DbResult<()> {
     let rows: Vec<Status> = on_tx!(tx, |c| sqlx::query_scalar("SELECT DISTINCT status FROM job WHERE run_id = $1")
         .bind(run)
         .fetch_all(c)
