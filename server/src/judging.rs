@@ -14,7 +14,7 @@ use crate::consoles::{self, Consoles};
 use crate::db::artifact::{self, Owner};
 use crate::db::attempt::{AttemptRow, FullAttempt};
 use crate::db::judgement::{self, Judged, Verdict};
-use crate::db::lease::{self, Care};
+use crate::db::lease::{self, Care, Settling};
 use crate::db::life::SERVER;
 use crate::db::reservation::{self, ReservationRow};
 use crate::db::{self, Db, DbError, DbResult, Tx};
@@ -186,7 +186,8 @@ impl Judging {
         let judged: Vec<Judged<'_>> = opinions.iter().map(Opinion::judged).collect();
         // Locks are taken in the order of [`db::flow`]: jobs and machines, then runs, then submitters.
         let changed = judgement::write_all(&mut tx, &judged, now).await?;
-        let over: Vec<&AttemptRow> = opinions.iter().filter(|one| one.is_last()).map(|one| &one.full.attempt).collect();
+        let last: Vec<&Opinion<'_>> = opinions.iter().filter(|one| one.is_last()).collect();
+        let over: Vec<&AttemptRow> = last.iter().map(|one| &one.full.attempt).collect();
         let settling = lease::settle(&mut tx, &over, &self.care, now).await?;
         let mut told = recording.told();
         judgement::tell(&judged, &mut told);
@@ -205,8 +206,8 @@ impl Judging {
         let found: BTreeSet<&AttemptId> = seen.iter().map(|one| &one.full.attempt.id).collect();
         let known: HashMap<&AttemptId, &Judgement> =
             opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
-        let settled: HashMap<&AttemptId, Over> =
-            over.iter().zip(&settling.settled).map(|(one, settled)| (&one.id, Over::of(one, *settled))).collect();
+        let over: HashMap<&AttemptId, Over> =
+            last.iter().map(|one| (&one.full.attempt.id, one.over(&settling))).collect();
         let mut recorded = recording.answers.into_iter();
         let answer = |ask: &ToJudge| {
             let recorded = match &ask.handed_in {
@@ -215,7 +216,7 @@ impl Judging {
                 None => return Err(DbError::NotFound),
             };
             let judgement = known.get(&ask.attempt).map(|judgement| Judgement::clone(judgement));
-            Ok(Found { recorded, judgement, over: settled.get(&ask.attempt).cloned() })
+            Ok(Found { recorded, judgement, over: over.get(&ask.attempt).cloned() })
         };
         Ok(asks.iter().map(answer).collect())
     }
@@ -250,6 +251,18 @@ impl<'a> Opinion<'a> {
     /// Whether the attempt has ended and the judge waits for nothing more.
     fn is_last(&self) -> bool {
         !self.full.attempt.is_live() && (self.verdict.verdict.is_some() || self.verdict.check_at.is_none())
+    }
+
+    /// What is to be told of it when its job is settled.
+    fn over(&self, settling: &Settling) -> Over {
+        let attempt = &self.full.attempt;
+        Over {
+            attempt: attempt.id.clone(),
+            run: attempt.run_id.clone(),
+            consoles: self.evidence.consoles.iter().map(|console| console.artifact.clone()).collect(),
+            limited: self.full.limited_submitter().cloned(),
+            again: settling.again(&attempt.id).cloned(),
+        }
     }
 
     fn judged(&self) -> Judged<'_> {

@@ -4,6 +4,7 @@
 use crate::db::artifact::{self, ArtifactRow, Whole};
 use crate::db::attempt::{AttemptRow, FullAttempt};
 use crate::db::event::Told;
+use crate::db::flow::Had;
 use crate::db::lease::{self, End};
 use crate::db::report::{self, ReportRow};
 use crate::db::{DbError, DbResult, Tx, inventory, signed, unsigned};
@@ -81,9 +82,9 @@ impl Recorded {
 pub struct Recording {
     /// An answer for each, in their order.
     pub answers: Vec<DbResult<Recorded>>,
-    /// Attempts that ended with it. What their submitters have had is corrected when nothing else needs a lock
+    /// What submitters have had of attempts that ended with it. That is corrected when nothing else needs a lock
     /// ([`crate::db::flow::correct`]).
-    pub ended: Vec<AttemptRow>,
+    pub ended: Vec<Had>,
     news: Vec<News>,
 }
 
@@ -127,13 +128,7 @@ pub async fn record(
     let mut recording = Recording { answers, ..Recording::default() };
     record_reports(tx, &held, asks, &mut recording).await?;
     close_files(tx, &held, asks, &mut recording).await?;
-    let ended = end_leases(tx, asks, &mut recording, rule, now).await?;
-    for full in attempts {
-        if let Some(row) = ended.iter().find(|row| row.id == full.attempt.id) {
-            full.attempt = row.clone();
-        }
-    }
-    recording.ended = ended;
+    end_leases(tx, attempts, asks, &mut recording, rule, now).await?;
     Ok(recording)
 }
 
@@ -200,11 +195,12 @@ async fn close_files(
 /// A lease that was handed back before has its answer like one that is handed back now.
 async fn end_leases(
     tx: &mut Tx,
+    attempts: &mut [FullAttempt],
     asks: &[&HandedIn],
     recording: &mut Recording,
     rule: &Rule,
     now: Timestamp,
-) -> DbResult<Vec<AttemptRow>> {
+) -> DbResult<()> {
     let mut places = Vec::new();
     let mut ends = Vec::new();
     for (place, ask) in asks.iter().enumerate() {
@@ -213,18 +209,16 @@ async fn end_leases(
             ends.push((&ask.attempt, End::Released { epoch: ask.epoch, healthy: *healthy, detail }));
         }
     }
-    let mut ended = Vec::new();
-    for (place, end) in places.into_iter().zip(lease::end_all(tx, &ends, rule, now).await?) {
-        let Some(answer) = recording.answers.get_mut(place) else { continue };
-        match end {
-            Ok((row, now)) => {
-                *answer = Ok(Recorded { news: now, ..Recorded::of(&row) });
-                ended.extend(now.then_some(row));
-            }
-            Err(refused) => *answer = Err(refused),
+    let ended = lease::end_all(tx, attempts, &ends, rule, now).await?;
+    for ((place, (id, _)), ended) in places.into_iter().zip(ends).zip(ended) {
+        let full = attempts.iter().find(|full| full.attempt.id == *id);
+        let (Some(answer), Some(full)) = (recording.answers.get_mut(place), full) else { continue };
+        *answer = ended.map(|now| Recorded { news: now, ..Recorded::of(&full.attempt) });
+        if answer.as_ref().is_ok_and(|answer| answer.news) {
+            recording.ended.extend(Had::of(full));
         }
     }
-    Ok(ended)
+    Ok(())
 }
 
 /// The attempt, if this belongs to the lease that holds now.

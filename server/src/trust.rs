@@ -36,6 +36,14 @@ pub struct Outcome {
     pub gave_way: bool,
 }
 
+impl Outcome {
+    /// Whether the lab did what it was to do: then the attempts before say nothing more about the machine.
+    #[must_use]
+    pub fn went_well(&self) -> bool {
+        !self.gave_way && !lab_failed(self.verdict, self.blamed_stage)
+    }
+}
+
 /// What follows for the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -134,6 +142,18 @@ mod tests {
             matches!(RULE.look(1, &outcomes("M")), Trust::Quarantine(why) if why.starts_with("On probation: 1 of"))
         );
         assert_eq!(RULE.look(1, &outcomes("w")), Trust::Keep);
+    }
+
+    #[test]
+    fn after_one_that_went_well_those_before_change_nothing() {
+        for words in ["p", "F", "pMMMM", "FMM", "pwM", "FDDDDD"] {
+            let all = outcomes(words);
+            assert!(all[0].went_well());
+            for times in 0..3 {
+                assert_eq!(RULE.look(times, &all), RULE.look(times, &all[..1]), "{words} after {times} quarantines");
+            }
+        }
+        assert!(outcomes("MDw").iter().all(|one| !one.went_well()));
     }
 
     #[test]

@@ -278,14 +278,6 @@ pub async fn offer_for(state: &AppState, submitter: &SubmitterId) -> AppResult<(
     Ok(())
 }
 
-/// An attempt has ended: where its submitter is limited, there is room for another one of its jobs on any machine.
-pub async fn offer_room(state: &AppState, ended: &AttemptId) -> AppResult<()> {
-    match flow::limited_submitter_of(&state.db, ended).await? {
-        Some(submitter) => offer_for(state, &submitter).await,
-        None => Ok(()),
-    }
-}
-
 /// A claim that was woken may have taken another job than the one it was woken for; the jobs it could have taken and
 /// did not are offered to the others.
 async fn pass_on(state: &AppState, machine: &MachineId) -> AppResult<()> {

@@ -7,8 +7,8 @@ use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{
-    AttemptId, AttemptState, BuildId, ControllerId, JobId, MachineId, Purpose, RunId, Scenario, Stage, StageName,
-    Status,
+    AttemptId, AttemptState, BuildId, ControllerId, FlowId, JobId, MachineId, Purpose, RunId, Scenario, Stage,
+    StageName, Status, SubmitterId,
 };
 use sqlx::FromRow;
 use sqlx::types::Json;
@@ -115,6 +115,22 @@ pub struct FullAttempt {
     pub build_gnu_id: Option<String>,
     /// Added to the command line of every boot of it.
     pub build_cmdline: String,
+    /// The queue its job came from.
+    pub flow_id: FlowId,
+    /// Whose machine time it takes; nobody's, if it is from before there was fair share.
+    pub submitter_id: Option<SubmitterId>,
+    /// What they were charged with when it began.
+    pub charged_ms: Option<i64>,
+    /// Most machines they may have at once.
+    pub max_machines: Option<i64>,
+}
+
+impl FullAttempt {
+    /// Whose machine time it takes, if they are limited: when it ends, there is room for another job of theirs.
+    #[must_use]
+    pub fn limited_submitter(&self) -> Option<&SubmitterId> {
+        self.submitter_id.as_ref().filter(|_| self.max_machines.is_some())
+    }
 }
 
 /// One stage as judged.
@@ -164,9 +180,9 @@ pub async fn stay(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId
 macro_rules! full {
     () => {
         "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, j.policy, b.id AS build_id, \
-         b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline FROM attempt a \
-         JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
-         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE "
+         b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline, j.flow_id, s.max_machines \
+         FROM attempt a JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
+         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) LEFT JOIN submitter s ON s.id = a.submitter_id WHERE "
     };
 }
 

@@ -228,7 +228,7 @@ pub async fn finish(
         after_off(tx, machine, outcome, rule, now).await?;
     }
     // Whoever asked for the machine meanwhile comes before the jobs.
-    super::reservation::begin(tx, machine, now).await?;
+    super::reservation::begin_all(tx, &[machine], now).await?;
     Ok(())
 }
 

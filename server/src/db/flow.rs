@@ -7,15 +7,15 @@
 //! Locks on PostgreSQL are taken in the order job, machine, run, flow, submitter, and inside each by id, so that no two
 //! transactions wait for each other.
 
-use super::attempt::AttemptRow;
-use super::given::{given, listed, write_in_order};
+use super::attempt::FullAttempt;
+use super::given::{given, write_in_order};
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Charged for an attempt of a flow that has had none yet, in milliseconds.
@@ -251,12 +251,28 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     Ok(())
 }
 
-#[derive(FromRow)]
-struct Charged {
-    id: AttemptId,
-    submitter_id: SubmitterId,
-    charged_ms: Option<i64>,
-    flow_id: FlowId,
+/// What a submitter has had: the machine time of an attempt that has ended.
+#[derive(Clone, Debug)]
+pub struct Had {
+    submitter: SubmitterId,
+    flow: FlowId,
+    charged_ms: i64,
+    took_ms: i64,
+}
+
+impl Had {
+    /// Of an attempt; one from before there was fair share was nobody's, and was not charged.
+    #[must_use]
+    pub fn of(full: &FullAttempt) -> Option<Self> {
+        let attempt = &full.attempt;
+        let took = attempt.finished_at.unwrap_or(attempt.started_at).since(attempt.started_at);
+        Some(Self {
+            submitter: full.submitter_id.clone()?,
+            flow: full.flow_id.clone(),
+            charged_ms: full.charged_ms.unwrap_or(0),
+            took_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX / 2000),
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -274,30 +290,17 @@ struct Correction<'a> {
 
 /// Puts the real machine time of attempts that have ended in the place of the estimates. Those of one flow that end together
 /// count there with their mean.
-pub async fn correct(tx: &mut Tx, ended: &[AttemptRow]) -> DbResult<()> {
+pub async fn correct(tx: &mut Tx, ended: &[Had]) -> DbResult<()> {
     if ended.is_empty() {
         return Ok(());
     }
-    // An attempt from before there was fair share has no submitter, and was not charged.
-    let text = listed!(
-        tx,
-        "SELECT a.id, a.submitter_id, a.charged_ms, j.flow_id FROM attempt a JOIN job j ON j.id = a.job_id WHERE ",
-        "a.id",
-        " AND a.submitter_id IS NOT NULL"
-    );
-    let ids: Vec<&AttemptId> = ended.iter().map(|one| &one.id).collect();
-    let charged: Vec<Charged> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&ids)).fetch_all(c).await)?;
-    let charged: HashMap<&AttemptId, &Charged> = charged.iter().map(|one| (&one.id, one)).collect();
     let mut flows: BTreeMap<&FlowId, Vec<i64>> = BTreeMap::new();
     let mut submitters: BTreeMap<&SubmitterId, (i64, i64)> = BTreeMap::new();
     for one in ended {
-        let Some(charged) = charged.get(&one.id) else { continue };
-        let finished = one.finished_at.unwrap_or(one.started_at);
-        let took = i64::try_from(finished.since(one.started_at).as_millis()).unwrap_or(i64::MAX / 2000);
-        flows.entry(&charged.flow_id).or_default().push(took.max(1));
-        let (more, all) = submitters.entry(&charged.submitter_id).or_default();
-        *more += took - charged.charged_ms.unwrap_or(0);
-        *all += took;
+        flows.entry(&one.flow).or_default().push(one.took_ms.max(1));
+        let (more, all) = submitters.entry(&one.submitter).or_default();
+        *more += one.took_ms - one.charged_ms;
+        *all += one.took_ms;
     }
     let mean = |all: &[i64]| all.iter().sum::<i64>() / i64::try_from(all.len()).unwrap_or(i64::MAX);
     let flows: Vec<Took<'_>> = flows.iter().map(|(flow, all)| Took { flow, took: mean(all) }).collect();
@@ -411,17 +414,6 @@ pub async fn selectors_of(db: &Db, id: &SubmitterId) -> DbResult<Vec<SelectorId>
 pub async fn submitter_of(tx: &mut Tx, attempt: &AttemptId) -> DbResult<Option<String>> {
     Ok(on_tx!(tx, |c| sqlx::query_scalar(
         "SELECT s.name FROM attempt a JOIN submitter s ON s.id = a.submitter_id WHERE a.id = $1",
-    )
-    .bind(attempt)
-    .fetch_optional(c)
-    .await)?)
-}
-
-/// The limited submitter of an attempt, if it has a limit.
-pub async fn limited_submitter_of(db: &Db, attempt: &AttemptId) -> DbResult<Option<SubmitterId>> {
-    Ok(on!(db.read(), |c| sqlx::query_scalar(
-        "SELECT s.id FROM attempt a JOIN submitter s ON s.id = a.submitter_id \
-         WHERE a.id = $1 AND s.max_machines IS NOT NULL",
     )
     .bind(attempt)
     .fetch_optional(c)

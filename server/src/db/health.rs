@@ -81,16 +81,6 @@ pub async fn mark(tx: &mut Tx, run: &RunId, machine: &MachineId) -> DbResult<()>
     Ok(())
 }
 
-/// The machine whose health a run checks.
-pub async fn checks(tx: &mut Tx, run: &RunId) -> DbResult<Option<MachineId>> {
-    let machine: Option<Option<MachineId>> =
-        on_tx!(tx, |c| sqlx::query_scalar("SELECT health_machine_id FROM run WHERE id = $1")
-            .bind(run)
-            .fetch_optional(c)
-            .await)?;
-    Ok(machine.flatten())
-}
-
 /// What came of the attempts that began with or after this one.
 pub async fn counts(db: &Db, since: &AttemptId) -> DbResult<Vec<Count>> {
     Ok(on!(db.read(), |c| {

@@ -1,11 +1,13 @@
 //! Leases: renewed, handed out again, handed back, run out.
 
-use super::attempt::{self, AttemptRow};
+use super::attempt::{self, AttemptRow, FullAttempt};
 use super::event::{self, About};
+use super::flow::{self, Had};
 use super::given::{given, listed, write_in_order};
 use super::life::{self, SERVER};
+use super::machine::{self, Leaving};
 use super::run::{self, Changed, JobChange, JobRow};
-use super::{Db, DbError, DbResult, Tx, artifact, flow, health, machine, on, on_tx, reservation, signed};
+use super::{Db, DbError, DbResult, Tx, artifact, on, on_tx, reservation, signed};
 use crate::retries::{self, Next, Tried};
 use crate::trust::Rule;
 use crashyard_protocol::api::EventBody;
@@ -17,7 +19,7 @@ use crashyard_protocol::{
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A lease to be prolonged.
 #[derive(Clone, Debug, Serialize)]
@@ -168,6 +170,33 @@ pub enum End<'a> {
     Lost,
 }
 
+impl End<'_> {
+    /// Whether an attempt, which is locked, ends with it now: not, if it has ended like this before, or if a lost lease was renewed
+    /// in the meantime.
+    fn is_due(&self, attempt: &AttemptRow, now: Timestamp) -> DbResult<bool> {
+        match self {
+            Self::Lost => Ok(attempt.is_live() && attempt.lease_expires_at <= now),
+            Self::Released { epoch, .. } if attempt.state == AttemptState::Done && attempt.epoch == signed(*epoch) => {
+                Ok(false)
+            }
+            Self::Released { epoch, .. } => attempt.check_epoch(*epoch).map(|()| true),
+        }
+    }
+
+    /// Makes of an attempt what it is after it.
+    fn apply(&self, attempt: &mut AttemptRow, now: Timestamp) {
+        attempt.finished_at = Some(now);
+        match self {
+            Self::Lost => attempt.state = AttemptState::Lost,
+            Self::Released { healthy, detail, .. } => {
+                attempt.state = AttemptState::Done;
+                attempt.released_healthy = Some(*healthy);
+                attempt.release_detail = Some((*detail).to_owned());
+            }
+        }
+    }
+}
+
 /// Ends an attempt. Its evidence is closed with it; the caller has it judged a last time, which settles its job. The machine is
 /// free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease was renewed in the meantime; ending
 /// it twice in the same way is harmless.
@@ -178,90 +207,101 @@ pub async fn end(
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<Option<AttemptRow>> {
-    let ended = leave(tx, id, end, rule, now).await?;
-    flow::correct(tx, ended.as_slice()).await?;
-    Ok(ended)
+    let mut attempts = attempt::lock(tx, &[id]).await?;
+    for ended in end_all(tx, &mut attempts, &[(id, end.clone())], rule, now).await? {
+        if !ended? {
+            return Ok(None);
+        }
+    }
+    flow::correct(tx, &attempts.iter().filter_map(Had::of).collect::<Vec<_>>()).await?;
+    Ok(attempts.pop().map(|full| full.attempt))
 }
 
-/// Ends several, which the caller has locked ([`attempt::lock`]), as [`end`] does it, but for what their submitters have had: the
-/// caller corrects that when nothing else needs a lock ([`flow::correct`]). For each, in their order, the attempt and whether it ended now and not before.
+/// Ends several, which the caller has locked ([`attempt::lock`]) and which come to be what they are afterwards, as [`end`] does it,
+/// but for what their submitters have had: the caller corrects that when nothing else needs a lock ([`flow::correct`]). For each, in
+/// their order, whether it ended now and not before. Who is refused spoils nobody's end.
 pub async fn end_all(
     tx: &mut Tx,
+    attempts: &mut [FullAttempt],
     ends: &[(&AttemptId, End<'_>)],
     rule: &Rule,
     now: Timestamp,
-) -> DbResult<Vec<DbResult<(AttemptRow, bool)>>> {
+) -> DbResult<Vec<DbResult<bool>>> {
     let mut answers = Vec::with_capacity(ends.len());
+    let mut ended = BTreeSet::new();
     for (id, end) in ends {
-        answers.push(match leave(tx, id, end, rule, now).await {
-            // Refused before anything was written.
-            Err(refused @ (DbError::NotFound | DbError::LeaseLost(_))) => Err(refused),
-            Err(error) => return Err(error),
-            Ok(Some(ended)) => Ok((ended, true)),
-            Ok(None) => Ok((attempt::get_in(tx, id).await?, false)),
-        });
+        let attempt = attempts.iter_mut().map(|full| &mut full.attempt).find(|attempt| attempt.id == **id);
+        answers.push(attempt.ok_or(DbError::NotFound).and_then(|attempt| {
+            let due = end.is_due(attempt, now)?;
+            if due {
+                end.apply(attempt, now);
+                ended.insert(*id);
+            }
+            Ok(due)
+        }));
+    }
+    let ended: Vec<&AttemptRow> =
+        attempts.iter().map(|full| &full.attempt).filter(|attempt| ended.contains(&attempt.id)).collect();
+    if !ended.is_empty() {
+        write_ends(tx, &ended, now).await?;
+        leave(tx, &ended, rule, now).await?;
     }
     Ok(answers)
 }
 
-async fn leave(
-    tx: &mut Tx,
-    id: &AttemptId,
-    end: &End<'_>,
-    rule: &Rule,
-    now: Timestamp,
-) -> DbResult<Option<AttemptRow>> {
-    let (state, expired_before, epoch, healthy, detail) = match end {
-        End::Released { epoch, healthy, detail } => {
-            (AttemptState::Done, Timestamp(i64::MAX), Some(signed(*epoch)), Some(*healthy), Some(*detail))
+#[derive(Serialize)]
+struct Ended<'a> {
+    attempt: &'a AttemptId,
+    new_state: AttemptState,
+    healthy: Option<bool>,
+    detail: Option<&'a str>,
+}
+
+async fn write_ends(tx: &mut Tx, ended: &[&AttemptRow], now: Timestamp) -> DbResult<()> {
+    let rows: Vec<Ended<'_>> = ended
+        .iter()
+        .map(|attempt| Ended {
+            attempt: &attempt.id,
+            new_state: attempt.state,
+            healthy: attempt.released_healthy,
+            detail: attempt.release_detail.as_deref(),
+        })
+        .collect();
+    let text = given!(
+        tx,
+        update "attempt SET state = given.new_state, finished_at = $2, released_healthy = given.healthy, \
+         release_detail = given.detail FROM ",
+        [attempt text, new_state text, healthy boolean, detail text],
+        at "attempt.id" = "attempt",
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Frees the machines of attempts that have ended.
+async fn leave(tx: &mut Tx, ended: &[&AttemptRow], rule: &Rule, now: Timestamp) -> DbResult<()> {
+    let leaving: Vec<Leaving<'_>> = ended.iter().map(|attempt| leaving(attempt, now)).collect();
+    let left = machine::leave_attempts(tx, &leaving, now).await?;
+    let held: Vec<&AttemptId> =
+        ended.iter().filter(|attempt| attempt.held_until.is_some()).map(|attempt| &attempt.id).collect();
+    reservation::close_holds(tx, &held, SERVER, now).await?;
+    let of = |machine: &MachineId| left.iter().find(|one| one.id == *machine);
+    let left: Vec<_> = ended.iter().filter_map(|attempt| Some((*attempt, of(&attempt.machine_id)?))).collect();
+    life::after_attempts(tx, &left, rule, now).await
+}
+
+/// The machine of an attempt that has ended; its controller has it in its hand, or is not heard of.
+fn leaving(attempt: &AttemptRow, now: Timestamp) -> Leaving<'_> {
+    let (new_state, why, seen_at) = match attempt.state {
+        AttemptState::Lost => {
+            let id = &attempt.id;
+            let why = format!("the lease of attempt {id} ran out; it waits until its controller calls it idle again");
+            (MachineState::Enrolled, Some(why), None)
         }
-        End::Lost => (AttemptState::Lost, now, None, None, None),
+        _ => (MachineState::Available, None, Some(now)),
     };
-    let ended: Option<AttemptRow> = on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE attempt SET state = $2, finished_at = $3, released_healthy = $6, release_detail = $7 \
-         WHERE id = $1 AND state IN ('running', 'collecting') AND lease_expires_at <= $4 \
-         AND epoch = COALESCE($5, epoch) RETURNING *",
-    )
-    .bind(id)
-    .bind(state)
-    .bind(now)
-    .bind(expired_before)
-    .bind(epoch)
-    .bind(healthy)
-    .bind(detail)
-    .fetch_optional(c)
-    .await)?;
-    let Some(ended) = ended else {
-        return match end {
-            End::Lost => Ok(None),
-            End::Released { epoch, .. } => {
-                let row = attempt::get_in(tx, id).await?;
-                if row.state == AttemptState::Done && row.epoch == signed(*epoch) {
-                    return Ok(None);
-                }
-                row.check_epoch(*epoch)?;
-                Err(DbError::LeaseLost("the lease changed hands".into()))
-            }
-        };
-    };
-    let lost = format!("the lease of attempt {id} ran out; it waits until its controller calls it idle again");
-    let (machine_state, reason) = match end {
-        End::Released { .. } => (MachineState::Available, None),
-        End::Lost => (MachineState::Enrolled, Some(lost.as_str())),
-    };
-    let unhealthy = match end {
-        End::Released { healthy: false, detail, .. } => Some(*detail),
-        End::Released { .. } | End::Lost => None,
-    };
-    let seen = matches!(end, End::Released { .. });
-    let trusted = machine::leave_attempt(tx, &ended.machine_id, id, machine_state, reason, seen, now).await?;
-    if ended.held_until.is_some() {
-        reservation::close_hold(tx, id, SERVER, now).await?;
-    }
-    if let Some(trusted) = trusted {
-        life::after_attempt(tx, &ended.machine_id, id, &trusted, unhealthy, rule, now).await?;
-    }
-    Ok(Some(ended))
+    Leaving { machine: &attempt.machine_id, from_attempt: &attempt.id, new_state, why, seen_at }
 }
 
 /// What becomes of a job when its attempt has ended.
@@ -345,9 +385,17 @@ struct Try<'a> {
     try_number: i64,
 }
 
+#[derive(FromRow)]
+struct Owed {
+    #[sqlx(flatten)]
+    job: JobRow,
+    /// The machine whose health it checks.
+    health_machine_id: Option<MachineId>,
+}
+
 /// The jobs of these attempts, locked, as far as they are these attempts' to settle: the first to come settles a job, others wait
 /// and then find it settled.
-async fn owed(tx: &mut Tx, ended: &[&AttemptRow]) -> DbResult<HashMap<JobId, JobRow>> {
+async fn owed(tx: &mut Tx, ended: &[&AttemptRow]) -> DbResult<HashMap<JobId, Owed>> {
     write_in_order!(tx, "job", ended.iter().map(|one| &one.job_id));
     let tries: Vec<Try<'_>> = ended.iter().map(|one| Try { job: &one.job_id, try_number: one.number }).collect();
     let text = given!(
@@ -355,10 +403,11 @@ async fn owed(tx: &mut Tx, ended: &[&AttemptRow]) -> DbResult<HashMap<JobId, Job
         update "job SET attempt_count = attempt_count FROM ",
         [job text, try_number bigint],
         at "job.id" = "job",
-        " AND state = 'leased' AND attempt_count = given.try_number RETURNING *"
+        " AND state = 'leased' AND attempt_count = given.try_number \
+         RETURNING *, (SELECT health_machine_id FROM run WHERE run.id = run_id) AS health_machine_id"
     );
-    let rows: Vec<JobRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&tries)).fetch_all(c).await)?;
-    Ok(rows.into_iter().map(|job| (job.id.clone(), job)).collect())
+    let rows: Vec<Owed> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&tries)).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|owed| (owed.job.id.clone(), owed)).collect())
 }
 
 /// What becomes of the jobs of attempts that have ended.
@@ -370,6 +419,12 @@ pub struct Settling {
 }
 
 impl Settling {
+    /// The job of an attempt, if it waits for another machine now.
+    #[must_use]
+    pub fn again(&self, attempt: &AttemptId) -> Option<&Changed> {
+        self.changed.get(attempt).filter(|job| job.state == JobState::Queued)
+    }
+
     /// Adds the events that tell of it; a run without any is named, so that its row is locked with the others.
     pub fn tell<'a>(&'a self, ended: &[&'a AttemptRow], of_run: &mut BTreeMap<&'a RunId, Vec<event::Told<'a>>>) {
         for one in ended {
@@ -393,11 +448,13 @@ pub async fn settle(tx: &mut Tx, ended: &[&AttemptRow], care: &Care, now: Timest
     let mut tried = tried(tx, &owed.keys().collect::<Vec<_>>()).await?;
     let mut decided = Vec::new();
     for one in ended {
-        let Some(job) = owed.get(&one.job_id).filter(|job| job.attempt_count == one.number) else { continue };
-        let next = next(tx, job, &tried.remove(&job.id).unwrap_or_default(), one, care).await?;
+        let Some(owed) = owed.get(&one.job_id).filter(|owed| owed.job.attempt_count == one.number) else { continue };
+        let next = next(tx, &owed.job, &tried.remove(&owed.job.id).unwrap_or_default(), one, care).await?;
         set_aside(tx, &next, one, care, now).await?;
-        unhealthy(tx, &next, one, care, now).await?;
-        decided.push((*one, job, next));
+        if let Some(machine) = &owed.health_machine_id {
+            unhealthy(tx, machine, &next, one, care, now).await?;
+        }
+        decided.push((*one, &owed.job, next));
     }
     let settled = |one: &&AttemptRow| match decided.iter().find(|(ended, ..)| ended.id == one.id) {
         Some((.., Next::Done { .. })) => Settled::Done,
@@ -419,7 +476,7 @@ pub async fn follow(tx: &mut Tx, settling: &Settling, now: Timestamp) -> DbResul
 
 /// Settles the job of an attempt whose machine is held, unless it needs another try: that waits for the machine's return.
 pub async fn settle_held(tx: &mut Tx, held: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
-    let Some(job) = owed(tx, &[held]).await?.remove(&held.job_id) else { return Ok(()) };
+    let Some(Owed { job, .. }) = owed(tx, &[held]).await?.remove(&held.job_id) else { return Ok(()) };
     let tried = tried_for(tx, &job.id).await?;
     let next = next(tx, &job, &tried, held, care).await?;
     if matches!(next, Next::Done { .. }) {
@@ -447,15 +504,21 @@ async fn set_aside(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now
 }
 
 /// Quarantines a machine whose health check did not pass.
-async fn unhealthy(tx: &mut Tx, next: &Next, last: &AttemptRow, care: &Care, now: Timestamp) -> DbResult<()> {
+async fn unhealthy(
+    tx: &mut Tx,
+    machine: &MachineId,
+    next: &Next,
+    last: &AttemptRow,
+    care: &Care,
+    now: Timestamp,
+) -> DbResult<()> {
     let Next::Done { status, blamed, reason, .. } = next else { return Ok(()) };
     if *status == Status::Pass {
         return Ok(());
     }
-    let Some(machine) = health::checks(tx, &last.run_id).await? else { return Ok(()) };
     let at = blamed.map_or_else(String::new, |stage| format!(" at {stage}"));
     let why = reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-    life::quarantine(tx, &machine, &format!("Its health check got {status}{at}{why}"), Some(&last.id), &care.rule, now)
+    life::quarantine(tx, machine, &format!("Its health check got {status}{at}{why}"), Some(&last.id), &care.rule, now)
         .await?;
     Ok(())
 }

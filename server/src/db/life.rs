@@ -3,13 +3,18 @@
 //! What attempts do to a machine is in their own rows; the history that people see is both, in order of time. Nothing
 //! here touches a machine that an attempt owns: that is [`super::lease`]'s.
 
+use super::attempt::AttemptRow;
+use super::given::given;
 use super::machine::{MachineRow, Trusted};
 use super::reservation;
 use super::{Db, DbResult, Tx, on, on_tx};
 use crate::trust::{Outcome, Rule, Trust};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, MachineId, MachineState, Status};
+use serde::Serialize;
 use sqlx::FromRow;
+use sqlx::types::Json;
+use std::collections::HashMap;
 
 /// Who decides what no person does.
 pub const SERVER: &str = "server";
@@ -126,48 +131,98 @@ pub async fn quarantine(
     Ok(true)
 }
 
-/// What an attempt says about its machine, once it is free: a reservation that waits for it begins; a machine that is not
+/// What attempts say about their machines, once these are free: reservations that wait for them begin; a machine that is not
 /// trusted is quarantined; one that has proven itself is not on probation any more.
-pub async fn after_attempt(
+pub async fn after_attempts(
     tx: &mut Tx,
-    machine: &MachineId,
-    attempt: &AttemptId,
-    trusted: &Trusted,
-    unhealthy: Option<&str>,
+    ended: &[(&AttemptRow, &Trusted)],
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<()> {
-    let taken = reservation::begin(tx, machine, now).await?;
-    let Trusted { probation: times, trusted_since: since } = *trusted;
-    // Twice the window, because those that gave way are not counted.
-    let outcomes: Vec<Outcome> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT verdict, blamed_stage, gave_way FROM attempt WHERE machine_id = $1 AND started_at >= $2 \
-         AND state IN ('done', 'lost') ORDER BY id DESC LIMIT $3",
-    )
-    .bind(machine)
-    .bind(since)
-    .bind(i64::from(rule.window) * 2)
-    .fetch_all(c)
-    .await)?;
-    let trust = match unhealthy {
-        Some(found) => Trust::Quarantine(found.to_owned()),
-        None => rule.look(times, &outcomes),
-    };
-    match trust {
-        Trust::Keep => {}
-        Trust::Proven => {
-            on_tx!(tx, |c| sqlx::query("UPDATE machine SET probation = 0 WHERE id = $1")
-                .bind(machine)
-                .execute(c)
-                .await
-                .map(drop))?;
-        }
-        Trust::Quarantine(why) if taken => reservation::distrust(tx, machine, &why, rule.until(times, now)).await?,
-        Trust::Quarantine(why) => {
-            quarantine(tx, machine, &why, Some(attempt), rule, now).await?;
+    let machines: Vec<&MachineId> = ended.iter().map(|(attempt, _)| &attempt.machine_id).collect();
+    let taken = reservation::begin_all(tx, &machines, now).await?;
+    let trust = trust(tx, ended, rule).await?;
+    for ((attempt, trusted), trust) in ended.iter().zip(trust) {
+        let machine = &attempt.machine_id;
+        match trust {
+            Trust::Keep => {}
+            Trust::Proven => {
+                on_tx!(tx, |c| sqlx::query("UPDATE machine SET probation = 0 WHERE id = $1")
+                    .bind(machine)
+                    .execute(c)
+                    .await
+                    .map(drop))?;
+            }
+            Trust::Quarantine(why) if taken.contains(machine) => {
+                reservation::distrust(tx, machine, &why, rule.until(trusted.probation, now)).await?;
+            }
+            Trust::Quarantine(why) => {
+                quarantine(tx, machine, &why, Some(&attempt.id), rule, now).await?;
+            }
         }
     }
     Ok(())
+}
+
+/// What follows for machines from how they were returned, and from how their last attempts ended. Those before are looked up only
+/// where the last one leaves it open.
+async fn trust(tx: &mut Tx, ended: &[(&AttemptRow, &Trusted)], rule: &Rule) -> DbResult<Vec<Trust>> {
+    let open: Vec<&Trusted> = ended
+        .iter()
+        .filter(|(attempt, trusted)| known(attempt, trusted, rule).is_none())
+        .map(|(_, one)| *one)
+        .collect();
+    let before = outcomes(tx, &open, rule).await?;
+    let looked = |one: &Trusted| rule.look(one.probation, before.get(&one.id).map_or(&[], Vec::as_slice));
+    Ok(ended.iter().map(|(attempt, one)| known(attempt, one, rule).unwrap_or_else(|| looked(one))).collect())
+}
+
+/// What the last attempt alone says.
+fn known(attempt: &AttemptRow, trusted: &Trusted, rule: &Rule) -> Option<Trust> {
+    if attempt.released_healthy == Some(false) {
+        return Some(Trust::Quarantine(attempt.release_detail.clone().unwrap_or_default()));
+    }
+    let AttemptRow { verdict, blamed_stage, gave_way, .. } = *attempt;
+    let last = Outcome { verdict, blamed_stage, gave_way };
+    let counts = attempt.started_at >= trusted.trusted_since;
+    (counts && last.went_well()).then(|| rule.look(trusted.probation, &[last]))
+}
+
+#[derive(Serialize)]
+struct Since<'a> {
+    machine: &'a MachineId,
+    since: Timestamp,
+}
+
+#[derive(FromRow)]
+struct OutcomeRow {
+    machine_id: MachineId,
+    #[sqlx(flatten)]
+    outcome: Outcome,
+}
+
+/// How the last attempts of machines ended, as far as they count: the newest first.
+async fn outcomes(tx: &mut Tx, machines: &[&Trusted], rule: &Rule) -> DbResult<HashMap<MachineId, Vec<Outcome>>> {
+    if machines.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let text = given!(
+        tx,
+        "SELECT a.machine_id, a.verdict, a.blamed_stage, a.gave_way FROM attempt a, ",
+        [machine text, since bigint],
+        at "a.machine_id" = "machine",
+        " AND a.started_at >= given.since AND a.state IN ('done', 'lost') AND a.id > COALESCE((SELECT n.id FROM attempt n \
+         WHERE n.machine_id = given.machine ORDER BY n.id DESC LIMIT 1 OFFSET $2), '') ORDER BY a.id DESC"
+    );
+    let since: Vec<_> = machines.iter().map(|one| Since { machine: &one.id, since: one.trusted_since }).collect();
+    // Twice the window, because those that gave way are not counted.
+    let most = i64::from(rule.window) * 2;
+    let rows: Vec<OutcomeRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&since)).bind(most).fetch_all(c).await)?;
+    let mut all: HashMap<MachineId, Vec<Outcome>> = HashMap::new();
+    for row in rows {
+        all.entry(row.machine_id).or_default().push(row.outcome);
+    }
+    Ok(all)
 }
 
 /// Machines whose quarantine is over.
@@ -229,7 +284,7 @@ pub struct PastAttempt {
     /// When it ended.
     pub finished_at: Option<Timestamp>,
     /// Its scenario, as stored.
-    pub scenario: sqlx::types::Json<crashyard_protocol::Scenario>,
+    pub scenario: Json<crashyard_protocol::Scenario>,
 }
 
 /// The newest attempts of a machine.

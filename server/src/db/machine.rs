@@ -1,11 +1,12 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
-use super::given::listed;
+use super::given::{given, listed, write_in_order};
 use super::life::{self, ChangeRow, SERVER};
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crate::selector::{Facts, Selector};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, ControllerId, MachineId, MachineState, SelectorId};
+use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::BTreeSet;
@@ -425,35 +426,41 @@ async fn seen_controllers(
 }
 
 /// How far a machine is trusted.
-#[derive(Clone, Copy, Debug, FromRow)]
+#[derive(Clone, Debug, FromRow)]
 pub struct Trusted {
+    /// The machine.
+    pub id: MachineId,
     /// How often it was quarantined since it last proved itself.
     pub probation: i64,
     /// What it did before this moment does not count.
     pub trusted_since: Timestamp,
 }
 
-/// Takes a machine out of its attempt into a new state; `seen` if its controller said so. `None` if it was not in it.
-pub async fn leave_attempt(
-    tx: &mut Tx,
-    machine: &MachineId,
-    attempt: &AttemptId,
-    state: MachineState,
-    reason: Option<&str>,
-    seen: bool,
-    now: Timestamp,
-) -> DbResult<Option<Trusted>> {
-    Ok(on_tx!(tx, |c| sqlx::query_as(
-        "UPDATE machine SET state = $3, reason = $4, state_since = $5, attempt_id = NULL, \
-         last_seen_at = CASE WHEN $6 THEN $5 ELSE last_seen_at END WHERE id = $1 AND attempt_id = $2 \
-         RETURNING probation, trusted_since",
-    )
-    .bind(machine)
-    .bind(attempt)
-    .bind(state)
-    .bind(reason)
-    .bind(now)
-    .bind(seen)
-    .fetch_optional(c)
-    .await)?)
+/// A machine that is to leave its attempt.
+#[derive(Clone, Debug, Serialize)]
+pub struct Leaving<'a> {
+    /// The machine.
+    pub machine: &'a MachineId,
+    /// The attempt.
+    pub from_attempt: &'a AttemptId,
+    /// Where it is from now on.
+    pub new_state: MachineState,
+    /// Why.
+    pub why: Option<String>,
+    /// When its controller said so.
+    pub seen_at: Option<Timestamp>,
+}
+
+/// Takes machines out of their attempts. Those that were not in them are left as they are, and out of the answer.
+pub async fn leave_attempts(tx: &mut Tx, leaving: &[Leaving<'_>], now: Timestamp) -> DbResult<Vec<Trusted>> {
+    write_in_order!(tx, "machine", leaving.iter().map(|one| one.machine));
+    let text = given!(
+        tx,
+        update "machine SET state = given.new_state, reason = given.why, state_since = $2, attempt_id = NULL, \
+         last_seen_at = COALESCE(given.seen_at, last_seen_at) FROM ",
+        [machine text, from_attempt text, new_state text, why text, seen_at bigint],
+        at "machine.id" = "machine",
+        " AND attempt_id = given.from_attempt RETURNING id, probation, trusted_since"
+    );
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(leaving)).bind(now).fetch_all(c).await)?)
 }

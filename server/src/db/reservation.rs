@@ -4,12 +4,15 @@
 //! waits for the attempt's end; one that *holds* an attempt's machine keeps the attempt from returning it.
 
 use super::errand::{self, ErrandRow, Kind};
+use super::given::listed;
 use super::life::{self, ChangeRow, SERVER};
 use super::notice;
 use super::{Db, DbError, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, ErrandId, MachineId, MachineState, NoticeEvent, ReservationId};
 use sqlx::FromRow;
+use sqlx::types::Json;
+use std::collections::BTreeSet;
 
 /// A machine somebody has, or gets next.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
@@ -96,12 +99,31 @@ async fn insert(tx: &mut Tx, row: &ReservationRow) -> DbResult<()> {
 /// Reserves a machine: at once if no attempt owns it (`true`), else as soon as none does. `Conflict` if somebody has it.
 pub async fn take(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult<bool> {
     insert(tx, row).await?;
-    begin(tx, &row.machine_id, now).await
+    Ok(begin_all(tx, &[&row.machine_id], now).await?.contains(&row.machine_id))
 }
 
-/// Gives a machine that is free to the reservation that waits for it; `false` if none does, or it is not free.
-pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult<bool> {
-    let Some(row) = open_in(tx, machine).await?.filter(|row| row.began_at.is_none()) else { return Ok(false) };
+/// Gives machines that are free to the reservations that wait for them. Returns which they are: not those for which none waits,
+/// or that are not free.
+pub async fn begin_all(tx: &mut Tx, machines: &[&MachineId], now: Timestamp) -> DbResult<BTreeSet<MachineId>> {
+    let text = listed!(
+        tx,
+        "SELECT * FROM reservation WHERE ended_at IS NULL AND began_at IS NULL AND ",
+        "machine_id",
+        " ORDER BY machine_id"
+    );
+    let waiting: Vec<ReservationRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(machines)).fetch_all(c).await)?;
+    let mut begun = BTreeSet::new();
+    for row in waiting {
+        if begin(tx, &row, now).await? {
+            begun.insert(row.machine_id);
+        }
+    }
+    Ok(begun)
+}
+
+/// Gives a machine to the reservation that waits for it; `false` if it is not free.
+async fn begin(tx: &mut Tx, row: &ReservationRow, now: Timestamp) -> DbResult<bool> {
+    let machine = &row.machine_id;
     if errand::under_way(tx, machine, now).await? {
         return Ok(false);
     }
@@ -133,7 +155,7 @@ pub async fn begin(tx: &mut Tx, machine: &MachineId, now: Timestamp) -> DbResult
         .execute(c)
         .await
         .map(drop))?;
-    tell(tx, &row, MachineState::Reserved, row.reason.clone(), &row.owner, now).await?;
+    tell(tx, row, MachineState::Reserved, row.reason.clone(), &row.owner, now).await?;
     // What the person before left running is this one's to look at.
     errand::cancel(tx, machine, Kind::Off, &format!("{} took it before that", row.owner), now).await?;
     Ok(true)
@@ -246,17 +268,18 @@ pub async fn close(tx: &mut Tx, machine: &MachineId, by: &str, now: Timestamp) -
     Ok(closed)
 }
 
-/// Ends the reservation that held an attempt's machine, because the attempt is over.
-pub async fn close_hold(tx: &mut Tx, attempt: &AttemptId, by: &str, now: Timestamp) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query(
-        "UPDATE reservation SET ended_at = $2, ended_by = $3 WHERE attempt_id = $1 AND ended_at IS NULL",
-    )
-    .bind(attempt)
-    .bind(now)
-    .bind(by)
-    .execute(c)
-    .await
-    .map(drop))?;
+/// Ends the reservations that held the machines of attempts, because these are over.
+pub async fn close_holds(tx: &mut Tx, attempts: &[&AttemptId], by: &str, now: Timestamp) -> DbResult<()> {
+    if attempts.is_empty() {
+        return Ok(());
+    }
+    let text = listed!(
+        tx,
+        update "reservation SET ended_at = $2, ended_by = $3 WHERE ended_at IS NULL AND ",
+        "attempt_id",
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(attempts)).bind(now).bind(by).execute(c).await.map(drop))?;
     Ok(())
 }
 

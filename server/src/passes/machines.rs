@@ -30,7 +30,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     }
     for machine in reservation::unbegun(&state.db, BATCH).await? {
         let mut tx = state.db.begin().await?;
-        reservation::begin(&mut tx, &machine, now).await?;
+        reservation::begin_all(&mut tx, &[&machine], now).await?;
         tx.commit().await?;
     }
     for machine in life::forgiven(&state.db, now, BATCH).await? {

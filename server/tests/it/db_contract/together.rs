@@ -21,16 +21,31 @@ async fn ended(db: &Db) {
     let nobody = AttemptId::from_ulid(ulid());
     let end = |epoch| End::Released { epoch, healthy: true, detail: "" };
     let ends = [(&leased[2].id, end(1)), (&nobody, end(1)), (&leased[0].id, end(7)), (&leased[1].id, end(1))];
-    let answers = write!(db, |tx| lease::end_all(tx, &ends, &CARE.rule, at(10)));
+    let ids: Vec<&AttemptId> = leased.iter().map(|one| &one.id).chain([&nobody]).collect();
+    let mut tx = begin(db).await;
+    let mut locked = attempt::lock(&mut tx, &ids).await.unwrap();
+    let answers = lease::end_all(&mut tx, &mut locked, &ends, &CARE.rule, at(10)).await.unwrap();
     assert!(
-        matches!(answers[..], [Ok((_, true)), Err(DbError::NotFound), Err(DbError::LeaseLost(_)), Ok((_, true))]),
+        matches!(answers[..], [Ok(true), Err(DbError::NotFound), Err(DbError::LeaseLost(_)), Ok(true)]),
         "who is refused spoils nobody's end: {answers:?}"
     );
-    let again = write!(db, |tx| lease::end_all(tx, &ends[..1], &CARE.rule, at(11)));
-    assert!(matches!(again[..], [Ok((_, false))]), "once: {again:?}");
-    let ended: Vec<_> = answers.into_iter().flatten().map(|(ended, _)| ended).collect();
-    write!(db, |tx| flow::correct(tx, &ended));
-    assert!(attempt::get(db, &leased[0].id).await.unwrap().is_live());
+    let again = lease::end_all(&mut tx, &mut locked, &ends[..1], &CARE.rule, at(11)).await.unwrap();
+    assert!(matches!(again[..], [Ok(false)]), "once: {again:?}");
+    let (live, over): (Vec<_>, Vec<_>) = locked.into_iter().partition(|full| full.attempt.is_live());
+    let had: Vec<_> = over.iter().filter_map(flow::Had::of).collect();
+    flow::correct(&mut tx, &had).await.unwrap();
+    tx.commit().await.unwrap();
+    let ended: Vec<_> = over.into_iter().map(|full| full.attempt).collect();
+    for one in live.iter().map(|full| &full.attempt).chain(&ended) {
+        assert_eq!(attempt::get(db, &one.id).await.unwrap(), *one, "what is in the hand is what is written");
+        let machine = machine::get(db, &one.machine_id).await.unwrap().machine;
+        let (state, owner) =
+            if one.is_live() { (MachineState::Leased, Some(&one.id)) } else { (MachineState::Available, None) };
+        assert_eq!((machine.state, machine.attempt_id.as_ref()), (state, owner));
+    }
+    assert_eq!((live.len(), &live[0].attempt.id), (1, &leased[0].id));
+    let again = write!(db, |tx| lease::end(tx, ends[0].0, &ends[0].1, &CARE.rule, at(11)));
+    assert!(again.is_none(), "once");
     let all = flow::submitters(db).await.unwrap();
     let submitter = all.iter().find(|one| one.submitter.name == farm.name).unwrap();
     assert_eq!((submitter.submitter.machine_ms, submitter.machines), (20_000, 1), "two attempts of ten seconds");
