@@ -1,41 +1,26 @@
 //! Chunks of uploads whose bytes are durable, many registered in one commit ([`crate::group`]).
 
-use crate::db::artifact::{self, ChunkOutcome, Owner, SegmentRow};
-use crate::db::attempt::{self, Whose};
+use crate::db::attempt;
+use crate::db::chunk::{self, Arrived, ChunkOutcome, GrownDump};
 use crate::db::event::{self, Told};
-use crate::db::{Db, DbError, DbResult, Tx, unsigned};
+use crate::db::{Db, DbError, DbResult, Tx};
 use crate::group::Together;
-use crashyard_protocol::api::{DUMP, EventBody};
+use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, RunId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The progress of a dump is told at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
-/// A chunk to be registered.
-#[derive(Clone, Debug)]
-pub struct Arrived {
-    /// Whose file it is of.
-    pub owner: Owner,
-    /// Of an attempt's: the epoch it was sent under.
-    pub epoch: Option<u64>,
-    /// The file's name.
-    pub name: String,
-    /// Where its bytes are.
-    pub segment: SegmentRow,
-    /// Bytes that all files of the owner may have together.
-    pub quota: u64,
-}
-
-/// What became of it.
+/// What became of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Registered {
-    /// It is registered, or is not; its progress is told in the run given here.
-    As(ChunkOutcome, Option<RunId>),
-    /// The owner would have more bytes than it may.
-    BeyondQuota,
+pub struct Registered {
+    /// Whether it is registered.
+    pub outcome: ChunkOutcome,
+    /// The run in which its progress is told.
+    pub told: Option<RunId>,
 }
 
 /// Registers chunks.
@@ -48,54 +33,39 @@ impl Together for Receiver {
     const QUEUE: usize = 1024;
     const BATCH: usize = 64;
 
-    async fn write(&self, _: &Db, mut tx: Tx, asks: &[Arrived]) -> DbResult<Vec<DbResult<Registered>>> {
-        let ids: Vec<&AttemptId> = asks.iter().filter_map(|ask| ask.owner.attempt()).collect();
-        let attempts = if ids.is_empty() { HashMap::new() } else { attempt::whose(&mut tx, &ids).await? };
-        let mut answers = Vec::with_capacity(asks.len());
-        let mut grown: BTreeMap<&AttemptId, (usize, u64)> = BTreeMap::new();
-        for (place, ask) in asks.iter().enumerate() {
-            let answer = match held(&attempts, ask) {
-                Ok(()) => Ok(register(&mut tx, ask).await?),
-                Err(refused) => Err(refused),
-            };
-            if let (Ok(Registered::As(ChunkOutcome::Added { size }, _)), Some(id), DUMP) =
-                (&answer, ask.owner.attempt(), ask.name.as_str())
-            {
-                grown.insert(id, (place, *size));
-            }
-            answers.push(answer);
+    async fn write(&self, db: &Db, tx: Tx, asks: &[Arrived]) -> DbResult<Vec<DbResult<Registered>>> {
+        match (register(tx, asks).await, asks) {
+            // Another server has registered this chunk since it was looked for: it is found now.
+            (Err(DbError::Conflict(_)), [_]) => register(db.begin().await?, asks).await,
+            (done, _) => done,
         }
-        // In the order of attempts and then of runs, as everybody locks them.
-        let mut of_run: BTreeMap<&RunId, Vec<Told<'_>>> = BTreeMap::new();
-        let now = asks.iter().map(|ask| ask.segment.received_at).max().unwrap_or(Timestamp(0));
-        for (id, (place, bytes)) in grown {
-            let (Some(attempt), Some(Ok(Registered::As(_, told)))) = (attempts.get(id), answers.get_mut(place)) else {
-                continue;
-            };
-            if attempt::may_tell_progress(&mut tx, id, now, PROGRESS_EVERY).await? {
-                *told = Some(attempt.run_id.clone());
-                let progress = (Some(&attempt.job_id), Some(&attempt.id), EventBody::DumpProgress { bytes });
-                of_run.entry(&attempt.run_id).or_default().push(progress);
-            }
-        }
-        event::append_all(&mut tx, now, &of_run).await?;
-        tx.commit().await?;
-        Ok(answers)
     }
 }
 
-/// Whether the lease under which a chunk was sent holds.
-fn held(attempts: &HashMap<AttemptId, Whose>, ask: &Arrived) -> DbResult<()> {
-    match (ask.owner.attempt(), ask.epoch) {
-        (Some(id), Some(epoch)) => attempts.get(id).ok_or(DbError::NotFound)?.check_epoch(epoch),
-        _ => Ok(()),
-    }
+async fn register(mut tx: Tx, asks: &[Arrived]) -> DbResult<Vec<DbResult<Registered>>> {
+    let registering = chunk::add_all(&mut tx, asks).await?;
+    let now = asks.iter().map(|ask| ask.segment.received_at).max().unwrap_or(Timestamp(0));
+    let told = tell(&mut tx, &registering.dumps, now).await?;
+    tx.commit().await?;
+    let registered = |(place, answer): (usize, DbResult<ChunkOutcome>)| {
+        answer.map(|outcome| Registered { outcome, told: told.get(&place).cloned() })
+    };
+    Ok(registering.answers.into_iter().enumerate().map(registered).collect())
 }
 
-async fn register(tx: &mut Tx, ask: &Arrived) -> DbResult<Registered> {
-    let total = artifact::bytes_of(tx, &ask.owner).await?.saturating_add(unsigned(ask.segment.length));
-    if total > ask.quota {
-        return Ok(Registered::BeyondQuota);
+/// Tells of dumps that have grown, where that was not done a moment ago: at which place, and in which run.
+async fn tell(tx: &mut Tx, dumps: &[GrownDump], now: Timestamp) -> DbResult<BTreeMap<usize, RunId>> {
+    let is_due = |dump: &&GrownDump| dump.told_at.is_none_or(|at| now.since(at) >= PROGRESS_EVERY);
+    let due: Vec<&AttemptId> = dumps.iter().filter(is_due).map(|dump| &dump.attempt).collect();
+    let may = attempt::may_tell_progress(tx, &due, now, PROGRESS_EVERY).await?;
+    // In the order of attempts and then of runs, as everybody locks them.
+    let mut of_run: BTreeMap<&RunId, Vec<Told<'_>>> = BTreeMap::new();
+    let mut told = BTreeMap::new();
+    for dump in dumps.iter().filter(|dump| may.contains(&dump.attempt)) {
+        let progress = EventBody::DumpProgress { bytes: dump.bytes };
+        of_run.entry(&dump.run).or_default().push((Some(&dump.job), Some(&dump.attempt), progress));
+        told.insert(dump.place, dump.run.clone());
     }
-    Ok(Registered::As(artifact::add_chunk(tx, &ask.segment).await?, None))
+    event::append_all(tx, now, &of_run).await?;
+    Ok(told)
 }

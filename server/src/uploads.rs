@@ -5,22 +5,22 @@
 //! registered is what the server has: an agent that comes back asks, and sends the rest.
 
 use crate::app::AppState;
-use crate::db::artifact::{self, ArtifactRow, ChunkOutcome, Owner, SegmentRow};
-use crate::db::attempt::AttemptRow;
+use crate::db::artifact::{self, ArtifactRow, Owner, SegmentRow};
+use crate::db::chunk::{self, Arrived, ChunkOutcome, Found};
 use crate::db::{self, Tx, signed, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::check_path_name;
 use crate::findings;
 use crate::judging;
 use crate::opener::ToOpen;
-use crate::receiver::{Arrived, Registered};
+use crate::receiver::Registered;
 use crate::recorder::{HandedIn, What};
 use crate::wake::{Pass, Topic};
 use bytes::Bytes;
 use crashyard_protocol::agent::{CHUNK_BYTES, Chunk, CompleteRequest, Upload};
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::chunk::{chunk_hash, from_hex, hex, is_well_placed, whole_hash};
-use crashyard_protocol::{ArtifactId, ArtifactState};
+use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId};
 use serde::Deserialize;
 
 /// Where a chunk belongs, and what it must be.
@@ -42,7 +42,7 @@ pub enum Target {
     /// An attempt's, sent under this epoch.
     Attempt {
         /// The attempt.
-        attempt: Box<AttemptRow>,
+        attempt: AttemptId,
         /// The epoch.
         epoch: u64,
     },
@@ -52,7 +52,7 @@ impl Target {
     fn owner(&self) -> Owner {
         match self {
             Self::Build(id) => Owner::Build(id.clone()),
-            Self::Attempt { attempt, .. } => Owner::Attempt(attempt.id.clone()),
+            Self::Attempt { attempt, .. } => Owner::Attempt(attempt.clone()),
         }
     }
 
@@ -72,7 +72,7 @@ impl Target {
 
     async fn check_lease(&self, tx: &mut Tx) -> AppResult<()> {
         if let Self::Attempt { attempt, epoch } = self {
-            db::attempt::get_in(tx, &attempt.id).await?.check_epoch(*epoch)?;
+            db::attempt::get_in(tx, attempt).await?.check_epoch(*epoch)?;
         }
         Ok(())
     }
@@ -92,7 +92,10 @@ impl Target {
 /// How far an upload is; opens it if it is new, so that its sender learns its id.
 pub async fn progress(state: &AppState, target: &Target, name: &str) -> AppResult<Upload> {
     target.check_name(name)?;
-    let artifact = open(state, target, name).await?;
+    let artifact = match artifact::find(&state.db, &target.owner(), name).await? {
+        Some(found) => found,
+        None => open(state, target, name).await?,
+    };
     let segments = artifact::segments(&state.db, &artifact.id).await?;
     Ok(Upload {
         artifact: artifact.id,
@@ -108,10 +111,13 @@ pub async fn progress(state: &AppState, target: &Target, name: &str) -> AppResul
     })
 }
 
+/// Looks for a file that is sent, with its chunk at an offset; a lease must hold.
+async fn look(state: &AppState, target: &Target, name: &str, offset: Option<u64>) -> AppResult<Option<Found>> {
+    let found = chunk::find(&state.db, &target.owner(), target.epoch(), name, offset).await;
+    found.map_err(|error| AppError::or_not_found(error, "attempt"))
+}
+
 async fn open(state: &AppState, target: &Target, name: &str) -> AppResult<ArtifactRow> {
-    if let Some(found) = artifact::find(&state.db, &target.owner(), name).await? {
-        return Ok(found);
-    }
     let to_open = ToOpen {
         owner: target.owner(),
         epoch: target.epoch(),
@@ -135,6 +141,7 @@ pub async fn put_chunk(
     check_place(state, query, length)?;
     let wanted =
         from_hex(&query.hash).ok_or_else(|| AppError::Invalid("the parameter `hash` must be 64 hex digits".into()))?;
+    let known = look(state, target, name, Some(query.offset)).await?;
     let hashed = bytes.clone();
     let offset = query.offset;
     let found = tokio::task::spawn_blocking(move || chunk_hash(offset, &hashed)).await?;
@@ -145,20 +152,23 @@ pub async fn put_chunk(
             hex(&wanted)
         )));
     }
-    let artifact = open(state, target, name).await?;
+    let (artifact_id, there) = match known {
+        Some(known) => (known.id, known.there),
+        None => (open(state, target, name).await?.id, None),
+    };
     let segment = SegmentRow {
-        artifact_id: artifact.id.clone(),
+        artifact_id,
         start_at: signed(offset),
         length: signed(length),
         hash: hex(&found),
         received_at: state.now(),
         bytes: None,
     };
-    if let Some(old) = artifact::segment_at(&state.db, &artifact.id, offset).await? {
-        return outcome(artifact::compare_chunk(&old, &segment)).map(drop);
+    if let Some(there) = there {
+        return outcome(state, target, there.compare(&segment)).map(drop);
     }
     let segment = state.blobs.keep(segment, bytes).await?;
-    register(state, target, &artifact, segment).await
+    register(state, target, segment).await
 }
 
 fn check_place(state: &AppState, query: &ChunkQuery, length: u64) -> AppResult<()> {
@@ -182,37 +192,31 @@ fn check_place(state: &AppState, query: &ChunkQuery, length: u64) -> AppResult<(
     Ok(())
 }
 
-async fn register(state: &AppState, target: &Target, artifact: &ArtifactRow, segment: SegmentRow) -> AppResult<()> {
+async fn register(state: &AppState, target: &Target, segment: SegmentRow) -> AppResult<()> {
     let length = unsigned(segment.length);
-    let quota = target.quota(state);
-    let what = match target {
-        Target::Build(_) => "build",
-        Target::Attempt { .. } => "attempt",
-    };
-    let arrived = Arrived { owner: target.owner(), epoch: target.epoch(), name: artifact.name.clone(), segment, quota };
-    match state.receiver.ask(arrived).await? {
-        Registered::BeyondQuota => {
-            Err(AppError::TooLarge(format!("all files of this {what} together may have {quota} bytes")))
-        }
-        Registered::As(became, told) => {
-            if outcome(became)? {
-                state.metrics.add("crashyard_upload_bytes_total", Vec::new(), length);
-            }
-            if let Some(run) = told {
-                state.wake.wake(&Topic::Run(run));
-                state.wake.wake(&Topic::Pass(Pass::Glimpse));
-            }
-            Ok(())
-        }
+    let arrived = Arrived { owner: target.owner(), epoch: target.epoch(), segment, quota: target.quota(state) };
+    let Registered { outcome: became, told } = state.receiver.ask(arrived).await?;
+    if outcome(state, target, became)? {
+        state.metrics.add("crashyard_upload_bytes_total", Vec::new(), length);
     }
+    if let Some(run) = told {
+        state.wake.wake(&Topic::Run(run));
+        state.wake.wake(&Topic::Pass(Pass::Glimpse));
+    }
+    Ok(())
 }
 
 /// Whether a chunk is new.
-fn outcome(outcome: ChunkOutcome) -> AppResult<bool> {
+fn outcome(state: &AppState, target: &Target, outcome: ChunkOutcome) -> AppResult<bool> {
     match outcome {
         ChunkOutcome::Added { .. } => Ok(true),
         ChunkOutcome::Had => Ok(false),
         ChunkOutcome::Contradicts(how) => Err(AppError::Conflict(how)),
+        ChunkOutcome::BeyondQuota => {
+            let what = if matches!(target, Target::Build(_)) { "build" } else { "attempt" };
+            let quota = target.quota(state);
+            Err(AppError::TooLarge(format!("all files of this {what} together may have {quota} bytes")))
+        }
     }
 }
 
@@ -231,22 +235,28 @@ pub async fn complete(
         let limit = state.config.max_artifact_bytes;
         return Err(AppError::TooLarge(format!("a file may have at most {limit} bytes on this server")));
     }
-    let artifact = open(state, target, name).await?;
-    if artifact.state != ArtifactState::Open {
-        return same_or_conflict(artifact, request.size, &wanted);
+    let (id, artifact_state) = match look(state, target, name, None).await? {
+        Some(known) => (known.id, known.state),
+        None => {
+            let opened = open(state, target, name).await?;
+            (opened.id, opened.state)
+        }
+    };
+    if artifact_state != ArtifactState::Open {
+        return same_or_conflict(artifact::get(&state.db, &id).await?, request.size, &wanted);
     }
-    let segments = artifact::segments(&state.db, &artifact.id).await?;
+    let segments = artifact::segments(&state.db, &id).await?;
     let found = match check_whole(state, &segments, request.size).await? {
         Ok(found) => found,
-        Err(how) => return Err(refuse(state, target, &artifact, how).await?),
+        Err(how) => return Err(refuse(state, target, &id, name, how).await?),
     };
     if found != wanted {
         let how = format!("the {} bytes received have BLAKE3 {found}, announced was {wanted}", request.size);
-        return Err(refuse(state, target, &artifact, how).await?);
+        return Err(refuse(state, target, &id, name, how).await?);
     }
-    match close(state, target, &artifact.id, &found).await? {
+    match close(state, target, &id, &found).await? {
         Some(done) => Ok(done),
-        None => same_or_conflict(artifact::get(&state.db, &artifact.id).await?, request.size, &wanted),
+        None => same_or_conflict(artifact::get(&state.db, &id).await?, request.size, &wanted),
     }
 }
 
@@ -266,7 +276,7 @@ async fn close(
         }
         Target::Attempt { attempt, epoch } => {
             let what = What::File { artifact: artifact.clone(), blake3: blake3.to_owned() };
-            let handed_in = HandedIn { attempt: attempt.id.clone(), epoch: *epoch, at: state.now(), what };
+            let handed_in = HandedIn { attempt: attempt.clone(), epoch: *epoch, at: state.now(), what };
             let done = judging::keep(state, handed_in).await?.file;
             state.wake.wake(&Topic::Pass(Pass::Verify));
             Ok(done)
@@ -287,13 +297,19 @@ fn same_or_conflict(artifact: ArtifactRow, size: u64, blake3: &str) -> AppResult
 }
 
 /// An announcement that the bytes contradict is recorded: it is evidence about whoever sent them.
-async fn refuse(state: &AppState, target: &Target, artifact: &ArtifactRow, how: String) -> AppResult<AppError> {
+async fn refuse(
+    state: &AppState,
+    target: &Target,
+    artifact: &ArtifactId,
+    name: &str,
+    how: String,
+) -> AppResult<AppError> {
     let mut tx = state.db.begin().await?;
     target.check_lease(&mut tx).await?;
-    artifact::mark_mismatch(&mut tx, &artifact.id, &how, state.now()).await?;
+    artifact::mark_mismatch(&mut tx, artifact, &how, state.now()).await?;
     tx.commit().await?;
-    if let (Target::Attempt { attempt, .. }, DUMP) = (target, artifact.name.as_str()) {
-        judging::judge_or_later(state, &attempt.id).await;
+    if let (Target::Attempt { attempt, .. }, DUMP) = (target, name) {
+        judging::judge_or_later(state, attempt).await;
     }
     Ok(AppError::HashMismatch(how))
 }

@@ -81,8 +81,8 @@ pub async fn next_report(
     Ok(Json(next.map_err(|error| AppError::or_not_found(error, "attempt"))?))
 }
 
-fn target(caller: InAttempt) -> Target {
-    Target::Attempt { attempt: Box::new(caller.attempt), epoch: caller.epoch }
+fn target(caller: Acting) -> Target {
+    Target::Attempt { attempt: caller.attempt, epoch: caller.epoch }
 }
 
 /// How far an upload is.
@@ -93,7 +93,8 @@ pub async fn get_upload(
     State(state): State<AppState>,
     Path((_attempt, name)): Path<(AttemptId, String)>,
 ) -> AppResult<Json<Upload>> {
-    Ok(Json(uploads::progress(&state, &target(caller), &name).await?))
+    let target = Target::Attempt { attempt: caller.attempt.id, epoch: caller.epoch };
+    Ok(Json(uploads::progress(&state, &target, &name).await?))
 }
 
 /// Takes one chunk of an upload; repeating it is harmless.
@@ -101,13 +102,12 @@ pub async fn get_upload(
     params(("attempt" = String, Path), ("name" = String, Path), ChunkQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 204)))]
 pub async fn put_chunk(
-    caller: InAttempt,
+    caller: Acting,
     State(state): State<AppState>,
     Path((_attempt, name)): Path<(AttemptId, String)>,
     Query(query): Query<ChunkQuery>,
     Body(bytes): Body,
 ) -> AppResult<StatusCode> {
-    caller.check_lease()?;
     uploads::put_chunk(&state, &target(caller), &name, &query, bytes).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -117,11 +117,10 @@ pub async fn put_chunk(
     params(("attempt" = String, Path), ("name" = String, Path)),
     request_body = CompleteRequest, responses((status = 200, body = Artifact)))]
 pub async fn complete_upload(
-    caller: InAttempt,
+    caller: Acting,
     State(state): State<AppState>,
     Path((_attempt, name)): Path<(AttemptId, String)>,
     Json(request): Json<CompleteRequest>,
 ) -> AppResult<Json<Artifact>> {
-    caller.check_lease()?;
     Ok(Json(wire::artifact(uploads::complete(&state, &target(caller), &name, &request).await?)))
 }

@@ -6,7 +6,6 @@
 use super::attempt;
 use super::given::{given, listed, write_in_order};
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed, unsigned};
-use crashyard_protocol::agent::CHUNK_BYTES;
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId};
@@ -19,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub const CONSOLE_PREFIX: &str = "console-";
 
 /// What an artifact belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// A file of a build.
     Build(BuildId),
@@ -163,13 +162,6 @@ pub async fn of_attempts(tx: &mut Tx, attempts: &[&AttemptId]) -> DbResult<Vec<A
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(attempts)).fetch_all(c).await)?)
 }
 
-/// Bytes kept for a build or an attempt.
-pub async fn bytes_of(tx: &mut Tx, owner: &Owner) -> DbResult<u64> {
-    let (text, id) = owned!(owner, "SELECT CAST(SUM(size) AS BIGINT) FROM artifact WHERE ", "");
-    let sum: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(text).bind(id).fetch_one(c).await)?;
-    Ok(unsigned(sum.unwrap_or(0)))
-}
-
 /// A file to be opened.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct NewFile<'a> {
@@ -286,87 +278,6 @@ pub async fn segments_in(db: &Db, id: &ArtifactId, from: u64, to: u64, limit: i6
     .await)?)
 }
 
-/// What became of a chunk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ChunkOutcome {
-    /// It is new; the artifact has this many bytes now.
-    Added {
-        /// Bytes received so far.
-        size: u64,
-    },
-    /// The server had it already.
-    Had,
-    /// It contradicts what is there; the text says how.
-    Contradicts(String),
-}
-
-/// The segment that starts at an offset.
-pub async fn segment_at(db: &Db, id: &ArtifactId, start_at: u64) -> DbResult<Option<SegmentRow>> {
-    Ok(on!(db.read(), |c| sqlx::query_as("SELECT * FROM segment WHERE artifact_id = $1 AND start_at = $2")
-        .bind(id)
-        .bind(signed(start_at))
-        .fetch_optional(c)
-        .await)?)
-}
-
-/// Registers one chunk of an upload whose bytes are already durable in the blob store.
-pub async fn add_chunk(tx: &mut Tx, segment: &SegmentRow) -> DbResult<ChunkOutcome> {
-    let there: Vec<SegmentRow> = on_tx!(tx, |c| sqlx::query_as(
-        "SELECT * FROM segment WHERE artifact_id = $1 AND (start_at = $2 OR start_at = \
-         (SELECT MAX(start_at) FROM segment WHERE artifact_id = $1)) ORDER BY start_at",
-    )
-    .bind(&segment.artifact_id)
-    .bind(segment.start_at)
-    .fetch_all(c)
-    .await)?;
-    if let Some(old) = there.iter().find(|old| old.start_at == segment.start_at) {
-        return Ok(compare_chunk(old, segment));
-    }
-    if let Some(last) = there.last() {
-        if last.start_at < segment.start_at && unsigned(last.length) < CHUNK_BYTES {
-            return Ok(ChunkOutcome::Contradicts(format!(
-                "the chunk at {} is shorter than a full one, so the upload ends at {}; nothing can follow it",
-                last.start_at,
-                last.end()
-            )));
-        }
-        if last.start_at > segment.start_at && unsigned(segment.length) < CHUNK_BYTES {
-            return Ok(ChunkOutcome::Contradicts(format!(
-                "a chunk at {} is there already, so only a full chunk can stand before it",
-                last.start_at
-            )));
-        }
-    }
-    // The artifact first: on PostgreSQL its row lock makes concurrent chunks wait for each other here.
-    let size: Option<i64> = on_tx!(tx, |c| sqlx::query_scalar(
-        "UPDATE artifact SET size = size + $2 WHERE id = $1 AND state = 'open' AND NOT EXISTS \
-         (SELECT 1 FROM segment WHERE artifact_id = $1 AND start_at = $3) RETURNING size",
-    )
-    .bind(&segment.artifact_id)
-    .bind(segment.length)
-    .bind(segment.start_at)
-    .fetch_optional(c)
-    .await)?;
-    let Some(size) = size else {
-        return Ok(ChunkOutcome::Contradicts("the upload is complete and takes no further chunks".into()));
-    };
-    insert_segments(tx, &[segment]).await?;
-    Ok(ChunkOutcome::Added { size: unsigned(size) })
-}
-
-/// Whether a chunk sent again is the same.
-#[must_use]
-pub fn compare_chunk(old: &SegmentRow, new: &SegmentRow) -> ChunkOutcome {
-    if old.hash == new.hash && old.length == new.length {
-        ChunkOutcome::Had
-    } else {
-        ChunkOutcome::Contradicts(format!(
-            "the server already has other bytes at {} ({} bytes, hash {})",
-            old.start_at, old.length, old.hash
-        ))
-    }
-}
-
 /// What became of console bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendOutcome {
@@ -448,10 +359,13 @@ pub async fn lock_open(tx: &mut Tx, ids: &[&ArtifactId]) -> DbResult<HashMap<Art
     Ok(open.into_iter().collect())
 }
 
-#[derive(serde::Serialize)]
-struct Grown<'a> {
-    artifact: &'a ArtifactId,
-    size: i64,
+/// A file that has grown.
+#[derive(Serialize)]
+pub(super) struct Grown<'a> {
+    /// Which.
+    pub artifact: &'a ArtifactId,
+    /// Bytes it has now.
+    pub size: i64,
 }
 
 /// Appends to consoles. Several pieces of one console are taken in the order given, each where the one before it ends.
@@ -481,20 +395,26 @@ pub async fn append_all(tx: &mut Tx, appends: &[Append]) -> DbResult<Vec<DbResul
         let grown: BTreeSet<&ArtifactId> = appended.iter().map(|segment| &segment.artifact_id).collect();
         let grown: Vec<Grown<'_>> =
             grown.into_iter().filter_map(|id| Some(Grown { artifact: id, size: ends.get(id)?.size })).collect();
-        let text = given!(
-            tx,
-            update "artifact SET size = given.size FROM ",
-            [artifact text, size bigint],
-            at "artifact.id" = "artifact",
-            ""
-        );
-        on_tx!(tx, |c| sqlx::query(text).bind(Json(&grown)).execute(c).await.map(drop))?;
+        grow(tx, &grown).await?;
         insert_segments(tx, &appended).await?;
     }
     Ok(outcomes)
 }
 
-async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
+/// Writes how many bytes files have, which are locked.
+pub(super) async fn grow(tx: &mut Tx, grown: &[Grown<'_>]) -> DbResult<()> {
+    let text = given!(
+        tx,
+        update "artifact SET size = given.size FROM ",
+        [artifact text, size bigint],
+        at "artifact.id" = "artifact",
+        ""
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(grown)).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+pub(super) async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
     if segments.is_empty() {
         return Ok(());
     }

@@ -12,7 +12,8 @@ use crashyard_protocol::{
 };
 use sqlx::FromRow;
 use sqlx::types::Json;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 /// One try of a job.
 #[derive(Clone, Debug, PartialEq, FromRow)]
@@ -204,37 +205,6 @@ pub async fn lock(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>>
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
 }
 
-/// Whose an attempt is, and how its lease stands.
-#[derive(Clone, Debug, FromRow)]
-pub struct Whose {
-    /// The attempt.
-    pub id: AttemptId,
-    /// Its job.
-    pub job_id: JobId,
-    /// Its run.
-    pub run_id: RunId,
-    /// The machine.
-    pub machine_id: MachineId,
-    /// The lease's epoch.
-    pub epoch: i64,
-    /// Where it is.
-    pub state: AttemptState,
-}
-
-impl Whose {
-    /// Whether a write with this epoch belongs to the lease that holds now.
-    pub fn check_epoch(&self, epoch: u64) -> DbResult<()> {
-        check(self.state, self.epoch, epoch)
-    }
-}
-
-/// Whose these attempts are.
-pub async fn whose(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId, Whose>> {
-    let text = listed!(tx, "SELECT id, job_id, run_id, machine_id, epoch, state FROM attempt WHERE ", "id", "");
-    let rows: Vec<Whose> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
-    Ok(rows.into_iter().map(|row| (row.id.clone(), row)).collect())
-}
-
 /// The eight stages of an attempt, in order. One without a row is pending: what an attempt never reaches is never written.
 pub async fn stages(db: &Db, id: &AttemptId) -> DbResult<Vec<Stage>> {
     let rows: Vec<StageRow> =
@@ -378,23 +348,29 @@ pub async fn live(db: &Db) -> DbResult<Vec<AttemptId>> {
     .await)?)
 }
 
-/// Whether the progress of the dump may be told again; `true` at most once for each `every`.
+/// Of these attempts those whose dump's progress may be told now, each at most once for each `every`.
 pub async fn may_tell_progress(
     tx: &mut Tx,
-    id: &AttemptId,
+    ids: &[&AttemptId],
     now: Timestamp,
-    every: std::time::Duration,
-) -> DbResult<bool> {
+    every: Duration,
+) -> DbResult<BTreeSet<AttemptId>> {
+    if ids.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    write_in_order!(tx, "attempt", ids.iter());
+    let text = listed!(
+        tx,
+        update "attempt SET progress_event_at = $2 WHERE (progress_event_at IS NULL OR progress_event_at <= $3) AND ",
+        "id",
+        " RETURNING id"
+    );
     let every = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
-    let told = on_tx!(tx, |c| sqlx::query(
-        "UPDATE attempt SET progress_event_at = $2 WHERE id = $1 \
-         AND (progress_event_at IS NULL OR progress_event_at <= $3)",
-    )
-    .bind(id)
-    .bind(now)
-    .bind(Timestamp(now.0.saturating_sub(every)))
-    .execute(c)
-    .await
-    .map(|done| done.rows_affected()))?;
-    Ok(told == 1)
+    let told: Vec<AttemptId> = on_tx!(tx, |c| sqlx::query_scalar(text)
+        .bind(Json(ids))
+        .bind(now)
+        .bind(Timestamp(now.0.saturating_sub(every)))
+        .fetch_all(c)
+        .await)?;
+    Ok(told.into_iter().collect())
 }

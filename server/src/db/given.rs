@@ -11,7 +11,8 @@ use serde::ser::{Error as _, Serialize, Serializer};
 /// write, any other text reads.
 ///
 /// With `at COLUMN = FIELD` the rows are joined there. PostgreSQL is told the values once more as an array: it takes an array
-/// for few rows and looks them up by the index, while it takes `given` for a hundred and may read the whole table.
+/// for few rows and looks them up by the index, while it takes `given` for a hundred and may read the whole table. `lock` ends the
+/// text on PostgreSQL, where rows are locked by name.
 ///
 /// SQLite writes `OR FAIL`: otherwise it keeps a copy of every page that a statement changes, to undo that statement alone
 /// (<https://sqlite.org/lang_conflict.html>). Nothing here goes on after an error, a transaction is undone as a whole. The copies
@@ -39,7 +40,8 @@ macro_rules! given {
             $crate::db::Kind::Postgres => $crate::db::given::given!(@postgres $postgres, [$($columns)+], $after),
         }
     };
-    (@both $on:expr, $sqlite:expr, $postgres:expr, [$($columns:tt)+], at $column:literal = $field:literal, $after:literal) => {
+    (@both $on:expr, $sqlite:expr, $postgres:expr, [$($columns:tt)+], at $column:literal = $field:literal, $after:literal
+     $(, lock $lock:literal)?) => {
         match $on.kind() {
             $crate::db::Kind::Sqlite => $crate::db::given::given!(
                 @sqlite $sqlite, [$($columns)+], concat!(" WHERE ", $column, " = given.", $field, $after)
@@ -48,7 +50,7 @@ macro_rules! given {
                 @postgres $postgres, [$($columns)+], concat!(
                     " WHERE ", $column, " = given.", $field, " AND ", $column,
                     " = ANY (ARRAY(SELECT one ->> '", $field, "' FROM jsonb_array_elements($1) AS one))",
-                    $after
+                    $after $(, $lock)?
                 )
             ),
         }

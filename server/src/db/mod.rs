@@ -15,6 +15,7 @@ pub mod artifact;
 pub mod attempt;
 pub mod build;
 mod choice;
+pub mod chunk;
 pub mod dump;
 pub mod errand;
 pub mod event;

@@ -7,8 +7,9 @@ use crashyard_protocol::agent::{CHUNK_BYTES, Report, Role};
 use crashyard_protocol::api::{EventBody, Policy};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::*;
-use crashyard_server::db::artifact::{self, Append, AppendOutcome, ChunkOutcome, Owner, SegmentRow};
+use crashyard_server::db::artifact::{self, Append, AppendOutcome, Owner, SegmentRow};
 use crashyard_server::db::build::{self, BuildRow};
+use crashyard_server::db::chunk::{self, Arrived, ChunkOutcome};
 use crashyard_server::db::event::{self, About};
 use crashyard_server::db::judgement::{self, Judged, Verdict};
 use crashyard_server::db::lease::{self, Care, End, Renewal, Settled};
@@ -656,9 +657,11 @@ async fn judgements(db: &Db) {
     write!(db, |tx| attempt::set_dump_facts(tx, id, &serde_json::json!({})));
     assert_eq!(attempt::get(db, id).await.unwrap().dump_facts.unwrap().0, facts, "the first reading stays");
     let every = Duration::from_millis(500);
-    assert!(write!(db, |tx| attempt::may_tell_progress(tx, id, at(1), every)));
-    assert!(!write!(db, |tx| attempt::may_tell_progress(tx, id, Timestamp(at(1).0 + 499), every)));
-    assert!(write!(db, |tx| attempt::may_tell_progress(tx, id, Timestamp(at(1).0 + 500), every)));
+    for (later, may) in [(0, true), (499, false), (500, true)] {
+        let now = Timestamp(at(1).0 + later);
+        let told = write!(db, |tx| attempt::may_tell_progress(tx, &[id], now, every));
+        assert_eq!(told.contains(id), may, "after {later} ms");
+    }
 }
 
 /// Several attempts in one transaction, each on top of what is locked.
@@ -790,6 +793,14 @@ async fn open(db: &Db, owner: &Owner, name: &str) -> artifact::ArtifactRow {
     }
 }
 
+fn arrived(owner: &Owner, segment: &SegmentRow) -> Arrived {
+    Arrived { owner: owner.clone(), epoch: None, segment: segment.clone(), quota: u64::MAX }
+}
+
+async fn add_chunk(db: &Db, owner: &Owner, segment: &SegmentRow) -> ChunkOutcome {
+    write!(db, |tx| chunk::add_all(tx, &[arrived(owner, segment)])).answers.remove(0).unwrap()
+}
+
 async fn uploads(db: &Db) {
     let build = write!(db, |tx| build::create(tx, &build_row(None)));
     let owner = Owner::Build(build.id.clone());
@@ -800,23 +811,35 @@ async fn uploads(db: &Db) {
     assert_eq!(artifact::find(db, &owner, "other").await.unwrap(), None);
     let id = &opened.id;
     let tail = segment(id, CHUNK_BYTES, 10, "b");
-    assert_eq!(write!(db, |tx| artifact::add_chunk(tx, &tail)), ChunkOutcome::Added { size: 10 });
-    assert_eq!(write!(db, |tx| artifact::add_chunk(tx, &tail)), ChunkOutcome::Had);
+    assert_eq!(add_chunk(db, &owner, &tail).await, ChunkOutcome::Added { size: 10 });
+    assert_eq!(add_chunk(db, &owner, &tail).await, ChunkOutcome::Had);
     let other = segment(id, CHUNK_BYTES, 10, "c");
-    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &other)), ChunkOutcome::Contradicts(_)));
+    assert!(matches!(add_chunk(db, &owner, &other).await, ChunkOutcome::Contradicts(_)));
     let behind = segment(id, 2 * CHUNK_BYTES, 1, "d");
-    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &behind)), ChunkOutcome::Contradicts(_)));
+    assert!(matches!(add_chunk(db, &owner, &behind).await, ChunkOutcome::Contradicts(_)));
     let short = segment(id, 0, 5, "a");
-    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &short)), ChunkOutcome::Contradicts(_)));
+    assert!(matches!(add_chunk(db, &owner, &short).await, ChunkOutcome::Contradicts(_)));
     let head = segment(id, 0, CHUNK_BYTES, "a");
-    assert_eq!(write!(db, |tx| artifact::add_chunk(tx, &head)), ChunkOutcome::Added { size: CHUNK_BYTES + 10 });
+    assert_eq!(add_chunk(db, &owner, &head).await, ChunkOutcome::Added { size: CHUNK_BYTES + 10 });
     assert_eq!(artifact::segments(db, id).await.unwrap(), [head.clone(), tail.clone()]);
-    assert_eq!(artifact::segment_at(db, id, 0).await.unwrap(), Some(head.clone()));
-    assert_eq!(artifact::segment_at(db, id, 1).await.unwrap(), None);
+    let found = chunk::find(db, &owner, None, "kernel", Some(0)).await.unwrap().unwrap();
+    assert_eq!(
+        (&found.id, found.state, found.there.unwrap().compare(&head)),
+        (id, ArtifactState::Open, ChunkOutcome::Had)
+    );
+    for (offset, name) in [(Some(1), "kernel"), (None, "kernel"), (Some(0), "other")] {
+        let found = chunk::find(db, &owner, None, name, offset).await.unwrap();
+        assert_eq!((found.is_some(), found.and_then(|found| found.there)), (name == "kernel", None));
+    }
     assert_eq!(artifact::segments_in(db, id, 5, 6, 10).await.unwrap(), std::slice::from_ref(&head));
     assert_eq!(artifact::segments_in(db, id, 5, CHUNK_BYTES + 1, 10).await.unwrap(), [head, tail.clone()]);
-    assert_eq!(artifact::segments_in(db, id, CHUNK_BYTES + 9, u64::MAX, 10).await.unwrap(), [tail]);
-    assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &owner)), CHUNK_BYTES + 10);
+    assert_eq!(
+        artifact::segments_in(db, id, CHUNK_BYTES + 9, u64::MAX, 10).await.unwrap(),
+        std::slice::from_ref(&tail)
+    );
+    let next =
+        Arrived { quota: CHUNK_BYTES + 14, ..arrived(&owner, &segment(&open(db, &owner, "more").await.id, 0, 5, "e")) };
+    assert_eq!(write!(db, |tx| chunk::add_all(tx, &[next])).answers.remove(0).unwrap(), ChunkOutcome::BeyondQuota);
     write!(db, |tx| artifact::mark_mismatch(tx, id, "how", at(1)));
     assert_eq!(artifact::get(db, id).await.unwrap().mismatch.as_deref(), Some("how"));
     let done = write!(db, |tx| artifact::complete(tx, id, "whole", at(2))).unwrap();
@@ -826,10 +849,12 @@ async fn uploads(db: &Db) {
     );
     assert!(write!(db, |tx| artifact::complete(tx, id, "whole", at(3))).is_none());
     let late = segment(id, 4 * CHUNK_BYTES, 1, "e");
-    assert!(matches!(write!(db, |tx| artifact::add_chunk(tx, &late)), ChunkOutcome::Contradicts(_)));
-    assert_eq!(artifact::list(db, &owner).await.unwrap(), [artifact::get(db, id).await.unwrap()]);
-    let empty = Owner::Build(write!(db, |tx| build::create(tx, &build_row(None))).id);
-    assert_eq!(write!(db, |tx| artifact::bytes_of(tx, &empty)), 0, "a sum over nothing is a real NULL");
+    assert!(matches!(add_chunk(db, &owner, &late).await, ChunkOutcome::Contradicts(_)));
+    assert_eq!(add_chunk(db, &owner, &tail).await, ChunkOutcome::Had, "one that is sent again is had for ever");
+    assert_eq!(artifact::list(db, &owner).await.unwrap()[0], artifact::get(db, id).await.unwrap());
+    let others = Owner::Build(write!(db, |tx| build::create(tx, &build_row(None))).id);
+    let answers = write!(db, |tx| chunk::add_all(tx, &[arrived(&others, &tail)])).answers;
+    assert!(matches!(answers[..], [Err(DbError::NotFound)]), "a file of others: {answers:?}");
 }
 
 async fn whole_files(db: &Db) {

@@ -9,8 +9,9 @@ async fn arriving(db: &Db, name: &str) -> (attempt::AttemptRow, ArtifactId) {
     submit(db, &farm, 1).await;
     let attempt = lease_until(db, &farm, 0, Some(at(40))).await.unwrap().attempt;
     write!(db, |tx| judgement::open_all(tx, &[(attempt.id.clone(), stages(0))]));
-    let dump = open(db, &Owner::Attempt(attempt.id.clone()), "vmcore").await;
-    write!(db, |tx| artifact::add_chunk(tx, &segment(&dump.id, 0, 100, "a")));
+    let owner = Owner::Attempt(attempt.id.clone());
+    let dump = open(db, &owner, "vmcore").await;
+    add_chunk(db, &owner, &segment(&dump.id, 0, 100, "a")).await;
     (attempt::get(db, &attempt.id).await.unwrap(), dump.id)
 }
 

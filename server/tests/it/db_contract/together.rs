@@ -3,12 +3,13 @@
 use super::*;
 use crashyard_server::group::Together as _;
 use crashyard_server::opener::{Opener, ToOpen};
-use crashyard_server::receiver::{Arrived, Receiver, Registered};
+use crashyard_server::receiver::{Receiver, Registered};
 
 pub async fn together(db: &Db) {
     ended(db).await;
     opened(db).await;
     received(db).await;
+    received_at_once(db).await;
 }
 
 async fn ended(db: &Db) {
@@ -125,7 +126,6 @@ async fn received(db: &Db) {
     let chunk = |start, length, hash, epoch, quota| Arrived {
         owner: owner.clone(),
         epoch: Some(epoch),
-        name: "vmcore".into(),
         segment: segment(&dump.id, start, length, hash),
         quota,
     };
@@ -138,20 +138,49 @@ async fn received(db: &Db) {
         chunk(2 * CHUNK_BYTES, 10, "d", 1, u64::MAX),
     ];
     let answers = Receiver.write(db, begin(db).await, &asks).await.unwrap();
-    let [Ok(first), Ok(again), Err(DbError::LeaseLost(_)), Ok(Registered::BeyondQuota), Ok(last), Ok(behind)] =
-        &answers[..]
-    else {
+    let [Ok(first), Ok(again), Err(DbError::LeaseLost(_)), Ok(beyond), Ok(last), Ok(behind)] = &answers[..] else {
         panic!("{answers:?}")
     };
-    let added = |size, told: Option<&RunId>| Registered::As(ChunkOutcome::Added { size }, told.cloned());
+    let became = |outcome, told: Option<&RunId>| Registered { outcome, told: told.cloned() };
+    let added = |size, told| became(ChunkOutcome::Added { size }, told);
     assert_eq!(*first, added(CHUNK_BYTES, None));
-    assert_eq!(*again, Registered::As(ChunkOutcome::Had, None));
+    assert_eq!(*again, became(ChunkOutcome::Had, None));
+    assert_eq!(*beyond, became(ChunkOutcome::BeyondQuota, None));
     assert_eq!(*last, added(CHUNK_BYTES + 10, Some(&run.id)), "progress is told once, as far as it came");
-    assert!(matches!(behind, Registered::As(ChunkOutcome::Contradicts(_), None)));
+    assert!(matches!(behind, Registered { outcome: ChunkOutcome::Contradicts(_), told: None }));
     let events = event::of_attempt(db, &attempt.id, 0, 100).await.unwrap();
     let told: Vec<_> = events.iter().filter(|one| matches!(one.body.0, EventBody::DumpProgress { .. })).collect();
     assert!(
         matches!(told[..], [one] if matches!(one.body.0, EventBody::DumpProgress { bytes } if bytes == CHUNK_BYTES + 10))
     );
     assert_eq!(artifact::get(db, &dump.id).await.unwrap().size, 10 + i64::try_from(CHUNK_BYTES).unwrap());
+}
+
+/// The same chunk at several servers in one moment is there once, and all of them have it.
+async fn received_at_once(db: &Db) {
+    let farm = farm(db, "f-received-at-once", 1).await;
+    submit(db, &farm, 1).await;
+    let attempt = lease(db, &farm, 0).await.unwrap().attempt;
+    let owner = Owner::Attempt(attempt.id.clone());
+    let dump = open(db, &owner, "vmcore").await;
+    for round in 0..8_u64 {
+        let segment = segment(&dump.id, round * CHUNK_BYTES, CHUNK_BYTES, "a");
+        let ask = Arrived { epoch: Some(1), ..arrived(&owner, &segment) };
+        let servers = (0..4).map(|_| {
+            let (db, ask) = (db.clone(), ask.clone());
+            tokio::spawn(async move { Receiver.write(&db, begin(&db).await, &[ask]).await.unwrap().remove(0) })
+        });
+        let mut added = 0;
+        for server in servers.collect::<Vec<_>>() {
+            match server.await.unwrap().unwrap().outcome {
+                ChunkOutcome::Added { size } => {
+                    assert_eq!(size, (round + 1) * CHUNK_BYTES);
+                    added += 1;
+                }
+                outcome => assert_eq!(outcome, ChunkOutcome::Had),
+            }
+        }
+        assert_eq!(added, 1);
+    }
+    assert_eq!(artifact::get(db, &dump.id).await.unwrap().size, 8 * i64::try_from(CHUNK_BYTES).unwrap());
 }
