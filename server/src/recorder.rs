@@ -1,8 +1,9 @@
-//! What agents hand in becomes evidence: reports, the end of a file, the lease itself. All of it is written down in the transaction
-//! that judges what it means ([`crate::judging`]), with the events that tell of it.
+//! What agents hand in becomes evidence: reports, the end of a file, the lease itself; and so does what the server reads in a
+//! dump. All of it is written down in the transaction that judges what it means ([`crate::judging`]), with the events that tell of
+//! it.
 
 use crate::db::artifact::{self, ArtifactRow, Whole};
-use crate::db::attempt::{AttemptRow, FullAttempt};
+use crate::db::attempt::{self, AttemptRow, FullAttempt};
 use crate::db::event::Told;
 use crate::db::flow::Had;
 use crate::db::lease::{self, End};
@@ -16,12 +17,12 @@ use crashyard_protocol::{ArtifactId, AttemptId, JobId, MachineId, RunId};
 use sqlx::types::Json;
 use std::collections::{BTreeMap, HashMap};
 
-/// What an agent hands in.
+/// What is handed in.
 #[derive(Clone, Debug)]
 pub struct HandedIn {
     /// The attempt it is evidence of.
     pub attempt: AttemptId,
-    /// The epoch it was sent with.
+    /// The epoch it was sent with, or read under.
     pub epoch: u64,
     /// When the server had it.
     pub at: Timestamp,
@@ -46,6 +47,8 @@ pub enum What {
         /// The BLAKE3 of the whole.
         blake3: String,
     },
+    /// What the server itself has read in the dump. That needs no lease, and the first reading stays.
+    Reading(serde_json::Value),
     /// The lease: the attempt ends with it.
     Lease {
         /// Whether the machine may take the next job.
@@ -128,6 +131,7 @@ pub async fn record(
     let mut recording = Recording { answers, ..Recording::default() };
     record_reports(tx, &held, asks, &mut recording).await?;
     close_files(tx, &held, asks, &mut recording).await?;
+    keep_readings(tx, attempts, asks).await?;
     end_leases(tx, attempts, asks, &mut recording, rule, now).await?;
     Ok(recording)
 }
@@ -192,6 +196,19 @@ async fn close_files(
     Ok(())
 }
 
+async fn keep_readings(tx: &mut Tx, attempts: &mut [FullAttempt], asks: &[&HandedIn]) -> DbResult<()> {
+    let mut readings = Vec::new();
+    for ask in asks {
+        let What::Reading(facts) = &ask.what else { continue };
+        let full = attempts.iter_mut().find(|full| full.attempt.id == ask.attempt);
+        if let Some(full) = full.filter(|full| full.attempt.dump_facts.is_none()) {
+            full.attempt.dump_facts = Some(Json(facts.clone()));
+            readings.push((&ask.attempt, facts));
+        }
+    }
+    attempt::set_dump_facts(tx, &readings).await
+}
+
 /// A lease that was handed back before has its answer like one that is handed back now.
 async fn end_leases(
     tx: &mut Tx,
@@ -221,10 +238,12 @@ async fn end_leases(
     Ok(())
 }
 
-/// The attempt, if this belongs to the lease that holds now.
+/// The attempt, if this belongs to the lease that holds now, or needs none.
 fn held_by<'a>(attempts: &HashMap<&AttemptId, &'a FullAttempt>, ask: &HandedIn) -> DbResult<&'a FullAttempt> {
     let full = attempts.get(&ask.attempt).ok_or(DbError::NotFound)?;
-    full.attempt.check_epoch(ask.epoch)?;
+    if !matches!(ask.what, What::Reading(_)) {
+        full.attempt.check_epoch(ask.epoch)?;
+    }
     Ok(full)
 }
 

@@ -1,7 +1,7 @@
 //! Attempts and their stages, for reading. Who may change them: [`super::queue`] makes, [`super::judgement`] judges,
 //! [`super::lease`] ends.
 
-use super::given::{listed, lock_in_order, write_in_order};
+use super::given::{Kept, given, listed, lock_in_order, write_in_order};
 use super::machine::Labels;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
@@ -10,6 +10,7 @@ use crashyard_protocol::{
     AttemptId, AttemptState, BuildId, ControllerId, FlowId, JobId, MachineId, Purpose, RunId, Scenario, Stage,
     StageName, Status, SubmitterId,
 };
+use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::{BTreeSet, HashMap};
@@ -307,14 +308,28 @@ pub async fn unread_dumps(db: &Db, limit: i64) -> DbResult<Vec<AttemptId>> {
     })?)
 }
 
-/// Stores what was read in the dump; the first reading stays.
-pub async fn set_dump_facts(tx: &mut Tx, id: &AttemptId, facts: &serde_json::Value) -> DbResult<()> {
-    on_tx!(tx, |c| sqlx::query("UPDATE attempt SET dump_facts = $2 WHERE id = $1 AND dump_facts IS NULL")
-        .bind(id)
-        .bind(Json(facts))
-        .execute(c)
-        .await
-        .map(drop))?;
+#[derive(Serialize)]
+struct Read<'a> {
+    attempt: &'a AttemptId,
+    facts: Kept<'a, serde_json::Value>,
+}
+
+/// Stores what was read in dumps; of each the first reading stays.
+pub async fn set_dump_facts(tx: &mut Tx, readings: &[(&AttemptId, &serde_json::Value)]) -> DbResult<()> {
+    if readings.is_empty() {
+        return Ok(());
+    }
+    let kind = tx.kind();
+    let rows: Vec<Read<'_>> =
+        readings.iter().map(|(attempt, facts)| Read { attempt, facts: Kept(kind, *facts) }).collect();
+    let text = given!(
+        tx,
+        update "attempt SET dump_facts = given.facts FROM ",
+        [attempt text, facts jsonb],
+        at "attempt.id" = "attempt",
+        " AND dump_facts IS NULL"
+    );
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).execute(c).await.map(drop))?;
     Ok(())
 }
 

@@ -6,11 +6,12 @@
 use super::Next;
 use crate::app::AppState;
 use crate::db::artifact::{self, Owner};
-use crate::db::attempt;
+use crate::db::{attempt, unsigned};
 use crate::error::{AppError, AppResult};
 use crate::extract::replace_nul;
 use crate::judging;
 use crate::ranges::Stored;
+use crate::recorder::{HandedIn, What};
 use crate::triage::{DumpReading, Intent, dump};
 use crashyard_protocol::AttemptId;
 use crashyard_protocol::api::DUMP;
@@ -23,18 +24,17 @@ const DUMPS: i64 = 1;
 pub async fn tick(state: &AppState) -> AppResult<Next> {
     let unread = attempt::unread_dumps(&state.db, DUMPS).await?;
     let Some(id) = unread.first() else { return Ok(Next::Woken) };
-    let reading = read(state, id).await?;
+    let (epoch, reading) = read(state, id).await?;
     let mut facts = serde_json::to_value(&reading).map_err(|error| AppError::Internal(error.into()))?;
     // A kernel log may hold NULs, and PostgreSQL keeps none in texts.
     replace_nul(&mut facts);
-    let mut tx = state.db.begin().await?;
-    attempt::set_dump_facts(&mut tx, id, &facts).await?;
-    tx.commit().await?;
-    judging::judge_or_later(state, id).await;
+    let what = What::Reading(facts);
+    judging::keep(state, HandedIn { attempt: id.clone(), epoch, at: reading.at, what }).await?;
     Ok(Next::Now)
 }
 
-async fn read(state: &AppState, id: &AttemptId) -> AppResult<DumpReading> {
+/// What is in the dump, and the epoch of its attempt.
+async fn read(state: &AppState, id: &AttemptId) -> AppResult<(u64, DumpReading)> {
     let full = attempt::full(&state.db, id).await?;
     let artifact = artifact::find(&state.db, &Owner::Attempt(id.clone()), DUMP)
         .await?
@@ -52,5 +52,5 @@ async fn read(state: &AppState, id: &AttemptId) -> AppResult<DumpReading> {
     }
     let outcome =
         outcome.map_err(|error| AppError::Unavailable(anyhow::Error::new(error).context("reading a dump")))?;
-    Ok(DumpReading { at: state.now(), outcome })
+    Ok((unsigned(full.attempt.epoch), DumpReading { at: state.now(), outcome }))
 }

@@ -194,7 +194,7 @@ async fn reports_of_an_attempt_that_cannot_be_judged_are_kept() {
     let enrolled = server.enrol(&["m1"]).await;
     let claim: Claim = server.call(server.claim_call(&enrolled, 0)).await.ok();
     let mut tx = server.state.db.begin().await.unwrap();
-    db::attempt::set_dump_facts(&mut tx, &claim.attempt, &json!("what no reader wrote")).await.unwrap();
+    db::attempt::set_dump_facts(&mut tx, &[(&claim.attempt, &json!("what no reader wrote"))]).await.unwrap();
     tx.commit().await.unwrap();
     let refused = server.report(&claim, Role::Target, 0, note("seen")).await;
     refused.problem(500, kind::INTERNAL);

@@ -653,8 +653,8 @@ async fn judgements(db: &Db) {
     assert_eq!(attempt::get(db, id).await.unwrap().verdict, Status::Fail, "a verdict is given once");
 
     let facts = serde_json::json!({ "release": "6.1" });
-    write!(db, |tx| attempt::set_dump_facts(tx, id, &facts));
-    write!(db, |tx| attempt::set_dump_facts(tx, id, &serde_json::json!({})));
+    write!(db, |tx| attempt::set_dump_facts(tx, &[(id, &facts)]));
+    write!(db, |tx| attempt::set_dump_facts(tx, &[(id, &serde_json::json!({}))]));
     assert_eq!(attempt::get(db, id).await.unwrap().dump_facts.unwrap().0, facts, "the first reading stays");
     let every = Duration::from_millis(500);
     for (later, may) in [(0, true), (499, false), (500, true)] {

@@ -43,7 +43,7 @@ pub async fn unread(db: &Db) {
     assert!(!waits().await, "it has not come");
     write!(db, |tx| artifact::complete(tx, &dump, "hash", at(2))).unwrap();
     assert!(waits().await);
-    write!(db, |tx| attempt::set_dump_facts(tx, &attempt.id, &serde_json::json!({ "facts": true })));
+    write!(db, |tx| attempt::set_dump_facts(tx, &[(&attempt.id, &serde_json::json!({ "facts": true }))]));
     assert!(!waits().await, "once is enough");
 
     let (lost, dump) = arriving(db, "unread and lost").await;
