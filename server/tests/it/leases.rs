@@ -170,6 +170,42 @@ async fn an_attempt_that_ended_right_before_a_kill_is_settled_after_the_restart(
 }
 
 #[tokio::test]
+async fn of_leases_that_are_handed_back_at_once_one_that_is_refused_spoils_no_other() {
+    let server = Server::new().await;
+    server.run(4).await;
+    let enrolled = server.enrol(&["m1", "m2", "m3", "m4"]).await;
+    let mut claims = Vec::new();
+    for _ in 0..4 {
+        claims.push(server.call(server.claim_call(&enrolled, 0)).await.ok::<Claim>());
+    }
+    claims[1].epoch += 1;
+    let release = |claim: &Claim, healthy| {
+        let release = ReleaseRequest { healthy, detail: "looked at".into() };
+        let call = Call::post(format!("/agent/v1/attempts/{}/release", claim.attempt), &release);
+        server.call(call.by_controller(&server, claim))
+    };
+    let calls = claims.iter().map(|claim| release(claim, claim.attempt != claims[2].attempt));
+    let answers = futures::future::join_all(calls).await;
+    for (claim, answer) in claims.iter().zip(&answers) {
+        if claim.attempt == claims[1].attempt {
+            answer.problem(409, kind::LEASE_LOST);
+        } else {
+            answer.no_content();
+        }
+    }
+    let mut states = Vec::new();
+    for claim in &claims {
+        let machine: Machine = server.get(format!("/api/v1/machines/{}", claim.machine)).await.ok();
+        states.push((attempt(&server, claim).await.state, machine.state));
+    }
+    let over = |machine| (AttemptState::Done, machine);
+    let held = (AttemptState::Running, MachineState::Leased);
+    let (free, set_aside) = (over(MachineState::Available), over(MachineState::Quarantined));
+    assert_eq!(states, [free, held, set_aside, free]);
+    release(&claims[0], true).await.no_content();
+}
+
+#[tokio::test]
 async fn passes_may_run_twice_and_at_any_time() {
     let server = Server::new().await;
     let claim = server.claimed().await;

@@ -13,6 +13,7 @@ pub async fn fleet(db: &Db) {
     errands(db).await;
     holds(db).await;
     quarantines(db).await;
+    left_together(db).await;
     bound_jobs(db).await;
     ways_given(db).await;
     debts(db).await;
@@ -213,6 +214,60 @@ async fn quarantines(db: &Db) {
     assert!(why[3].reason.as_deref().unwrap().starts_with("2 of its last 2 attempts failed"), "{why:?}");
     assert!(why[3].attempt_id.is_some());
     assert_eq!(life::attempts(db, &machine, 2).await.unwrap().len(), 2);
+}
+
+/// Attempts that end in one transaction: each machine becomes what its own past and its own people make of it.
+async fn left_together(db: &Db) {
+    let farm = farm(db, "fl-t", 6).await;
+    submit(db, &farm, 8).await;
+    let machine = |index: usize| &farm.machines[index].id;
+    for index in 0..2 {
+        let early = lease(db, &farm, index).await.unwrap();
+        write!(db, |tx| lease::end(tx, &early.attempt.id, &released(&early), &STRICT, at(1)));
+    }
+    let mut leased = Vec::new();
+    for index in 0..6 {
+        leased.push(lease(db, &farm, index).await.unwrap().attempt);
+    }
+    // The second delivered a result after all.
+    write!(db, |tx| judgement::open_all(tx, &[(leased[1].id.clone(), stages(0))]));
+    assert!(judge(db, &leased[1], &stages(0), &verdict(4, Some(Status::Fail)), at(2)).await);
+    for index in [3, 5] {
+        assert!(!write!(db, |tx| reservation::take(tx, &reservation(machine(index), at(500)), at(2))));
+    }
+    let row = ReservationRow {
+        attempt_id: Some(leased[4].id.clone()),
+        began_at: Some(at(2)),
+        ..reservation(machine(4), at(500))
+    };
+    assert!(write!(db, |tx| reservation::hold(tx, &row, at(2))));
+
+    let end = |index: usize| End::Released {
+        epoch: super::unsigned(leased[index].epoch),
+        healthy: ![2, 5].contains(&index),
+        detail: "no answer",
+    };
+    let ends: Vec<_> = (0..6).rev().map(|index| (&leased[index].id, end(index))).collect();
+    let ids: Vec<&AttemptId> = leased.iter().map(|one| &one.id).collect();
+    let mut tx = begin(db).await;
+    let mut locked = attempt::lock(&mut tx, &ids).await.unwrap();
+    let answers = lease::end_all(&mut tx, &mut locked, &ends, &STRICT, at(3)).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(true))), "{answers:?}");
+
+    let mut states = Vec::new();
+    for index in 0..6 {
+        states.push(state(db, machine(index)).await);
+    }
+    use MachineState::{Available, Quarantined, Reserved};
+    assert_eq!(states, [Quarantined, Available, Quarantined, Reserved, Available, Reserved]);
+    let why = async |index: usize| machine::get(db, machine(index)).await.unwrap().machine.reason.unwrap_or_default();
+    assert!(why(0).await.starts_with("2 of its last 2 attempts"), "{}", why(0).await);
+    assert_eq!(why(2).await, "no answer");
+    assert_eq!(reservation::open(db, machine(3)).await.unwrap().unwrap().quarantine_reason, None);
+    assert!(reservation::open(db, machine(4)).await.unwrap().is_none(), "nobody holds what is over");
+    let distrust = reservation::open(db, machine(5)).await.unwrap().unwrap().quarantine_reason;
+    assert_eq!(distrust.as_deref(), Some("no answer"), "for when it is handed back");
 }
 
 /// Of two machines, the one that a job must not have does not get it, and the only one it may have does.
