@@ -1,5 +1,7 @@
 //! What IPMI needs beside its library, whatever way a BMC is reached: over LAN by the controller, in band by the target agent.
 
+pub mod chassis;
+pub mod in_band;
 pub mod sel;
 
 /// A command: its name, the request, the type of the answer, and what makes one of the answer's data.

@@ -4,9 +4,8 @@
 //! there is left out, since a kernel without a driver says nothing about the hardware. What it means, and whether it is
 //! what it was yesterday, the server says.
 
-use crate::ipmi::sel;
+use crate::ipmi::{in_band, sel};
 use crashyard_protocol::agent::Report;
-use ipmi_rs::{File as InBand, Ipmi, app::GetDeviceId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -33,7 +32,7 @@ type Facts = BTreeMap<String, String>;
 /// its job, nor the rest from being told.
 pub async fn report() -> Report {
     let files = tokio::task::spawn_blocking(|| collect(Path::new("/")));
-    let bmc = tokio::task::spawn_blocking(|| bmc(Path::new("/dev/ipmi0")));
+    let bmc = tokio::task::spawn_blocking(|| bmc(Path::new(in_band::DEVICE)));
     let mut facts = files.await.unwrap_or_default();
     facts.extend(bmc.await.unwrap_or_default());
     Report::Inventory { facts }
@@ -184,9 +183,8 @@ fn file_name(path: &Path) -> Option<String> {
 /// What the BMC says of itself over the machine's own interface to it, and the last that it has noted: where power has no
 /// IPMI, nobody else asks what it wrote when the machine crashed before.
 fn bmc(device: &Path) -> Facts {
-    let Ok(link) = InBand::new(device, BMC) else { return Facts::new() };
-    let mut ipmi = Ipmi::new(link);
-    let Ok(id) = ipmi.send_recv(GetDeviceId) else { return Facts::new() };
+    let Ok(mut ipmi) = in_band::open(device, BMC) else { return Facts::new() };
+    let Ok(id) = in_band::identity(&mut ipmi) else { return Facts::new() };
     let mut facts = Facts::from([
         ("bmc.manufacturer".into(), id.manufacturer_id.to_string()),
         ("bmc.product".into(), id.product_id.to_string()),

@@ -20,7 +20,6 @@ use crate::guest::{Guest, Reporter};
 use crashyard_protocol::agent::{Directive, Report, Role};
 use std::path::Path;
 use std::time::Duration;
-use steps::StepResult;
 
 /// Pause between questions when the server has not made up its mind (the console's banner may still be on its way).
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -66,8 +65,7 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     trigger::mark(&marker)?;
     let failure = trigger::pull(scenario.trigger, scenario.cpu).await;
     // Still here, so the kernel is: say why.
-    let result = StepResult::failed("trigger", format!("{failure:#}"));
-    reporter.tell(result.report()).await?;
+    reporter.tell(trigger::survived(&failure)).await?;
     Err(failure)
 }
 

@@ -15,6 +15,9 @@ pub const CRASHYARD_VMX: &str = "crashyard_vmx";
 /// The kernel's own module for crashing it.
 pub const LKDTM: &str = "lkdtm";
 
+/// The kernel's way to a BMC: the driver of its interface to the machine, and the file in front of it.
+pub const IPMI: [&str; 2] = ["ipmi_si", "ipmi_devintf"];
+
 /// Loads a module and what it needs; fine if it is loaded. Stops at the first failure, which is the last step then.
 pub async fn load(name: &str) -> Vec<StepResult> {
     let step = format!("load-{}", name.replace('_', "-"));

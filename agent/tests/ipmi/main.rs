@@ -5,7 +5,8 @@
 mod sim;
 
 use crashyard_agent::controller::metal::chassis::Chassis as _;
-use crashyard_agent::controller::metal::ipmi::{Bmc, Control};
+use crashyard_agent::controller::metal::ipmi::Bmc;
+use crashyard_agent::ipmi::chassis::Control;
 use sim::Sim;
 
 #[tokio::test]

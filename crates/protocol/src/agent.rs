@@ -267,7 +267,7 @@ pub struct Numbered {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Report {
-    /// Controller: a power action and its outcome.
+    /// Controller: a power action and its outcome. Target agent: that its BMC did not take an NMI (`bmc-nmi`).
     Power {
         /// `on`, `off`, `reset` or `nmi`.
         action: String,

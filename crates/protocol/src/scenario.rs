@@ -80,6 +80,9 @@ text_enum! {
         SysrqC = "sysrq-c",
         /// A diagnostic NMI from outside (BMC or emulator) with `kernel.unknown_nmi_panic`.
         Nmi = "nmi",
+        /// The same NMI, which the machine asks its own BMC for through `/dev/ipmi0`: for machines whose BMC the controller
+        /// does not reach.
+        BmcNmi = "bmc-nmi",
         /// `panic()` called by the VMX module.
         ModulePanic = "module-panic",
         /// An oops raised by the VMX module, with `panic_on_oops`.
@@ -108,6 +111,7 @@ impl Trigger {
         match self {
             Self::SysrqC
             | Self::Nmi
+            | Self::BmcNmi
             | Self::LkdtmPanic
             | Self::LkdtmBug
             | Self::LkdtmException
@@ -130,6 +134,12 @@ impl Trigger {
             Self::LkdtmHardlockup => Some("HARDLOCKUP"),
             _ => None,
         }
+    }
+
+    /// Whether it is an NMI that comes to the board and not to a CPU: nobody chooses which CPU gets it.
+    #[must_use]
+    pub const fn is_nmi_from_outside(self) -> bool {
+        matches!(self, Self::Nmi | Self::BmcNmi)
     }
 
     /// Whether a CPU is locked up, and another one has to notice.

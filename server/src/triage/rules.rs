@@ -158,9 +158,14 @@ fn lab_went_away(scene: &Scene<'_>, stage: StageName) -> Option<Failure> {
     }
 }
 
-/// A power action that did not work.
-fn power_failed(scene: &Scene<'_>, actions: &[&str], text: impl Fn(&str, String) -> String) -> Option<Failure> {
-    scene.said_by(Role::Controller).find_map(|report| match &report.report {
+/// A power action that did not work, by the one who was to do it.
+fn power_failed(
+    scene: &Scene<'_>,
+    by: Role,
+    actions: &[&str],
+    text: impl Fn(&str, String) -> String,
+) -> Option<Failure> {
+    scene.said_by(by).find_map(|report| match &report.report {
         Report::Power { action, ok: false, detail } if actions.contains(&action.as_str()) => Some(Failure {
             at: report.received_at,
             status: Status::Miss,

@@ -10,6 +10,7 @@
 //! A command is never repeated unless its outcome can be seen: powering on and off is, an NMI and a reset are not.
 
 use super::chassis::Chassis;
+use crate::ipmi::chassis::{ChassisControl, ChassisIdentify, ChassisStatus, Control, NetworkBoot};
 use crate::ipmi::command;
 use crate::ipmi::sel::{self, Reading};
 use anyhow::{Context as _, bail, ensure};
@@ -52,31 +53,6 @@ pub struct Bmc {
 impl fmt::Debug for Bmc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}:{} (suite {})", self.user, self.host, self.port, self.suite)
-    }
-}
-
-/// Chassis Control, IPMI 2.0 section 28.3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// Power off at once.
-    Off = 0,
-    /// Power on.
-    On = 1,
-    /// Hard reset.
-    Reset = 3,
-    /// Pulse a diagnostic interrupt: an NMI.
-    Diagnostic = 4,
-}
-
-impl Control {
-    /// What `ipmitool chassis power` calls it.
-    fn word(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::On => "on",
-            Self::Reset => "reset",
-            Self::Diagnostic => "diag",
-        }
     }
 }
 
@@ -289,21 +265,5 @@ struct CloseSession(u32);
 /// Set Session Privilege Level, IPMI 2.0 section 22.18.
 struct Administrator;
 
-/// Get Chassis Status, section 28.2; the answer is whether power is on.
-struct ChassisStatus;
-
-/// Chassis Control, section 28.3.
-struct ChassisControl(Control);
-
-/// Chassis Identify, section 28.5: for so many seconds.
-struct ChassisIdentify(u8);
-
-/// Set System Boot Options, section 28.12: boot flags, valid, once, PXE.
-struct NetworkBoot;
-
 command!(Administrator, _this, App, 0x3b, vec![4], (), |data: &[u8]| data.first().map(|_| ()));
 command!(CloseSession, this, App, 0x3c, this.0.to_le_bytes().to_vec(), (), |_: &[u8]| Some(()));
-command!(ChassisStatus, _this, Chassis, 0x01, vec![], bool, |data: &[u8]| (data.len() >= 3).then(|| data[0] & 1 != 0));
-command!(ChassisControl, this, Chassis, 0x02, vec![this.0 as u8], (), |_: &[u8]| Some(()));
-command!(ChassisIdentify, this, Chassis, 0x04, vec![this.0], (), |_: &[u8]| Some(()));
-command!(NetworkBoot, _this, Chassis, 0x08, vec![5, 0x80, 0x04, 0, 0, 0], (), |_: &[u8]| Some(()));

@@ -1,6 +1,6 @@
 //! Whether a scenario makes sense, for the one who wrote it: each objection says what to write instead.
 
-use super::{Scenario, Trigger, VmxState};
+use super::{Scenario, VmxState};
 
 /// Longest command line that is taken from a scenario.
 const CMDLINE_MAX: usize = 1024;
@@ -74,7 +74,7 @@ impl Scenario {
         if trigger.is_lockup() && self.boot.cpus < 2 {
             return Err(format!("{trigger} needs a second CPU that notices: set boot.cpus to 2 or more"));
         }
-        if trigger == Trigger::Nmi && self.cpu.is_some() {
+        if trigger.is_nmi_from_outside() && self.cpu.is_some() {
             return Err("an NMI from outside picks its own CPU: leave cpu out, or use module-nmi-panic".into());
         }
         match self.cpu {
@@ -103,7 +103,7 @@ mod tests {
     fn each_objection_says_what_to_change() {
         assert_eq!(sound().check(), Ok(()));
         type Change = fn(&mut Scenario);
-        let cases: [(Change, &str); 13] = [
+        let cases: [(Change, &str); 14] = [
             (|s| s.name = "With Capitals".into(), "lower-case letters"),
             (|s| s.title = " ".into(), "give it a title"),
             (|s| s.expect.panic.clear(), "say in expect.panic"),
@@ -116,6 +116,7 @@ mod tests {
             (|s| (s.trigger, s.boot.cpus) = (Trigger::ModuleHardlockup, 1), "set boot.cpus to 2"),
             (|s| (s.trigger, s.boot.cpus) = (Trigger::LkdtmHardlockup, 1), "set boot.cpus to 2"),
             (|s| (s.trigger, s.cpu) = (Trigger::Nmi, Some(0)), "leave cpu out"),
+            (|s| (s.trigger, s.cpu) = (Trigger::BmcNmi, Some(0)), "leave cpu out"),
             (|s| s.cpu = Some(2), "must be below boot.cpus (2); it is 2"),
         ];
         for (change, says) in cases {

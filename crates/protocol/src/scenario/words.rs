@@ -37,11 +37,15 @@ impl Scenario {
     pub fn left_open(&self, cmdline: Option<&str>) -> Vec<String> {
         let mut open = Vec::new();
         if self.cpu.is_none() && self.trigger.module_command().is_none() {
-            let who = match self.trigger {
-                Trigger::Nmi => "the one that the NMI reaches first",
-                _ => "the one that the agent runs on at that moment",
-            };
-            open.push(format!("Which CPU crashes: {who}. With `cpu` in the scenario it is always the same."));
+            open.push(
+                if self.trigger.is_nmi_from_outside() {
+                    "Which CPU crashes: the one that the NMI reaches first."
+                } else {
+                    "Which CPU crashes: the one that the agent runs on at that moment. With `cpu` in the scenario it is \
+                     always the same."
+                }
+                .into(),
+            );
         }
         if !cmdline.is_some_and(|line| line.split_whitespace().any(|word| word == "nokaslr")) {
             open.push(
@@ -98,6 +102,7 @@ impl Scenario {
         let what = match self.trigger {
             Trigger::SysrqC => "sysrq-c",
             Trigger::Nmi => return "a diagnostic NMI from outside".into(),
+            Trigger::BmcNmi => return "a diagnostic NMI that the machine asks its own BMC for".into(),
             Trigger::ModulePanic => "panic() in process context",
             Trigger::ModuleOops => "a null pointer written through, with panic_on_oops",
             Trigger::ModuleIrqPanic => "panic() in an interrupt",
@@ -153,6 +158,10 @@ mod tests {
         assert!(open.len() == 3 && open[0].contains("that the agent runs on"), "{open:?}");
         let open = scenario(r#""trigger": "sysrq-c", "cpu": 1"#).left_open(Some("quiet nokaslr"));
         assert_eq!(open, ["What the other CPUs do in the moment of the crash."]);
+        for trigger in ["nmi", "bmc-nmi"] {
+            let open = scenario(&format!(r#""trigger": "{trigger}""#)).left_open(None);
+            assert_eq!(open[0], "Which CPU crashes: the one that the NMI reaches first.", "nobody can choose");
+        }
         assert_eq!(scenario(r#""trigger": "module-panic""#).left_open(Some("nokaslr")).len(), 1, "that is on CPU 0");
     }
 

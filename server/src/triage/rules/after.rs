@@ -141,9 +141,14 @@ fn panicked_on_console(scene: &Scene<'_>) -> Assessment {
         );
         shown(line, Status::Fail, text)
     }));
-    failures.extend(power_failed(scene, &["nmi"], |action, detail| {
-        format!("The {action} that was to crash the kernel was not delivered: {detail}. Check the machine's driver.")
-    }));
+    // The machine's driver sends it, or the machine has asked its own BMC.
+    for (by, check) in [(Role::Controller, "driver"), (Role::Target, "BMC")] {
+        failures.extend(power_failed(scene, by, &["nmi"], |action, detail| {
+            format!(
+                "The {action} that was to crash the kernel was not delivered: {detail}. Check the machine's {check}."
+            )
+        }));
+    }
     failures.extend(machine_ended(scene, Status::Fail, |detail| {
         format!(
             "The machine ended after the trigger without a panic: {detail}.{}",

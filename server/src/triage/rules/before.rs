@@ -39,7 +39,7 @@ pub(super) fn provisioned(scene: &Scene<'_>) -> Assessment {
         })
         .take(1)
         .collect();
-    failures.extend(power_failed(scene, &["on", "reset"], |action, detail| {
+    failures.extend(power_failed(scene, Role::Controller, &["on", "reset"], |action, detail| {
         format!("The machine could not be powered ({action}): {detail}. Check its driver and its power supply.")
     }));
     failures.extend(panic(scene, Phase::Before).map(|line| {

@@ -277,6 +277,12 @@ fn the_wrong_panic_fails_at_once_and_is_named() {
 #[test]
 fn an_nmi_that_was_not_delivered_is_the_labs_fault() {
     Story::triggered().power(11, "nmi", false).ends_as("pppM---M", Status::Miss, 11, "was not delivered");
+    let refused = Report::Power { action: "nmi".into(), ok: false, detail: "the BMC refuses".into() };
+    let story = Story::triggered().target(11, refused.clone());
+    story.ends_as("pppM---M", Status::Miss, 11, "was not delivered: the BMC refuses. Check the machine's BMC.");
+    // Everything else that is said of power is the controller's to say.
+    let powered = |action: &str| Report::Power { action: action.into(), ok: false, detail: String::new() };
+    Story::silent().target(1, powered("on")).ends_as("M------M", Status::Miss, 300, "Nothing came from the machine");
 }
 
 #[test]
