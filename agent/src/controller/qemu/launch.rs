@@ -29,6 +29,10 @@ pub struct QemuConfig {
     pub network_card: String,
     /// Whether the machine may reach anything but the server.
     pub open_network: bool,
+    /// Whether the machine, a PC, has a BMC that the kernel on it reaches (QEMU's `ipmi-bmc-sim` behind `isa-ipmi-kcs`). It says
+    /// what it is, has an event log, resets and powers off, and refuses a diagnostic NMI (`hw/ipmi/ipmi.c`: no
+    /// `IPMI_PULSE_DIAG_IRQ`).
+    pub bmc: bool,
     /// Added to QEMU's command line.
     pub arguments: Vec<String>,
 }
@@ -42,6 +46,7 @@ impl Default for QemuConfig {
             cpu: "qemu64".into(),
             network_card: "virtio-net-pci".into(),
             open_network: false,
+            bmc: false,
             arguments: Vec::new(),
         }
     }
@@ -110,6 +115,10 @@ fn arguments(config: &QemuConfig, route: &Route, plan: &BootPlan) -> Vec<String>
     add("-device", format!("{},netdev=net", config.network_card));
     add("-drive", format!("file={},format=raw,if=none,id=dump", names::DUMP_DISK));
     add("-device", format!("virtio-blk-pci,drive=dump,serial={}", disk::SERIAL));
+    if config.bmc {
+        add("-device", "ipmi-bmc-sim,id=bmc".into());
+        add("-device", "isa-ipmi-kcs,bmc=bmc".into());
+    }
     add("-pidfile", names::PID.into());
     add("-display", "none".into());
     // A machine that stops stays as it is until it was looked at; a reset is a stop, since it destroys evidence.
@@ -139,7 +148,14 @@ mod tests {
     fn a_machine_reaches_the_server_and_nothing_else_unless_told_so() {
         let closed = sample(&QemuConfig::default());
         assert!(closed.contains("restrict=on,guestfwd=tcp:10.0.2.100:80-cmd:/a,,b relay 127.0.0.1:8480 "), "{closed}");
+        assert!(!closed.contains("ipmi"), "{closed}");
         let open = sample(&QemuConfig { open_network: true, ..QemuConfig::default() });
         assert!(open.contains("-netdev user,id=net -device"), "{open}");
+    }
+
+    #[test]
+    fn a_bmc_is_there_before_the_interface_to_it() {
+        let with = sample(&QemuConfig { bmc: true, ..QemuConfig::default() });
+        assert!(with.contains("-device ipmi-bmc-sim,id=bmc -device isa-ipmi-kcs,bmc=bmc "), "{with}");
     }
 }
