@@ -19,7 +19,8 @@ const INIT: &str = include_str!("../image/init");
 /// Modules of QEMU's hardware. One that the kernel has built in, or does not have, is left out.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_blk"];
 
-/// Modules by which the kernel under test shows what the machine is made of: the CPU's registers, and the BMC.
+/// Modules by which the kernel under test shows what the machine is made of: the CPU's registers, and the BMC. Each has a list of
+/// its own as well: a scenario that needs the BMC has them loaded by name, and is told why one cannot be.
 const INVENTORY: [&str; 3] = ["msr", "ipmi_devintf", "ipmi_si"];
 
 /// Modules that scenarios load by name. They are looked for in kernels that somebody built only: Debian's lack the last two, and
@@ -88,7 +89,7 @@ pub fn run(options: &Options, source: &Path) -> anyhow::Result<()> {
     let cache = Cache::open()?;
     let image = match &options.kernel {
         Some(file) => with(&cache, source, kernel::own(file, options.modules.as_deref())?, &options.extra, &BY_NAME)?,
-        None => build(&cache, source, &options.extra)?,
+        None => build(&cache, source, Flavour::Cloud, &options.extra)?,
     };
     println!("{}", serde_json::to_string_pretty(&image)?);
     Ok(())
@@ -96,8 +97,8 @@ pub fn run(options: &Options, source: &Path) -> anyhow::Result<()> {
 
 /// Builds the image for QEMU with Debian's kernel, or finds it in the cache. With modules that a real machine needs, its
 /// kernel is that for all hardware.
-pub fn build(cache: &Cache, source: &Path, extra: &[String]) -> anyhow::Result<Image> {
-    let kernel = kernel::newest(cache, if extra.is_empty() { Flavour::Cloud } else { Flavour::Generic })?;
+pub fn build(cache: &Cache, source: &Path, flavour: Flavour, extra: &[String]) -> anyhow::Result<Image> {
+    let kernel = kernel::newest(cache, if extra.is_empty() { flavour } else { Flavour::Generic })?;
     with(cache, source, kernel, extra, &[])
 }
 
@@ -117,7 +118,7 @@ fn lists(kernel: &Kernel, extra: &[String], by_name: &[&str]) -> anyhow::Result<
         ("boot".to_owned(), modules(kernel, &hardware)?),
         ("target".to_owned(), modules(kernel, &INVENTORY)?),
     ]);
-    for name in by_name {
+    for name in INVENTORY.iter().chain(by_name) {
         let found = modules(kernel, &[name])?;
         if !found.is_empty() {
             lists.insert((*name).to_owned(), found);

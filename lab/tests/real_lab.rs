@@ -7,7 +7,8 @@
 #[expect(dead_code, reason = "the browser is for the tests beside this one")]
 mod support;
 
-use crashyard_protocol::api::{Attempt, Job, Page, Run};
+use crashyard_protocol::agent::Report;
+use crashyard_protocol::api::{Attempt, Evidence, Job, Page, Run};
 use crashyard_protocol::client::Client;
 use crashyard_protocol::{Stage, StageName, StageState, Status};
 use std::collections::HashMap;
@@ -258,7 +259,7 @@ fn firmware(wires: &Wires, from_network: bool) -> Child {
 }
 
 #[tokio::test]
-async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_and_is_judged_from_outside() {
+async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_whoever_asks_for_it_and_is_judged_from_outside() {
     let lab = Lab::start();
     let data = tempfile::tempdir().expect("a temporary directory");
     let machines = lab.directory.path().join("machines.toml");
@@ -267,14 +268,16 @@ async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_and_is_judge
     let farm = data.path().join("farm");
     let words = ["--machines", "", "--driver", "metal", "--module", "e1000e"].map(std::ffi::OsStr::new);
     let options = words.map(|word| if word.is_empty() { machines.as_os_str() } else { word });
-    let mut demo = Demo::start_at(&farm, port, &["sysrq-c", "nmi"], &options);
-    demo.wait_for("2 of 2 as predicted");
+    let mut demo = Demo::start_at(&farm, port, &["sysrq-c", "nmi", "bmc-nmi"], &options);
+    demo.wait_for("3 of 3 as predicted");
     let client = Client::new(&demo.url, None);
     let runs: Page<Run> = client.get("/api/v1/runs").await.unwrap();
     let jobs: Vec<Job> = client.run_jobs(&runs.items[0].id).await.unwrap();
-    for (scenario, panicked) in
-        [("sysrq-c", "The intended panic is on console line"), ("nmi", "in the log of the dump")]
-    {
+    for (scenario, panicked) in [
+        ("sysrq-c", "The intended panic is on console line"),
+        ("nmi", "in the log of the dump"),
+        ("bmc-nmi", "in the log of the dump"),
+    ] {
         let job = jobs.iter().find(|job| job.scenario.name == scenario).expect("a job of each");
         assert_eq!(job.status, Status::Pass, "{:?}", job.reason);
         let attempt: Attempt = client.attempt(&job.attempts[0]).await.unwrap();
@@ -287,6 +290,18 @@ async fn a_machine_with_a_bmc_crashes_by_itself_and_by_its_bmcs_nmi_and_is_judge
         let console = client.download(&console.id, 0).await.unwrap().text().await.unwrap();
         let begins = &console[..console.len().min(500)];
         assert!(console.contains("iPXE"), "the firmware is on the console as well: {begins}");
+        // Who asked the BMC: its controller over the network, or the agent on it in band.
+        let evidence: Vec<Evidence> =
+            client.get(&format!("/api/v1/attempts/{}/evidence", job.attempts[0])).await.unwrap();
+        let by_controller =
+            evidence.iter().any(|one| matches!(&one.report, Report::Power { action, .. } if action == "nmi"));
+        assert_eq!(by_controller, scenario == "nmi", "{scenario}: {evidence:?}");
+        let found = evidence.iter().find_map(|one| match &one.report {
+            Report::Step { name, ok: true, output, .. } if name == "find-bmc" => Some(output.as_str()),
+            _ => None,
+        });
+        let answers = "the BMC at /dev/ipmi0 answers: manufacturer 4753, firmware 9.08";
+        assert_eq!(found, (scenario == "bmc-nmi").then_some(answers), "{scenario}");
         let missed: Vec<_> = console.lines().filter(|line| line.contains("was not heard")).collect();
         assert!(missed.is_empty(), "{missed:?} in a console that begins with {begins}");
     }

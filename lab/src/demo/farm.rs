@@ -27,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long the server may take until it answers.
 const STARTUP: Duration = Duration::from_secs(60);
 
-/// QEMU for the demo: one machine of the controller's configuration.
+/// QEMU for the demo: one machine of the controller's configuration, with all that a scenario of the demo asks for.
 pub const QEMU: &str = "[[machine]]\nname = \"qemu-1\"\n\
     # Emulated time is not real time: the timer check would only cost seconds.\n\
-    cmdline = \"no_timer_check\"\n\n[machine.qemu]\n";
+    cmdline = \"no_timer_check\"\n\n[machine.qemu]\nbmc = true\n";
 
 /// A running farm.
 pub struct Farm {

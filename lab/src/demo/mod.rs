@@ -9,10 +9,11 @@ pub mod table;
 
 use crate::cache::Cache;
 use crate::image;
+use crate::kernel::Flavour;
 use anyhow::Context as _;
 use clap::Args;
-use crashyard_protocol::RunId;
 use crashyard_protocol::client::Client;
+use crashyard_protocol::{RunId, Trigger};
 use farm::Farm;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,7 +42,8 @@ pub struct Options {
     /// Debian's for all hardware, not that for virtual machines.
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
-    /// Run only the scenarios with these names. `dump-to-disk` and `nmi` run only when they are named.
+    /// Run only the scenarios with these names. `dump-to-disk`, `nmi`, `bmc-nmi` and `bmc-refuses` run only when they
+    /// are named. `bmc-nmi` is for machines whose own BMC sends an NMI, as the emulated one's does not: that is `bmc-refuses`.
     #[arg(long = "scenario")]
     scenarios: Vec<String>,
 }
@@ -51,7 +53,11 @@ pub async fn run(options: Options, source: PathBuf) -> anyhow::Result<ExitCode> 
     let stories = stories::chosen(&options.scenarios)?;
     let spinner = progress::spinner("guest image");
     let modules = options.modules.clone();
-    let image = tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source, &modules)).await??;
+    // Debian's kernel for virtual machines knows no BMC: in its configuration, CONFIG_IPMI_HANDLER is not set.
+    let by_bmc = stories.iter().any(|story| story.scenario.trigger == Trigger::BmcNmi);
+    let flavour = if by_bmc { Flavour::Generic } else { Flavour::Cloud };
+    let image =
+        tokio::task::spawn_blocking(move || image::build(&Cache::open()?, &source, flavour, &modules)).await??;
     spinner.finish_and_clear();
     let build_id = image.build_id.as_deref().unwrap_or("unknown");
     println!("Kernel under test: {} ({}, build id {build_id})", image.release, image.package);

@@ -60,6 +60,14 @@ fn all() -> anyhow::Result<Vec<Story>> {
         story(include_str!("../../scenarios/capture-agent-killed.toml"), Status::Pass, None, "", true)?,
         story(include_str!("../../scenarios/dump-to-disk.toml"), Status::Pass, None, "", false)?,
         story(include_str!("../../scenarios/nmi.toml"), Status::Pass, None, "", false)?,
+        story(include_str!("../../scenarios/bmc-nmi.toml"), Status::Pass, None, "", false)?,
+        story(
+            include_str!("../../scenarios/bmc-refuses.toml"),
+            Status::Miss,
+            Some(StageName::Panicked),
+            "the BMC refuses",
+            false,
+        )?,
     ])
 }
 
