@@ -151,6 +151,8 @@ impl Together for Judging {
     type Answer = Found;
     const QUEUE: usize = 4096;
     const BATCH: usize = 256;
+    // What is read and written for one attempt is for many at hardly more.
+    const MOMENT: Duration = Duration::from_millis(10);
 
     async fn write(&self, db: &Db, tx: Tx, asks: &[ToJudge]) -> DbResult<Vec<DbResult<Found>>> {
         match (self.record_and_judge(tx, asks).await, asks) {

@@ -15,7 +15,7 @@ impl Together for LedgerWriter {
     const QUEUE: usize = 1024;
     const BATCH: usize = 256;
     // Nobody waits for a line of a console as for a lease, and what a machine prints meanwhile comes with it.
-    const MOMENT: Duration = Duration::from_millis(10);
+    const MOMENT: Duration = Duration::from_millis(20);
 
     async fn write(&self, _: &Db, mut tx: Tx, batch: &[Append]) -> DbResult<Vec<DbResult<AppendOutcome>>> {
         let outcomes = artifact::append_all(&mut tx, batch).await?;

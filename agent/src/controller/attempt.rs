@@ -346,7 +346,7 @@ impl Attempt {
             Progress::Untouched => {}
         }
         let (_, console) = self.machine.consoles.first().context("a machine without a console shows no marker")?;
-        forward::wait_for(console.as_ref(), self.claim.brief.marker.as_bytes()).await?;
+        forward::wait_for_line(console.as_ref(), self.claim.brief.marker.as_bytes()).await?;
         self.ledger.write(&Entry::Acting { action: Action::Nmi })?;
         let outcome = self.machine.power.nmi().await;
         self.powered(Action::Nmi, outcome).map(drop)

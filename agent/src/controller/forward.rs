@@ -61,9 +61,11 @@ pub async fn forward(
     }
 }
 
-/// Waits until `text` is somewhere on the console, from its beginning.
-pub async fn wait_for(console: &dyn Console, text: &[u8]) -> std::io::Result<()> {
+/// Waits until a line of the console ends with `text`, from the console's beginning. What is quoted in the middle of another line,
+/// such as in what an agent logs, is not that.
+pub async fn wait_for_line(console: &dyn Console, text: &[u8]) -> std::io::Result<()> {
     let (mut offset, mut window) = (0, Vec::new());
+    let ends_line = |candidate: &[u8]| candidate.strip_prefix(text).is_some_and(|after| matches!(after, b"\r" | b"\n"));
     loop {
         let bytes = console.read(offset, CONSOLE_WRITE_MAX).await?;
         if bytes.is_empty() {
@@ -72,10 +74,44 @@ pub async fn wait_for(console: &dyn Console, text: &[u8]) -> std::io::Result<()>
         }
         offset += bytes.len() as u64;
         window.extend_from_slice(&bytes);
-        if window.windows(text.len()).any(|candidate| candidate == text) {
+        if window.windows(text.len() + 1).any(ends_line) {
             return Ok(());
         }
-        // What could still be the beginning of the text stays.
-        window.drain(..window.len().saturating_sub(text.len().saturating_sub(1)));
+        // What could still be the beginning of it stays.
+        window.drain(..window.len().saturating_sub(text.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
+    /// A console that was printed, and hands out so many bytes at a time.
+    struct Printed(&'static [u8], usize);
+
+    #[async_trait]
+    impl Console for Printed {
+        async fn read(&self, offset: u64, _: usize) -> std::io::Result<Bytes> {
+            let rest = &self.0[usize::try_from(offset).unwrap().min(self.0.len())..];
+            Ok(Bytes::from_static(&rest[..rest.len().min(self.1)]))
+        }
+
+        async fn grown(&self, _: u64) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_marker_is_seen_at_the_end_of_a_line_and_not_where_it_is_quoted() {
+        let quoted = "[ 1.0] agent: report=Triggering { marker: \"crashyard: trigger\" }\r\ncrashyard: trigger";
+        let printed = "[ 1.0] marker: \"crashyard: trigger\"\r\n[ 1.1] crashyard: trigger\r\n";
+        for piece in [1, 7, 100] {
+            let seen = async |text: &'static str| {
+                wait_for_line(&Printed(text.as_bytes(), piece), b"crashyard: trigger").await.is_ok()
+            };
+            assert!(!seen(quoted).await && seen(printed).await, "{piece} bytes at a time");
+        }
     }
 }

@@ -51,6 +51,9 @@ const DUMPS_REST: Duration = Duration::from_secs(5);
 /// Between two looks at what has ended or grown: whatever does so meanwhile is dealt with together, for the price of one.
 const TOGETHER_REST: Duration = Duration::from_millis(250);
 
+/// Between two looks at what is due, which every judgement may have moved.
+const DUE_REST: Duration = Duration::from_millis(100);
+
 /// Starts every pass; they end when the server stops.
 pub fn start(state: &AppState) -> JoinSet<()> {
     let mut set = JoinSet::new();
@@ -68,7 +71,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
             ))
         };
     }
-    pass!(deadlines, Some(Pass::Deadlines));
+    pass!(deadlines, Some(Pass::Deadlines), DUE_REST);
     pass!(leases, Some(Pass::Leases));
     pass!(verify, Some(Pass::Verify));
     pass!(compact, Some(Pass::Compact), TOGETHER_REST);
