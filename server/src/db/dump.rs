@@ -24,10 +24,11 @@ macro_rules! settled {
     };
 }
 
-/// A dump that is beyond the first `each` of everything it shows, the oldest of them. What it shows are the signatures of its
-/// attempt by version `rules` of the crash-log rules; where there is none, its scenario in its run. Only dumps with a
-/// capsule count: of an unreadable one the dump itself is all there is.
-pub async fn surplus(db: &Db, readers: i64, rules: i64, each: u32) -> DbResult<Option<ArtifactRow>> {
+/// Dumps that are beyond the first `each` of everything they show, the oldest first. What they show are the signatures of their
+/// attempts by version `rules` of the crash-log rules; where there is none, its scenario in its run. Only dumps with a
+/// capsule count: of an unreadable one the dump itself is all there is. None of them is among the first of anything, so that one
+/// stays beyond them when another is dropped.
+pub async fn surplus(db: &Db, readers: i64, rules: i64, each: u32, limit: i64) -> DbResult<Vec<ArtifactRow>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(settled!(
         "WITH kept AS (SELECT f.id, f.completed_at, t.id AS attempt_id, t.run_id || ' ' || CAST(j.scenario AS TEXT) AS story",
@@ -38,12 +39,13 @@ pub async fn surplus(db: &Db, readers: i64, rules: i64, each: u32) -> DbResult<O
          AND s.rule_version = $2) ON seen.attempt_id = kept.attempt_id), \
          placed AS (SELECT id, ROW_NUMBER() OVER (PARTITION BY crash ORDER BY completed_at, id) AS place FROM shows) \
          SELECT f.* FROM artifact f JOIN (SELECT id FROM placed GROUP BY id HAVING MIN(place) > $3) more ON more.id = f.id \
-         WHERE f.held_at IS NULL ORDER BY f.completed_at, f.id LIMIT 1"
+         WHERE f.held_at IS NULL ORDER BY f.completed_at, f.id LIMIT $4"
     ))
     .bind(readers)
     .bind(rules)
     .bind(i64::from(each))
-    .fetch_optional(c)
+    .bind(limit)
+    .fetch_all(c)
     .await
     })?)
 }

@@ -256,8 +256,13 @@ impl Db {
         // A connection keeps the plans that it made while a table was small, and those read the whole table; every statement
         // here that is made often has an index. None of them is worth a plan for its values alone: to look for the attempts of a
         // few minutes took five times as long to plan as to do.
-        let options =
-            options.options([("jit", "off"), ("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
+        // And a look at many rows is nothing that anybody waits for: it has one processor, the others are for those who do.
+        let options = options.options([
+            ("jit", "off"),
+            ("enable_seqscan", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("max_parallel_workers_per_gather", "0"),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)

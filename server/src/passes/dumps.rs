@@ -5,7 +5,7 @@
 //! dumps that are dropped but not yet empty, and goes on. **It must never** remove a byte of a dump whose row does not
 //! say so.
 
-use super::Next;
+use super::{BATCH, Next};
 use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow};
 use crate::db::{dump, unsigned};
@@ -26,7 +26,7 @@ struct Decision {
     reason: String,
 }
 
-/// Empties what is dropped, then drops the next one.
+/// Empties what is dropped, then drops the next ones.
 pub async fn tick(state: &AppState) -> AppResult<Next> {
     let dropped = dump::dropping(&state.db, EMPTIED).await?;
     for one in &dropped {
@@ -35,8 +35,11 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     if !dropped.is_empty() {
         return Ok(Next::Now);
     }
-    if let Some(decision) = decide(state).await? {
-        record(state, &decision).await?;
+    let decisions = decide(state).await?;
+    for decision in &decisions {
+        record(state, decision).await?;
+    }
+    if !decisions.is_empty() {
         return Ok(Next::Now);
     }
     let Some(days) = keep_for(state) else { return Ok(Next::Woken) };
@@ -50,34 +53,38 @@ fn keep_for(state: &AppState) -> Option<Duration> {
     (days > 0).then(|| Duration::from_secs(days * 86_400))
 }
 
-/// The next dump to drop, by the first rule that names one.
-async fn decide(state: &AppState) -> AppResult<Option<Decision>> {
+/// The next dumps to drop, by the first rule that names any.
+async fn decide(state: &AppState) -> AppResult<Vec<Decision>> {
     let (config, readers) = (&state.config, findings::version());
     if let Some(age) = keep_for(state) {
         let until = Timestamp(state.now().0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
         if let Some(dump) = dump::oldest(&state.db, readers, until).await? {
             let reason = format!("it is older than {} days (keep_dumps_days)", config.keep_dumps_days);
-            return Ok(Some(Decision { dump, rule: "age", reason }));
+            return Ok(vec![Decision { dump, rule: "age", reason }]);
         }
     }
-    if config.keep_dumps_each > 0
-        && let Some(dump) = dump::surplus(&state.db, readers, i64::from(RULE_VERSION), config.keep_dumps_each).await?
-    {
-        let reason = format!("{} others of the same crash are kept (keep_dumps_each)", config.keep_dumps_each);
-        return Ok(Some(Decision { dump, rule: "each", reason }));
+    let each = config.keep_dumps_each;
+    if each > 0 {
+        // Many at once: to find one costs a look at all.
+        let surplus = dump::surplus(&state.db, readers, i64::from(RULE_VERSION), each, BATCH).await?;
+        if !surplus.is_empty() {
+            let reason = format!("{each} others of the same crash are kept (keep_dumps_each)");
+            let decision = |dump| Decision { dump, rule: "each", reason: reason.clone() };
+            return Ok(surplus.into_iter().map(decision).collect());
+        }
     }
     let limit = config.max_dumps_bytes;
     if limit > 0 && dump::kept_bytes(&state.db).await? > limit {
         if let Some(dump) = dump::least(&state.db, readers).await? {
             let reason = format!("all dumps together may have {limit} bytes (max_dumps_bytes)");
-            return Ok(Some(Decision { dump, rule: "quota", reason }));
+            return Ok(vec![Decision { dump, rule: "quota", reason }]);
         }
         tracing::warn!(
             limit,
             "dumps have more bytes than max_dumps_bytes, and none may be dropped: they are held or in use"
         );
     }
-    Ok(None)
+    Ok(Vec::new())
 }
 
 async fn record(state: &AppState, decision: &Decision) -> AppResult<()> {

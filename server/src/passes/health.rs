@@ -20,8 +20,8 @@ use crashyard_protocol::{
 };
 use std::time::Duration;
 
-/// How often it is looked.
-const EVERY: Duration = Duration::from_secs(5 * 60);
+/// How often it is looked, and not oftener: it is a look at two weeks of attempts.
+pub const EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// Checks that begin at most each time, so that a farm is not busy with itself.
 const AT_ONCE: i64 = 10;

@@ -29,6 +29,7 @@ use metrics::Label;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Things a pass does in one tick; what is left follows at once.
 const BATCH: i64 = 100;
@@ -46,20 +47,30 @@ pub enum Next {
     Woken,
 }
 
-/// Between two looks at all dumps, which cost more the more are kept.
-const DUMPS_REST: Duration = Duration::from_secs(5);
-/// Between two looks at what has ended or grown: whatever does so meanwhile is dealt with together, for the price of one.
-const TOGETHER_REST: Duration = Duration::from_millis(250);
+/// How long a pass rests after it found nothing more to do, before anybody can wake it.
+#[derive(Clone, Copy)]
+struct Rest {
+    least: Duration,
+    /// At least so many times as long as the look took.
+    times: u32,
+}
 
-/// Between two looks at what is due, which every judgement may have moved.
-const DUE_REST: Duration = Duration::from_millis(100);
+const NO_REST: Rest = Rest { least: Duration::ZERO, times: 0 };
+/// For looks at what has ended or grown: whatever does so meanwhile is dealt with together, for the price of one.
+const TOGETHER: Rest = Rest { least: Duration::from_millis(250), times: 0 };
+/// For looks at what is due, which every judgement may have moved.
+const DUE: Rest = Rest { least: Duration::from_millis(100), times: 0 };
+/// For looks at all dumps, which cost more the more are kept: a hundredth of a processor at most, however many they are.
+const DUMPS: Rest = Rest { least: Duration::from_secs(5), times: 100 };
+/// For looks at how all machines did, the same.
+const HEALTH: Rest = Rest { least: health::EVERY, times: 100 };
 
 /// Starts every pass; they end when the server stops.
 pub fn start(state: &AppState) -> JoinSet<()> {
     let mut set = JoinSet::new();
     macro_rules! pass {
         ($name:ident, $woken:expr) => {
-            pass!($name, $woken, Duration::ZERO)
+            pass!($name, $woken, NO_REST)
         };
         ($name:ident, $woken:expr, $rest:expr) => {
             set.spawn(run(
@@ -71,29 +82,30 @@ pub fn start(state: &AppState) -> JoinSet<()> {
             ))
         };
     }
-    pass!(deadlines, Some(Pass::Deadlines), DUE_REST);
+    pass!(deadlines, Some(Pass::Deadlines), DUE);
     pass!(leases, Some(Pass::Leases));
     pass!(verify, Some(Pass::Verify));
-    pass!(compact, Some(Pass::Compact), TOGETHER_REST);
-    pass!(findings, Some(Pass::Compact), TOGETHER_REST);
-    pass!(glimpse, Some(Pass::Glimpse), TOGETHER_REST);
-    pass!(dumps, Some(Pass::Dumps), DUMPS_REST);
+    pass!(compact, Some(Pass::Compact), TOGETHER);
+    pass!(findings, Some(Pass::Compact), TOGETHER);
+    pass!(glimpse, Some(Pass::Glimpse), TOGETHER);
+    pass!(dumps, Some(Pass::Dumps), DUMPS);
     pass!(queue, Some(Pass::Queue));
     pass!(machines, Some(Pass::Machines));
     pass!(notices, Some(Pass::Notices));
-    pass!(health, None);
+    pass!(health, None, HEALTH);
     pass!(owed, None);
     pass!(fold, None);
     pass!(presence, None);
     set
 }
 
-async fn run<F>(state: AppState, name: &'static str, pass: Option<Pass>, rest: Duration, tick: impl Fn(AppState) -> F)
+async fn run<F>(state: AppState, name: &'static str, pass: Option<Pass>, rest: Rest, tick: impl Fn(AppState) -> F)
 where
     F: Future<Output = AppResult<Next>>,
 {
     let mut waiter = pass.map(|pass| state.wake.subscribe(Topic::Pass(pass)));
     while !state.stop.is_cancelled() {
+        let begun = Instant::now();
         // A pass that panics must not take the others with it, nor stay away.
         let sleep = match AssertUnwindSafe(tick(state.clone())).catch_unwind().await {
             Ok(Ok(Next::Now)) => continue,
@@ -110,6 +122,7 @@ where
                 AGAIN
             }
         };
+        let rest = rest.least.max(begun.elapsed().saturating_mul(rest.times));
         let woken = async {
             tokio::time::sleep(rest).await;
             match &mut waiter {
@@ -118,7 +131,7 @@ where
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(sleep.max(rest).min(SAFETY)) => {}
+            () = tokio::time::sleep(sleep.min(SAFETY).max(rest)) => {}
             () = woken => {}
             () = state.stop.cancelled() => {}
         }

@@ -135,27 +135,29 @@ pub(super) async fn dumps(db: &Db) {
     // Without a signature of these rules, each is the only one of its scenario in its run.
     show(db, &first, "old", 91).await;
     show(db, &second, "old", 91).await;
-    let surplus = async |each| id(dump::surplus(db, 7, 92, each).await.unwrap());
-    assert_eq!(surplus(1).await, None);
+    let ids = |rows: Vec<artifact::ArtifactRow>| rows.into_iter().map(|row| row.id).collect::<Vec<_>>();
+    let surplus = async |each| ids(dump::surplus(db, 7, 92, each, 10).await.unwrap());
+    assert_eq!(surplus(1).await, []);
     // All three show "b", and the first shows another one too.
     show(db, &first, "a", 92).await;
     for attempt in [&first, &second, &third] {
         show(db, attempt, "b", 92).await;
     }
-    assert_eq!(id(dump::surplus(db, 8, 92, 1).await.unwrap()), None, "not read by such a reader");
-    assert_eq!(surplus(3).await, None);
-    assert_eq!(surplus(2).await, Some(three.clone()));
-    assert_eq!(surplus(1).await, Some(two.clone()));
+    assert!(dump::surplus(db, 8, 92, 1, 10).await.unwrap().is_empty(), "not read by such a reader");
+    assert_eq!(surplus(3).await, []);
+    assert_eq!(surplus(2).await, std::slice::from_ref(&three));
+    assert_eq!(surplus(1).await, [two.clone(), three.clone()]);
+    assert_eq!(ids(dump::surplus(db, 7, 92, 1, 1).await.unwrap()), std::slice::from_ref(&two), "the oldest first");
     // The third is the first that shows this one.
     show(db, &third, "c", 92).await;
-    assert_eq!(surplus(2).await, None);
-    assert_eq!(surplus(1).await, Some(two.clone()));
+    assert_eq!(surplus(2).await, []);
+    assert_eq!(surplus(1).await, std::slice::from_ref(&two));
 
     let token = token_row(Scope::Submit, None);
     write!(db, |tx| token::create(tx, &token, "of the holder"));
     let held = write!(db, |tx| dump::hold(tx, &two, &token.id, "mine", at(4))).unwrap();
     assert_eq!((held.held_by.as_deref(), held.held_reason.as_deref()), (Some(token.name.as_str()), Some("mine")));
-    assert_eq!(surplus(1).await, None, "the held one stays");
+    assert_eq!(surplus(1).await, [], "the held one stays");
     assert!(!write!(db, |tx| dump::drop_one(tx, &two, "why", at(5))));
     assert_eq!(write!(db, |tx| dump::release(tx, &two)).held_at, None);
 
