@@ -1,7 +1,9 @@
 //! Credentials that were looked up a moment ago: a lab asks with the same token many times a second.
 //!
-//! A token that is revoked stops working within [`FRESH`] at every server; at the one that was told, at once. The same holds for
-//! an attempt's secret that is replaced. Whether the attempt is over is not known from here: whoever acts inside it looks at it.
+//! A token that is revoked stops working within [`FRESH`] at every server; at the one that was told, at once. An attempt's secret
+//! is kept longer: ten thousand machines that say something every few seconds would be looked up almost each time. Nobody can
+//! revoke it but by another lease, whose epoch fences off whoever has the old one, and whether the attempt is over is not known
+//! from here anyway: whoever acts inside it looks at it.
 
 use crate::db::token::Credential;
 use crashyard_protocol::{AttemptId, TokenId};
@@ -12,6 +14,8 @@ use tokio::time::Instant;
 
 /// How long a credential counts as it was found.
 pub const FRESH: Duration = Duration::from_secs(5);
+/// The same of an attempt's.
+const FRESH_IN_ATTEMPT: Duration = Duration::from_secs(600);
 /// Most that are kept, in a few megabytes: each of ten thousand machines has a token of its own while it works.
 const MOST: usize = 16 * 1024;
 
@@ -29,14 +33,14 @@ impl Credentials {
     pub fn get(&self, secret_hash: &str, now: Instant) -> Option<Credential> {
         let found = self.found();
         let (credential, since) = found.get(secret_hash)?;
-        (now.duration_since(*since) < FRESH).then(|| credential.clone())
+        (now.duration_since(*since) < fresh(credential)).then(|| credential.clone())
     }
 
     /// Keeps what was found at `since`, before it was asked for.
     pub fn keep(&self, secret_hash: String, credential: &Credential, since: Instant) {
         let mut found = self.found();
         if found.len() >= MOST {
-            found.retain(|_, (_, kept)| since.duration_since(*kept) < FRESH);
+            found.retain(|_, (credential, kept)| since.duration_since(*kept) < fresh(credential));
         }
         if found.len() >= MOST {
             return;
@@ -53,6 +57,10 @@ impl Credentials {
     pub fn forget_attempt(&self, id: &AttemptId) {
         self.found().retain(|_, (credential, _)| credential.attempt_id.as_ref() != Some(id));
     }
+}
+
+fn fresh(credential: &Credential) -> Duration {
+    if credential.attempt_id.is_some() { FRESH_IN_ATTEMPT } else { FRESH }
 }
 
 #[cfg(test)]

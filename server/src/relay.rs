@@ -7,11 +7,9 @@
 
 use crate::agent::claim;
 use crate::app::AppState;
-use crate::db::Pool;
 use crate::wake::{Told, Topic};
 use anyhow::Context as _;
 use crashyard_protocol::SelectorId;
-use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,17 +31,17 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Starts to listen and to tell; when this returns, nothing that is told from now on is missed.
 pub async fn start(state: &AppState) -> anyhow::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
-    let Pool::Postgres(pool) = state.db.read() else { return Ok(tasks) };
-    let mut listener = PgListener::connect_with(pool).await.context("cannot listen for other servers")?;
+    let listener = state.db.listener().await.context("cannot listen for other servers")?;
+    let Some(mut listener) = listener else { return Ok(tasks) };
     listener.listen(CHANNEL).await.context("cannot listen for other servers")?;
     let (sender, told) = mpsc::channel(QUEUE);
     state.wake.relay_to(sender);
     tasks.spawn(hear(state.clone(), listener));
-    tasks.spawn(tell(state.clone(), pool.clone(), told));
+    tasks.spawn(tell(state.clone(), told));
     Ok(tasks)
 }
 
-async fn tell(state: AppState, pool: PgPool, mut told: mpsc::Receiver<Told>) {
+async fn tell(state: AppState, mut told: mpsc::Receiver<Told>) {
     let mut batch = Vec::new();
     let mut next = Instant::now();
     loop {
@@ -59,8 +57,7 @@ async fn tell(state: AppState, pool: PgPool, mut told: mpsc::Receiver<Told>) {
         }
         next = Instant::now() + APART;
         for message in messages(&state.instance, &batch) {
-            let sent = sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(message).execute(&pool).await;
-            if let Err(error) = sent {
+            if let Err(error) = state.db.notify(CHANNEL, &message).await {
                 tracing::debug!(%error, "other servers were not woken; they look by themselves");
             }
         }

@@ -9,10 +9,11 @@ use crashyard_protocol::clock::{ManualClock, Timestamp};
 use crashyard_protocol::{
     Boot, Capture, Deadlines, Expect, RunId, RunState, Scenario, Scope, Status, Trigger, VmxState,
 };
+
 use crashyard_server::app::AppState;
 use crashyard_server::blobs::Blobs;
 use crashyard_server::config::Config;
-use crashyard_server::db::Db;
+use crashyard_server::db::{Db, Pool};
 use crashyard_server::{api, passes, routes, serve};
 use crashyard_testkit::{FakeLab, Kill, Postgres, Progress, Wire};
 use rand::rngs::{SmallRng, StdRng};
@@ -237,8 +238,12 @@ async fn ledger_is_sound(server: &AppState, seed: u64, step: usize) {
     ];
     for (rule, sql) in rules {
         let broken: i64 = match server.db.read() {
-            crashyard_server::db::Pool::Sqlite(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.unwrap(),
-            crashyard_server::db::Pool::Postgres(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.unwrap(),
+            Pool::Sqlite(lender) => {
+                sqlx::query_scalar(sql).fetch_one(&mut *lender.lend().await.unwrap()).await.unwrap()
+            }
+            Pool::Postgres(lender) => {
+                sqlx::query_scalar(sql).fetch_one(&mut *lender.lend().await.unwrap()).await.unwrap()
+            }
         };
         assert_eq!(broken, 0, "FARM_SEED={seed}, step {step}: {rule}");
     }

@@ -14,6 +14,10 @@ mod server;
 
 use clap::{Parser, Subcommand};
 
+// What simulates the labs takes its processor time from the server beside it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "crashyard-swarm", version, about)]
 struct Cli {

@@ -4,12 +4,12 @@
 //! immutable object of the blob store, or hold their bytes where these are few. Uploads fill their segments in any order (chunks); consoles only at the end.
 
 use super::attempt;
-use super::given::{given, listed, write_in_order};
+use super::given::{given, listed, update_in_order};
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed, unsigned};
 use crashyard_protocol::api::DUMP;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, ArtifactState, AttemptId, AttemptState, BuildId};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -116,13 +116,8 @@ pub struct SegmentRow {
     /// When the server had it.
     pub received_at: Timestamp,
     /// The bytes themselves, of a small one that is no object of its own.
-    #[serde(serialize_with = "escaped")]
+    #[serde(skip)]
     pub bytes: Option<Vec<u8>>,
-}
-
-/// Bytes as PostgreSQL writes them in text: `\x` and hex digits.
-fn escaped<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
-    bytes.as_ref().map(|bytes| format!("\\x{}", hex::encode(bytes))).serialize(serializer)
 }
 
 impl SegmentRow {
@@ -414,18 +409,34 @@ pub(super) async fn grow(tx: &mut Tx, grown: &[Grown<'_>]) -> DbResult<()> {
     Ok(())
 }
 
+#[derive(Serialize)]
+struct NewSegment<'a> {
+    #[serde(flatten)]
+    segment: &'a SegmentRow,
+    /// Where its bytes begin among those of all, counted from 1.
+    bytes_at: Option<usize>,
+}
+
 pub(super) async fn insert_segments(tx: &mut Tx, segments: &[&SegmentRow]) -> DbResult<()> {
     if segments.is_empty() {
         return Ok(());
     }
+    // Bytes are one parameter of their own: as JSON they would be hex digits, which are written and read several times.
+    let mut all = Vec::new();
+    let mut rows = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let bytes_at = segment.bytes.as_ref().map(|_| all.len() + 1);
+        all.extend_from_slice(segment.bytes.as_deref().unwrap_or_default());
+        rows.push(NewSegment { segment, bytes_at });
+    }
     let text = given!(
         tx,
-        insert "segment (artifact_id, start_at, length, hash, received_at, bytes) \
-         SELECT artifact_id, start_at, length, hash, received_at, bytes FROM ",
-        [artifact_id text, start_at bigint, length bigint, hash text, received_at bigint, bytes bytea],
+        insert "segment (artifact_id, start_at, length, hash, received_at, bytes) SELECT artifact_id, start_at, length, hash, \
+         received_at, substr($2, CAST(bytes_at AS INTEGER), CAST(length AS INTEGER)) FROM ",
+        [artifact_id text, start_at bigint, length bigint, hash text, received_at bigint, bytes_at bigint],
         ""
     );
-    on_tx!(tx, |c| sqlx::query(text).bind(Json(segments)).execute(c).await.map(drop))?;
+    on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).bind(&all).execute(c).await.map(drop))?;
     Ok(())
 }
 
@@ -447,20 +458,14 @@ pub struct Whole<'a> {
 
 /// Marks files complete, and returns those that were open until now. A dump waits from then on to be read.
 pub async fn complete_all(tx: &mut Tx, files: &[Whole<'_>]) -> DbResult<Vec<ArtifactRow>> {
-    write_in_order!(tx, "artifact", files.iter().map(|file| file.artifact));
-    complete_locked(tx, files).await
-}
-
-/// The same with files that are locked already ([`lock_open`]).
-pub async fn complete_locked(tx: &mut Tx, files: &[Whole<'_>]) -> DbResult<Vec<ArtifactRow>> {
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "artifact SET state = 'complete', blake3 = given.hash, completed_at = given.at FROM ",
+        "artifact" SET "state = 'complete', blake3 = given.hash, completed_at = given.at",
         [artifact text, hash text, at bigint],
-        at "artifact.id" = "artifact",
+        "artifact",
         " AND state = 'open' RETURNING *"
     );
     let done: Vec<ArtifactRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(files)).fetch_all(c).await)?;

@@ -1,7 +1,7 @@
 //! Attempts and their stages, for reading. Who may change them: [`super::queue`] makes, [`super::judgement`] judges,
 //! [`super::lease`] ends.
 
-use super::given::{Kept, given, listed, lock_in_order, write_in_order};
+use super::given::{Kept, given, listed, write_in_order};
 use super::machine::Labels;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
@@ -14,6 +14,7 @@ use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use std::collections::{BTreeSet, HashMap};
+use std::iter;
 use std::time::Duration;
 
 /// One try of a job.
@@ -201,8 +202,7 @@ pub async fn full_all(db: &Db, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>>
 
 /// Attempts with what belongs to them, locked: nobody else changes one before this transaction has ended.
 pub async fn lock(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>> {
-    lock_in_order!(tx, "attempt", ids);
-    let text = listed!(tx, full!(), "a.id", "");
+    let text = listed!(tx, full!(), "a.id", " ORDER BY a.id", lock " FOR NO KEY UPDATE OF a");
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
 }
 
@@ -218,14 +218,10 @@ pub async fn stages(db: &Db, id: &AttemptId) -> DbResult<Vec<Stage>> {
 
 /// The eight stages of each of these attempts.
 pub async fn stages_of(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId, Vec<Stage>>> {
-    let text = listed!(
-        tx,
-        "SELECT a.id AS attempt_id, s.body FROM attempt a LEFT JOIN stage s ON s.attempt_id = a.id WHERE ",
-        "a.id",
-        ""
-    );
+    let text = listed!(tx, "SELECT attempt_id, body FROM stage WHERE ", "attempt_id", "");
     let rows: Vec<StageRow> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?;
-    Ok(by_attempt(rows))
+    let mut written = by_attempt(rows);
+    Ok(ids.iter().map(|id| ((*id).clone(), written.remove(*id).unwrap_or_else(|| all_eight(iter::empty())))).collect())
 }
 
 /// The eight stages of every attempt of a run.
@@ -348,7 +344,7 @@ pub async fn unread_by(db: &Db, version: i64, limit: i64) -> DbResult<Vec<Attemp
 
 /// Notes that readers of this version have read these attempts.
 pub async fn set_read_by(tx: &mut Tx, ids: &[&AttemptId], version: i64) -> DbResult<()> {
-    write_in_order!(tx, "attempt", ids.iter());
+    write_in_order!(tx, "attempt", ids);
     let text = listed!(tx, update "attempt SET read_by = $2 WHERE ", "id", " AND read_by < $2");
     on_tx!(tx, |c| sqlx::query(text).bind(Json(ids)).bind(version).execute(c).await.map(drop))?;
     Ok(())
@@ -373,7 +369,7 @@ pub async fn may_tell_progress(
     if ids.is_empty() {
         return Ok(BTreeSet::new());
     }
-    write_in_order!(tx, "attempt", ids.iter());
+    write_in_order!(tx, "attempt", ids);
     let text = listed!(
         tx,
         update "attempt SET progress_event_at = $2 WHERE (progress_event_at IS NULL OR progress_event_at <= $3) AND ",

@@ -1,7 +1,7 @@
 //! Events of runs. `seq` is drawn from the run's row inside the writing transaction, so it has no gaps, and a reader
 //! that has seen N knows that nothing below N will appear later.
 
-use super::given::{Kept, given, write_in_order};
+use super::given::{Kept, given, update_in_order};
 use super::{Db, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -63,13 +63,12 @@ pub async fn append_all(tx: &mut Tx, at: Timestamp, of_run: &BTreeMap<&RunId, Ve
         return Ok(());
     }
     let more: Vec<More<'_>> = of_run.iter().map(|(run, events)| More { run, more: events.len() }).collect();
-    write_in_order!(tx, "run", of_run.keys());
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "run SET last_event = last_event + given.more FROM ",
+        "run" SET "last_event = last_event + given.more",
         [run text, more bigint],
-        at "run.id" = "run",
-        " RETURNING id, last_event"
+        "run",
+        " RETURNING run.id, last_event"
     );
     let last: Vec<(RunId, i64)> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&more)).fetch_all(c).await)?;
     let mut rows = Vec::new();

@@ -8,7 +8,7 @@
 //! transactions wait for each other.
 
 use super::attempt::FullAttempt;
-use super::given::{given, write_in_order};
+use super::given::update_in_order;
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, FlowId, Priority, SelectorId, SubmitterId};
@@ -238,13 +238,12 @@ pub async fn charge(tx: &mut Tx, charges: &[Charge<'_>], limit: i64) -> DbResult
     if charges.is_empty() {
         return Ok(());
     }
-    write_in_order!(tx, "submitter", charges.iter().map(|charge| charge.id));
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "submitter SET virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \
-         ELSE $2 END, served_at = COALESCE(given.now, served_at) FROM ",
+        "submitter" SET "virtual_time = CASE WHEN virtual_time + given.added < $2 THEN virtual_time + given.added \
+         ELSE $2 END, served_at = COALESCE(given.now, served_at)",
         [id text, added bigint, now bigint],
-        at "submitter.id" = "id",
+        "id",
         ""
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(charges)).bind(limit).execute(c).await.map(drop))?;
@@ -311,12 +310,11 @@ pub async fn correct(tx: &mut Tx, ended: &[Had]) -> DbResult<()> {
 }
 
 async fn write_means(tx: &mut Tx, flows: &[Took<'_>]) -> DbResult<()> {
-    write_in_order!(tx, "flow", flows.iter().map(|one| one.flow));
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "flow SET mean_ms = CASE WHEN mean_ms = 0 THEN given.took ELSE (mean_ms * 7 + given.took) / 8 END FROM ",
+        "flow" SET "mean_ms = CASE WHEN mean_ms = 0 THEN given.took ELSE (mean_ms * 7 + given.took) / 8 END",
         [flow text, took bigint],
-        at "flow.id" = "flow",
+        "flow",
         ""
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(flows)).execute(c).await.map(drop))?;
@@ -324,13 +322,11 @@ async fn write_means(tx: &mut Tx, flows: &[Took<'_>]) -> DbResult<()> {
 }
 
 async fn write_times(tx: &mut Tx, submitters: &[Correction<'_>]) -> DbResult<()> {
-    write_in_order!(tx, "submitter", submitters.iter().map(|one| one.submitter));
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "submitter SET virtual_time = virtual_time + given.more * 1000 / weight, \
-         machine_ms = machine_ms + given.took FROM ",
+        "submitter" SET "virtual_time = virtual_time + given.more * 1000 / weight, machine_ms = machine_ms + given.took",
         [submitter text, more bigint, took bigint],
-        at "submitter.id" = "submitter",
+        "submitter",
         ""
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(submitters)).execute(c).await.map(drop))?;

@@ -55,6 +55,17 @@ macro_rules! given {
             ),
         }
     };
+    (@both $on:expr, $sqlite:expr, $postgres:expr, [$($columns:tt)+], on $table:literal = $field:literal, $after:literal) => {
+        match $on.kind() {
+            $crate::db::Kind::Sqlite => $crate::db::given::given!(
+                @sqlite $sqlite, [$($columns)+], concat!(" WHERE ", $table, ".id = given.", $field, $after)
+            ),
+            $crate::db::Kind::Postgres => $crate::db::given::given!(
+                @postgres $postgres, [$($columns)+],
+                concat!(" ON locked.id = given.", $field, " WHERE ", $table, ".id = locked.id", $after)
+            ),
+        }
+    };
     ($on:expr, insert $into:literal, $($rest:tt)+) => {
         $crate::db::given::given!(
             @both $on, concat!("INSERT OR FAIL INTO ", $into), concat!("INSERT INTO ", $into), $($rest)+
@@ -84,16 +95,35 @@ impl<T: Serialize> Serialize for Kept<'_, T> {
     }
 }
 
-/// One field of an object, as SQLite reads it. Bytes come as `\x` and hex digits.
+/// One field of an object, as SQLite reads it.
 macro_rules! from_json {
-    ($name:ident bytea) => {
-        concat!("unhex(substr(value ->> '$.", stringify!($name), "', 3))")
-    };
     ($name:ident $kind:ident) => {
         concat!("value ->> '$.", stringify!($name), "'")
     };
 }
 pub(crate) use from_json;
+
+/// A text that updates the rows of a table whose ids are the fields `$field` of an array of objects, as [`given`] does it.
+///
+/// PostgreSQL locks them in the order of their ids before it writes the first, in the same statement: two transactions that write
+/// the same rows do not wait for each other in a ring. SQLite has one writer.
+macro_rules! update_in_order {
+    ($on:expr, $table:literal SET $set:literal, [$($columns:tt)+], $field:literal, $after:literal) => {
+        $crate::db::given::given!(
+            @both $on,
+            concat!("UPDATE OR FAIL ", $table, " SET ", $set, " FROM "),
+            concat!(
+                "WITH locked AS (SELECT id FROM ", $table, " WHERE id = ANY (ARRAY(SELECT one ->> '", $field,
+                "' FROM jsonb_array_elements($1) AS one)) ORDER BY id FOR NO KEY UPDATE) UPDATE ", $table, " SET ", $set,
+                " FROM locked JOIN "
+            ),
+            [$($columns)+],
+            on $table = $field,
+            $after
+        )
+    };
+}
+pub(crate) use update_in_order;
 
 /// A text around the condition that a column's value is one of an array of texts; `lock` ends it on PostgreSQL, where rows are
 /// locked by name. `update "TABLE …"` writes, as [`given`] does it.
@@ -123,28 +153,19 @@ macro_rules! listed {
 }
 pub(crate) use listed;
 
-/// Locks rows in the order of their ids, so that two transactions that write the same ones do not wait for each other in a
-/// ring. Only what PostgreSQL needs: SQLite has one writer.
-macro_rules! lock_in_order {
+/// Locks rows in the order of their ids before a statement that writes them by a list: [`update_in_order`] for that. Of one row the
+/// statement itself is the lock.
+macro_rules! write_in_order {
     ($tx:expr, $table:literal, $ids:expr) => {
-        if let $crate::db::Tx::Postgres(tx) = $tx {
+        if let $crate::db::Tx::Postgres(tx) = &mut *$tx
+            && $ids.len() > 1
+        {
             let text = concat!(
                 "SELECT 1 FROM ",
                 $table,
                 " WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1))) ORDER BY id FOR NO KEY UPDATE"
             );
             sqlx::query(text).bind(sqlx::types::Json($ids)).execute(&mut **tx).await?;
-        }
-    };
-}
-pub(crate) use lock_in_order;
-
-/// The same before a statement that writes these rows: of one row that statement itself is the lock.
-macro_rules! write_in_order {
-    ($tx:expr, $table:literal, $ids:expr) => {
-        let ids: Vec<_> = $ids.collect();
-        if ids.len() > 1 {
-            $crate::db::given::lock_in_order!(&mut *$tx, $table, ids);
         }
     };
 }

@@ -5,7 +5,7 @@
 
 use super::attempt::AttemptRow;
 use super::event::Told;
-use super::given::{Kept, given, write_in_order};
+use super::given::{Kept, given, update_in_order};
 use super::{DbResult, Tx, on_tx};
 use crashyard_protocol::api::EventBody;
 use crashyard_protocol::clock::Timestamp;
@@ -198,12 +198,11 @@ async fn show_in_jobs(tx: &mut Tx, changes: &[Judged<'_>]) -> DbResult<()> {
     if shown.is_empty() {
         return Ok(());
     }
-    write_in_order!(tx, "job", shown.iter().map(|one| one.job));
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "job SET status = given.status, blamed_stage = given.blamed, reason = given.reason FROM ",
+        "job" SET "status = given.status, blamed_stage = given.blamed, reason = given.reason",
         [job text, status text, blamed text, reason text],
-        at "job.id" = "job",
+        "job",
         " AND job.state = 'leased'"
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(&shown)).execute(c).await.map(drop))?;

@@ -3,7 +3,7 @@
 use super::attempt::{self, AttemptRow, FullAttempt};
 use super::event::{self, About};
 use super::flow::{self, Had};
-use super::given::{given, listed, write_in_order};
+use super::given::{given, listed, update_in_order};
 use super::life::{self, SERVER};
 use super::machine::{self, Leaving};
 use super::run::{self, Changed, JobChange, JobRow};
@@ -50,14 +50,13 @@ pub struct Standing {
 /// Prolongs leases. Time alone does not end one: as long as nobody has declared it lost, its holder may go on.
 pub async fn renew(tx: &mut Tx, renewals: &[Renewal]) -> DbResult<Vec<DbResult<Standing>>> {
     // A request that was repeated may be at two servers.
-    write_in_order!(tx, "attempt", renewals.iter().map(|renewal| &renewal.attempt));
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "attempt SET lease_expires_at = given.until FROM ",
+        "attempt" SET "lease_expires_at = given.until",
         [attempt text, epoch bigint, until bigint],
-        at "attempt.id" = "attempt",
+        "attempt",
         " AND attempt.epoch = given.epoch AND state IN ('running', 'collecting') \
-         RETURNING id, attempt.epoch, state, held_until, keys"
+         RETURNING attempt.id, attempt.epoch, state, held_until, keys"
     );
     let rows: Vec<Standing> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(renewals)).fetch_all(c).await)?;
     let renewed: HashMap<AttemptId, Standing> = rows.into_iter().map(|row| (row.id.clone(), row)).collect();
@@ -396,13 +395,12 @@ struct Owed {
 /// The jobs of these attempts, locked, as far as they are these attempts' to settle: the first to come settles a job, others wait
 /// and then find it settled.
 async fn owed(tx: &mut Tx, ended: &[&AttemptRow]) -> DbResult<HashMap<JobId, Owed>> {
-    write_in_order!(tx, "job", ended.iter().map(|one| &one.job_id));
     let tries: Vec<Try<'_>> = ended.iter().map(|one| Try { job: &one.job_id, try_number: one.number }).collect();
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "job SET attempt_count = attempt_count FROM ",
+        "job" SET "attempt_count = attempt_count",
         [job text, try_number bigint],
-        at "job.id" = "job",
+        "job",
         " AND state = 'leased' AND attempt_count = given.try_number \
          RETURNING *, (SELECT health_machine_id FROM run WHERE run.id = run_id) AS health_machine_id"
     );
@@ -671,10 +669,11 @@ pub async fn give_way(tx: &mut Tx, id: &AttemptId, why: &str, now: Timestamp) ->
 
 /// Attempts that would give way to jobs of a class on the machines of a selector, the newest first: they lose least.
 pub async fn preemptible(db: &Db, selector: &SelectorId, class: i64, limit: i64) -> DbResult<Vec<AttemptId>> {
-    Ok(on!(db.read(), |c| sqlx::query_scalar(
+    Ok(on!(db.read(), |c| {
+        sqlx::query_scalar(
         "SELECT a.id FROM machine_selector ms JOIN attempt a ON a.machine_id = ms.machine_id \
          JOIN job j ON j.id = a.job_id JOIN flow f ON f.id = j.flow_id WHERE ms.selector_id = $1 \
-         AND a.state = 'running' AND j.preemptible AND f.class > $2 AND NOT EXISTS (SELECT 1 FROM stage s \
+         AND a.state = 'running' AND j.state = 'leased' AND j.preemptible AND f.class > $2 AND NOT EXISTS (SELECT 1 FROM stage s \
          WHERE s.attempt_id = a.id AND s.name = 'armed' AND s.state IN ('proven', 'failed')) \
          ORDER BY a.id DESC LIMIT $3",
     )
@@ -682,7 +681,8 @@ pub async fn preemptible(db: &Db, selector: &SelectorId, class: i64, limit: i64)
     .bind(class)
     .bind(limit)
     .fetch_all(c)
-    .await)?)
+    .await
+    })?)
 }
 
 /// The job of an attempt, if it may be preempted.

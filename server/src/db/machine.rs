@@ -1,6 +1,6 @@
 //! Controllers, machines, and which selectors each machine satisfies.
 
-use super::given::{given, listed, write_in_order};
+use super::given::{listed, update_in_order};
 use super::life::{self, ChangeRow, SERVER};
 use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
 use crate::selector::{Facts, Selector};
@@ -453,14 +453,13 @@ pub struct Leaving<'a> {
 
 /// Takes machines out of their attempts. Those that were not in them are left as they are, and out of the answer.
 pub async fn leave_attempts(tx: &mut Tx, leaving: &[Leaving<'_>], now: Timestamp) -> DbResult<Vec<Trusted>> {
-    write_in_order!(tx, "machine", leaving.iter().map(|one| one.machine));
-    let text = given!(
+    let text = update_in_order!(
         tx,
-        update "machine SET state = given.new_state, reason = given.why, state_since = $2, attempt_id = NULL, \
-         last_seen_at = COALESCE(given.seen_at, last_seen_at) FROM ",
+        "machine" SET "state = given.new_state, reason = given.why, state_since = $2, attempt_id = NULL, \
+         last_seen_at = COALESCE(given.seen_at, last_seen_at)",
         [machine text, from_attempt text, new_state text, why text, seen_at bigint],
-        at "machine.id" = "machine",
-        " AND attempt_id = given.from_attempt RETURNING id, probation, trusted_since"
+        "machine",
+        " AND attempt_id = given.from_attempt RETURNING machine.id, probation, trusted_since"
     );
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(leaving)).bind(now).fetch_all(c).await)?)
 }

@@ -26,6 +26,7 @@ pub mod health;
 pub mod inventory;
 pub mod judgement;
 pub mod lease;
+pub mod lender;
 pub mod life;
 pub mod machine;
 pub mod notice;
@@ -40,10 +41,11 @@ pub mod token;
 pub mod tree;
 pub mod waiting;
 
+use lender::{Lender, Lent};
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, Postgres, Sqlite, Transaction};
+use sqlx::{Postgres, Sqlite};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -61,9 +63,6 @@ const WRITER_CACHE: &str = "-65536";
 const READER_CACHE: &str = "-1024";
 /// How long a query may wait for a connection before the server says `unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A connection to PostgreSQL that was idle for longer is asked whether it is still there before it is used.
-const TRUSTED: Duration = Duration::from_secs(1);
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
@@ -124,9 +123,9 @@ fn may_pass(code: Option<&str>) -> bool {
 #[derive(Clone, Debug)]
 pub enum Pool {
     /// SQLite.
-    Sqlite(SqlitePool),
+    Sqlite(Lender<Sqlite>),
     /// PostgreSQL.
-    Postgres(PgPool),
+    Postgres(Lender<Postgres>),
 }
 
 /// Which database it is, for texts that differ.
@@ -158,17 +157,30 @@ pub struct Db {
 #[derive(Debug)]
 pub enum Tx {
     /// SQLite, begun with `BEGIN IMMEDIATE`: it has the write lock from the start.
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(Lent<Sqlite>),
     /// PostgreSQL, read committed: what must not change is locked by the first `UPDATE` on it.
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(Lent<Postgres>),
 }
 
-/// The same expression on whichever pool it is.
+/// The same expression on a connection of whichever pool it is: one statement, of which nothing is expected when it is done.
 macro_rules! on {
+    (@lent $lender:expr, |$c:ident| $body:expr) => {
+        match $lender.lend().await {
+            Ok(mut lent) => {
+                let $c = &mut *lent;
+                let done = $body;
+                if done.is_ok() {
+                    lent.done();
+                }
+                done
+            }
+            Err(error) => Err(error),
+        }
+    };
     ($pool:expr, |$c:ident| $body:expr) => {
         match $pool {
-            $crate::db::Pool::Sqlite($c) => $body,
-            $crate::db::Pool::Postgres($c) => $body,
+            $crate::db::Pool::Sqlite(lender) => $crate::db::on!(@lent lender, |$c| $body),
+            $crate::db::Pool::Postgres(lender) => $crate::db::on!(@lent lender, |$c| $body),
         }
     };
 }
@@ -219,32 +231,17 @@ impl Db {
             .busy_timeout(Duration::from_secs(5))
             .pragma("temp_store", "memory")
             .statement_cache_capacity(256);
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A file does not go away as a server does.
-            .test_before_acquire(false)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone().pragma("wal_autocheckpoint", LOG_PAGES).pragma("cache_size", WRITER_CACHE))
-            .await
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        SQLITE_MIGRATIONS.run(&write).await.context("cannot bring the database up to date")?;
-        let fold = options.clone().create_if_missing(false);
-        let read = SqlitePoolOptions::new()
-            .max_connections(SQLITE_READERS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .connect_with(options.create_if_missing(false).read_only(true).pragma("cache_size", READER_CACHE))
+        let writer = options.clone().pragma("wal_autocheckpoint", LOG_PAGES).pragma("cache_size", WRITER_CACHE);
+        let one = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let write =
+            Lender::connect(one.clone(), writer).await.with_context(|| format!("cannot open {}", path.display()))?;
+        SQLITE_MIGRATIONS.run(write.pool()).await.context("cannot bring the database up to date")?;
+        let options = options.create_if_missing(false);
+        let reader = options.clone().read_only(true).pragma("cache_size", READER_CACHE);
+        let read = Lender::connect(SqlitePoolOptions::new().max_connections(SQLITE_READERS), reader)
             .await
             .context("cannot open the database for reading")?;
-        let fold = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .connect_with(fold)
-            .await
-            .context("cannot open the database to fold its log")?;
+        let fold = one.connect_with(options).await.context("cannot open the database to fold its log")?;
         Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write), fold: Some(fold) })
     }
 
@@ -263,25 +260,27 @@ impl Db {
             ("plan_cache_mode", "force_generic_plan"),
             ("max_parallel_workers_per_gather", "0"),
         ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // To ask each time would be a round trip before every statement.
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > TRUSTED {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_with(options)
-            .await
-            .context("cannot reach PostgreSQL")?;
-        POSTGRES_MIGRATIONS.run(&pool).await.context("cannot bring the database up to date")?;
-        let pool = Pool::Postgres(pool);
+        // One more listens.
+        let pool = PgPoolOptions::new().max_connections(connections.saturating_sub(1).max(1));
+        let lender = Lender::connect(pool, options).await.context("cannot reach PostgreSQL")?;
+        POSTGRES_MIGRATIONS.run(lender.pool()).await.context("cannot bring the database up to date")?;
+        let pool = Pool::Postgres(lender);
         Ok(Self { read: pool.clone(), write: pool, fold: None })
+    }
+
+    /// What listens for PostgreSQL's notifications, on a connection of its own; `None` for SQLite, which has none.
+    pub async fn listener(&self) -> DbResult<Option<PgListener>> {
+        let Pool::Postgres(lender) = &self.read else { return Ok(None) };
+        let options = PgConnectOptions::clone(&lender.pool().connect_options());
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        Ok(Some(PgListener::connect_with(&pool).await?))
+    }
+
+    /// Tells every server that listens on this channel of PostgreSQL.
+    pub async fn notify(&self, channel: &str, message: &str) -> DbResult<()> {
+        let Pool::Postgres(lender) = &self.read else { return Ok(()) };
+        let notify = sqlx::query("SELECT pg_notify($1, $2)").bind(channel).bind(message);
+        Ok(on!(@lent lender, |c| notify.execute(c).await.map(drop))?)
     }
 
     /// The pool to read from.
@@ -293,8 +292,8 @@ impl Db {
     /// Begins a write transaction.
     pub async fn begin(&self) -> DbResult<Tx> {
         Ok(match &self.write {
-            Pool::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
-            Pool::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Pool::Sqlite(pool) => Tx::Sqlite(pool.begin("BEGIN IMMEDIATE").await?),
+            Pool::Postgres(pool) => Tx::Postgres(pool.begin("BEGIN").await?),
         })
     }
 
@@ -318,8 +317,12 @@ impl Db {
         if let Some(fold) = &self.fold {
             fold.close().await;
         }
-        on!(&self.read, |c| c.close().await);
-        on!(&self.write, |c| c.close().await);
+        for pool in [&self.read, &self.write] {
+            match pool {
+                Pool::Sqlite(lender) => lender.close().await,
+                Pool::Postgres(lender) => lender.close().await,
+            }
+        }
     }
 }
 

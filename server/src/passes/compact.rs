@@ -167,7 +167,7 @@ async fn exchange(state: &AppState, merged: &[Merged]) -> AppResult<()> {
     }
     let at = state.now();
     let whole: Vec<Whole<'_>> = merged.iter().map(|one| Whole { artifact: &one.id, hash: &one.hash, at }).collect();
-    artifact::complete_locked(&mut tx, &whole).await?;
+    artifact::complete_all(&mut tx, &whole).await?;
     tx.commit().await?;
     for segment in changed.iter().flat_map(|one| &one.left) {
         if let Err(error) = state.blobs.delete(segment).await {

@@ -88,8 +88,8 @@ async fn the_ledger_keeps_its_contract_on_postgresql() {
 async fn postgresql_compiles_no_statement_whatever_it_expects_of_a_long_queue() {
     let postgres = crashyard_testkit::Postgres::start().unwrap();
     let db = Db::open(&postgres.database("farm").unwrap(), 8).await.unwrap();
-    let Pool::Postgres(pool) = db.read() else { panic!("this is PostgreSQL") };
-    let jit: String = sqlx::query_scalar("SHOW jit").fetch_one(pool).await.unwrap();
+    let Pool::Postgres(lender) = db.read() else { panic!("this is PostgreSQL") };
+    let jit: String = sqlx::query_scalar("SHOW jit").fetch_one(&mut *lender.lend().await.unwrap()).await.unwrap();
     assert_eq!(jit, "off");
     db.close().await;
 }
@@ -969,7 +969,7 @@ async fn compaction(db: &Db) {
     let closed = write!(db, |tx| artifact::complete(tx, &one.id, "m", at(1))).unwrap();
     assert_eq!(write!(db, |tx| artifact::lock_open(tx, &ids)), [(two.id.clone(), 6)].into());
     let whole = ids.map(|artifact| artifact::Whole { artifact, hash: "n", at: at(2) });
-    let mut done = write!(db, |tx| artifact::complete_locked(tx, &whole));
+    let mut done = write!(db, |tx| artifact::complete_all(tx, &whole));
     assert_eq!(done.pop().map(|row| (row.id, row.blake3)), Some((two.id.clone(), Some("n".into()))));
     assert!(done.is_empty(), "the other was closed before");
     assert_eq!(artifact::get(db, &one.id).await.unwrap(), closed);

@@ -11,6 +11,7 @@ mod faults;
 mod fleet;
 mod harness;
 mod leases;
+mod lender;
 mod migrations;
 mod notices;
 mod openapi;

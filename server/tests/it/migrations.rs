@@ -26,36 +26,36 @@ async fn both_databases_have_the_same_tables_columns_and_indexes() {
     let sqlite = Db::open(&format!("sqlite:{}", dir.path().join("farm.db").display()), 4).await.unwrap();
     let postgres = crashyard_testkit::Postgres::start().unwrap();
     let postgres_db = Db::open(&postgres.database("farm").unwrap(), 4).await.unwrap();
-    let Pool::Sqlite(pool) = sqlite.read() else { panic!("not SQLite") };
+    let Pool::Sqlite(lender) = sqlite.read() else { panic!("not SQLite") };
     let of_sqlite: BTreeSet<(String, String)> = sqlx::query_as(
         "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table' \
          AND m.name NOT LIKE 'sqlite_%' AND m.name NOT LIKE '_sqlx%'",
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *lender.lend().await.unwrap())
     .await
     .unwrap()
     .into_iter()
     .collect();
     let indexes_of_sqlite: BTreeSet<String> =
         sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
-            .fetch_all(pool)
+            .fetch_all(&mut *lender.lend().await.unwrap())
             .await
             .unwrap()
             .into_iter()
             .collect();
-    let Pool::Postgres(pool) = postgres_db.read() else { panic!("not PostgreSQL") };
+    let Pool::Postgres(lender) = postgres_db.read() else { panic!("not PostgreSQL") };
     let of_postgres: BTreeSet<(String, String)> = sqlx::query_as(
         "SELECT table_name::text, column_name::text FROM information_schema.columns \
          WHERE table_schema = 'public' AND table_name NOT LIKE '\\_sqlx%'",
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *lender.lend().await.unwrap())
     .await
     .unwrap()
     .into_iter()
     .collect();
     let indexes_of_postgres: BTreeSet<String> =
         sqlx::query_scalar("SELECT indexname::text FROM pg_indexes WHERE schemaname = 'public'")
-            .fetch_all(pool)
+            .fetch_all(&mut *lender.lend().await.unwrap())
             .await
             .unwrap()
             .into_iter()
@@ -107,9 +107,9 @@ async fn what_points_to_nothing_is_refused_by_sqlite_at_the_commit() {
         sqlx::query(sqlx::AssertSqlSafe(text)).execute(&mut **connection).await.unwrap();
         assert!(tx.commit().await.is_err(), "{table} kept a row that points to nothing");
     }
-    let Pool::Sqlite(pool) = db.read() else { panic!("not SQLite") };
+    let Pool::Sqlite(lender) = db.read() else { panic!("not SQLite") };
     let kept: i64 = sqlx::query_scalar("SELECT (SELECT COUNT(*) FROM stage) + (SELECT COUNT(*) FROM token)")
-        .fetch_one(pool)
+        .fetch_one(&mut *lender.lend().await.unwrap())
         .await
         .unwrap();
     assert_eq!(kept, 0);
