@@ -102,7 +102,7 @@ impl AppState {
         let judging = Judging { consoles: consoles.clone(), wake: wake.clone(), metrics: metrics.clone(), care };
         Self(Arc::new(App {
             writer: Group::start(db.clone(), LedgerWriter),
-            placer: Group::start(db.clone(), Placer),
+            placer: Group::start(db.clone(), Placer::default()),
             renewer: Group::start(db.clone(), Renewer),
             opener: Group::start(db.clone(), Opener),
             receiver: Group::start(db.clone(), Receiver),

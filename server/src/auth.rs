@@ -12,6 +12,7 @@ use crate::app::AppState;
 use crate::db::attempt::AttemptRow;
 use crate::db::{self, token::Credential};
 use crate::error::{AppError, AppResult};
+use crate::ids::attempt_of;
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{Method, header};
@@ -41,7 +42,7 @@ impl FromRequestParts<AppState> for Caller {
         let secret = secret_in(value, reads)
             .ok_or_else(|| AppError::Unauthorized("the Authorization header is not `Bearer TOKEN`".into()))?;
         let unknown = || AppError::Unauthorized("this token is not known, has expired or was revoked".into());
-        let credential = look_up(state, secret_hash(&secret)).await?.ok_or_else(unknown)?;
+        let credential = look_up(state, &secret).await?.ok_or_else(unknown)?;
         let expired = credential.expires_at.is_some_and(|at| at <= state.now());
         if expired || credential.revoked_at.is_some() {
             return Err(unknown());
@@ -53,12 +54,15 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
-async fn look_up(state: &AppState, secret_hash: String) -> AppResult<Option<Credential>> {
-    let now = Instant::now();
+async fn look_up(state: &AppState, secret: &str) -> AppResult<Option<Credential>> {
+    let (secret_hash, now) = (secret_hash(secret), Instant::now());
     if let Some(known) = state.credentials.get(&secret_hash, now) {
         return Ok(Some(known));
     }
-    let found = db::token::by_secret_hash(&state.db, &secret_hash).await?;
+    let found = match attempt_of(secret) {
+        Some(attempt) => db::attempt::credential(&state.db, &attempt, &secret_hash).await?,
+        None => db::token::by_secret_hash(&state.db, &secret_hash).await?,
+    };
     if let Some(found) = &found {
         state.credentials.keep(secret_hash, found, now);
     }

@@ -1,5 +1,6 @@
 //! Fresh ids and secrets: time and randomness come in from outside.
 
+use crashyard_protocol::AttemptId;
 use crashyard_protocol::clock::Clock;
 use rand::Rng;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +44,20 @@ impl Ids {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).random.fill_bytes(&mut bytes);
         format!("crashyard_{}", crashyard_protocol::chunk::hex(&bytes))
     }
+
+    /// A secret of an attempt, which says of which ([`attempt_of`]).
+    pub fn attempt_secret(&self, attempt: &AttemptId) -> String {
+        format!("{}{SEPARATOR}{attempt}", self.secret())
+    }
+}
+
+/// Between a secret and the attempt it is of.
+const SEPARATOR: char = '.';
+
+/// The attempt that a secret says it is of.
+#[must_use]
+pub fn attempt_of(secret: &str) -> Option<AttemptId> {
+    secret.split_once(SEPARATOR)?.1.parse().ok()
 }
 
 #[cfg(test)]
@@ -58,5 +73,8 @@ mod tests {
         let drawn: Vec<Ulid> = (0..1000).map(|_| ids.next()).collect();
         assert!(drawn.windows(2).all(|pair| pair[0] < pair[1]));
         assert_ne!(ids.secret(), ids.secret());
+        let attempt = AttemptId::from_ulid(drawn[0]);
+        assert_eq!(attempt_of(&ids.attempt_secret(&attempt)), Some(attempt));
+        assert_eq!(attempt_of(&ids.secret()), None);
     }
 }

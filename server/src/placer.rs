@@ -3,19 +3,17 @@
 //! A claim whose controller hangs up before its turn gets nothing; one that hangs up later gets the same lease again with
 //! its next claim.
 
-use crate::auth::secret_hash;
 use crate::db::artifact::{ArtifactRow, Owner};
 use crate::db::build::BuildRow;
 use crate::db::machine::Idle;
 use crate::db::queue::{self, Ask, Batch, Leased};
-use crate::db::token::AttemptToken;
 use crate::db::{self, Db, DbError, DbResult, Tx};
 use crate::group::Together;
 use crate::judging;
 use crate::triage::BuildFacts;
-use crashyard_protocol::{AttemptId, BuildId, MachineId, RunId, SelectorId, TokenId};
+use crashyard_protocol::{AttemptId, BuildId, MachineId, RunId, SelectorId};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A claim.
 #[derive(Clone, Debug)]
@@ -24,10 +22,6 @@ pub struct Claim {
     pub ask: Ask,
     /// Machines that the controller calls idle; written down with it.
     pub idle: Vec<MachineId>,
-    /// Id of the attempt's token, if there will be one.
-    pub token: TokenId,
-    /// Its secret.
-    pub secret: String,
 }
 
 /// A lease that was given, with what its brief is made of.
@@ -43,9 +37,15 @@ pub struct Placed {
     pub passed_over: BTreeSet<SelectorId>,
 }
 
+/// Runs whose builds are known. One is a kilobyte.
+const KNOWN: usize = 4096;
+
 /// Gives out leases.
-#[derive(Debug)]
-pub struct Placer;
+#[derive(Debug, Default)]
+pub struct Placer {
+    /// The kernel under test of runs that were served a moment ago. Neither a run's build nor what is written of it ever changes.
+    builds: Mutex<HashMap<RunId, BuildRow>>,
+}
 
 impl Together for Placer {
     type Ask = Claim;
@@ -54,7 +54,7 @@ impl Together for Placer {
     const BATCH: usize = 64;
 
     async fn write(&self, db: &Db, tx: Tx, claims: &[Claim]) -> DbResult<Vec<DbResult<Option<Placed>>>> {
-        match place(db, tx, claims).await {
+        match self.place(db, tx, claims).await {
             // The database itself refuses a second lease, if two servers were that close.
             Err(DbError::Conflict(_)) if claims.len() == 1 => Ok(vec![Ok(None)]),
             placed => Ok(placed?.into_iter().map(Ok).collect()),
@@ -62,44 +62,61 @@ impl Together for Placer {
     }
 }
 
-async fn place(db: &Db, mut tx: Tx, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
-    let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
-    let mut batch = queue::take(&mut tx, &asks).await?;
-    if let Some(first) = claims.first() {
-        let controllers = claims.iter().map(|claim| &claim.ask.lease.controller).collect();
-        db::machine::seen(&mut tx, &controllers, &still_idle(claims, &batch), first.ask.lease.now).await?;
+impl Placer {
+    async fn place(&self, db: &Db, mut tx: Tx, claims: &[Claim]) -> DbResult<Vec<Option<Placed>>> {
+        let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
+        let mut batch = queue::take(&mut tx, &asks).await?;
+        if let Some(first) = claims.first() {
+            let controllers = claims.iter().map(|claim| &claim.ask.lease.controller).collect();
+            db::machine::seen(&mut tx, &controllers, &still_idle(claims, &batch), first.ask.lease.now).await?;
+        }
+        let builds = self.builds(&mut tx, &batch).await?;
+        let mut stages = Vec::new();
+        let mut booted = HashMap::new();
+        for one in batch.taken.iter_mut().flatten() {
+            let build = match one.boots_build() {
+                Some(id) => db::build::get_in(&mut tx, id).await?,
+                None => builds.get(&one.job.run_id).cloned().ok_or(DbError::NotFound)?,
+            };
+            let facts = BuildFacts { release: build.release.clone(), build_id: build.build_id.clone() };
+            let judged = judging::first(&one.lease.attempt, &one.job.scenario, &facts, one.lease.now);
+            one.check_at = judged.check_at;
+            stages.push((one.lease.attempt.clone(), judged.stages));
+            booted.insert(one.lease.attempt.clone(), build);
+        }
+        queue::open(&mut tx, &batch).await?;
+        db::judgement::open_all(&mut tx, &stages).await?;
+        let passed_over = std::mem::take(&mut batch.passed_over);
+        let leased = queue::record(&mut tx, batch).await?;
+        tx.commit().await?;
+        with_builds(db, leased, &booted, passed_over).await
     }
-    let runs: BTreeSet<&RunId> = batch.taken.iter().flatten().map(|one| &one.job.run_id).collect();
-    let builds = db::build::of_runs(&mut tx, &runs).await?;
-    let mut stages = Vec::new();
-    let mut tokens = Vec::new();
-    let mut booted = HashMap::new();
-    for (one, claim) in batch.taken.iter_mut().zip(claims) {
-        let Some(one) = one else { continue };
-        let build = match one.boots_build() {
-            Some(id) => db::build::get_in(&mut tx, id).await?,
-            None => builds.get(&one.job.run_id).cloned().ok_or(DbError::NotFound)?,
-        };
-        let facts = BuildFacts { release: build.release.clone(), build_id: build.build_id.clone() };
-        let judged = judging::first(&one.lease.attempt, &one.job.scenario, &facts, one.lease.now);
-        one.check_at = judged.check_at;
-        stages.push((one.lease.attempt.clone(), judged.stages));
-        tokens.push(AttemptToken {
-            id: claim.token.clone(),
-            name: format!("attempt {}", one.lease.attempt),
-            secret_hash: secret_hash(&claim.secret),
-            attempt: one.lease.attempt.clone(),
-            at: one.lease.now,
-        });
-        booted.insert(one.lease.attempt.clone(), build);
+
+    /// The kernels under test of what was taken, by run.
+    async fn builds(&self, tx: &mut Tx, batch: &Batch) -> DbResult<HashMap<RunId, BuildRow>> {
+        let runs: BTreeSet<&RunId> = batch.taken.iter().flatten().map(|one| &one.job.run_id).collect();
+        let (mut builds, mut unknown) = (HashMap::new(), BTreeSet::new());
+        for run in runs {
+            match self.known().get(run) {
+                Some(build) => _ = builds.insert(run.clone(), build.clone()),
+                None => _ = unknown.insert(run),
+            }
+        }
+        if !unknown.is_empty() {
+            let found = db::build::of_runs(tx, &unknown).await?;
+            let mut known = self.known();
+            if known.len() + found.len() > KNOWN {
+                known.clear();
+            }
+            known.extend(found.clone());
+            builds.extend(found);
+        }
+        Ok(builds)
     }
-    queue::open(&mut tx, &batch).await?;
-    db::judgement::open_all(&mut tx, &stages).await?;
-    db::token::create_all(&mut tx, &tokens).await?;
-    let passed_over = std::mem::take(&mut batch.passed_over);
-    let leased = queue::record(&mut tx, batch).await?;
-    tx.commit().await?;
-    with_builds(db, leased, &booted, passed_over).await
+
+    fn known(&self) -> MutexGuard<'_, HashMap<RunId, BuildRow>> {
+        self.builds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Machines that were called idle and got nothing to do; of the others a lease says more.

@@ -22,7 +22,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use crashyard_protocol::agent::{ArtifactBrief, Brief, BuildBrief, Claim, ClaimRequest, Work};
-use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scenario, SelectorId, SubmitterId, TokenId};
+use crashyard_protocol::{ArtifactState, AttemptId, MachineId, Scenario, SelectorId, SubmitterId};
 use futures::future::select_all;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -136,8 +136,8 @@ async fn hand_out_again(state: &AppState, request: &ClaimRequest, busy: &[Machin
         let Some(attempt) = lease::hand_out_again(&mut tx, id, &request.controller, expires_at).await? else {
             continue;
         };
-        let secret = state.ids.secret();
-        db::token::replace_attempt_secret(&mut tx, &attempt.id, &secret_hash(&secret)).await?;
+        let secret = state.ids.attempt_secret(&attempt.id);
+        db::attempt::replace_secret(&mut tx, &attempt.id, &secret_hash(&secret)).await?;
         tx.commit().await?;
         state.credentials.forget_attempt(&attempt.id);
         return claim_of(state, &attempt.id, secret).await.map(Some);
@@ -160,19 +160,18 @@ async fn try_machines(
             continue;
         }
         let now = state.now();
+        let attempt = AttemptId::from_ulid(state.ids.next());
+        let secret = state.ids.attempt_secret(&attempt);
         let lease = NewLease {
-            attempt: AttemptId::from_ulid(state.ids.next()),
+            attempt,
+            secret_hash: secret_hash(&secret),
             controller: request.controller.clone(),
             now,
             expires_at: now.plus(state.config.lease()),
         };
-        let secret = state.ids.secret();
-        let placed = state.placer.ask(placer::Claim {
-            ask: Ask { lease, machines: part.to_vec() },
-            idle: std::mem::take(&mut idle),
-            token: TokenId::from_ulid(state.ids.next()),
-            secret: secret.clone(),
-        });
+        let placed = state
+            .placer
+            .ask(placer::Claim { ask: Ask { lease, machines: part.to_vec() }, idle: std::mem::take(&mut idle) });
         let Some(Placed { leased, build, files, passed_over }) = placed.await? else { continue };
         for selector in passed_over {
             state.wake.tell(|| Told::Offer(selector, SPARE));

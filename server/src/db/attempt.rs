@@ -3,6 +3,7 @@
 
 use super::given::{Kept, given, listed, write_in_order};
 use super::machine::Labels;
+use super::token::Credential;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
 use crashyard_protocol::clock::Timestamp;
@@ -151,6 +152,33 @@ pub async fn get(db: &Db, id: &AttemptId) -> DbResult<AttemptRow> {
 /// One attempt, as a transaction sees it.
 pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
     Ok(on_tx!(tx, |c| sqlx::query_as("SELECT * FROM attempt WHERE id = $1").bind(id).fetch_one(c).await)?)
+}
+
+/// What the secret of an attempt stands for, if its hash is this.
+pub async fn credential(db: &Db, id: &AttemptId, secret_hash: &str) -> DbResult<Option<Credential>> {
+    Ok(on!(db.read(), |c| {
+        sqlx::query_as(
+        "SELECT id, 'attempt ' || id AS name, 'attempt' AS scope, id AS attempt_id, state AS attempt_state, \
+         CAST(NULL AS BIGINT) AS expires_at, CAST(NULL AS BIGINT) AS revoked_at FROM attempt WHERE id = $1 AND secret_hash = $2",
+    )
+    .bind(id)
+    .bind(secret_hash)
+    .fetch_optional(c)
+    .await
+    })?)
+}
+
+/// Replaces the secret of an attempt: a lease handed out again makes the first copy worthless.
+pub async fn replace_secret(tx: &mut Tx, id: &AttemptId, secret_hash: &str) -> DbResult<()> {
+    let changed = on_tx!(tx, |c| sqlx::query("UPDATE attempt SET secret_hash = $2 WHERE id = $1")
+        .bind(id)
+        .bind(secret_hash)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    // One that began before attempts had their secrets themselves has a token.
+    on_tx!(tx, |c| sqlx::query("DELETE FROM token WHERE attempt_id = $1").bind(id).execute(c).await.map(drop))?;
+    if changed == 0 { Err(DbError::NotFound) } else { Ok(()) }
 }
 
 /// How an attempt stands.

@@ -72,9 +72,6 @@ pub async fn of_runs(tx: &mut Tx, runs: &BTreeSet<&RunId>) -> DbResult<HashMap<R
         #[sqlx(flatten)]
         build: BuildRow,
     }
-    if runs.is_empty() {
-        return Ok(HashMap::new());
-    }
     let text =
         listed!(tx, "SELECT r.id AS of_run, b.* FROM run r JOIN build b ON b.id = r.build_id WHERE ", "r.id", "");
     let rows: Vec<OfRun> = on_tx!(tx, |c| sqlx::query_as(text).bind(Json(runs)).fetch_all(c).await)?;

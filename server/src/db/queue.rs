@@ -30,6 +30,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub struct NewLease {
     /// Id of the attempt.
     pub attempt: AttemptId,
+    /// The hash of the secret that its agents are given.
+    pub secret_hash: String,
     /// Who asks.
     pub controller: ControllerId,
     /// When.
@@ -423,6 +425,7 @@ struct NewAttempt<'a> {
     charged_ms: i64,
     purpose: Purpose,
     boots_build_id: Option<&'a BuildId>,
+    secret_hash: &'a str,
 }
 
 async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<()> {
@@ -446,18 +449,19 @@ async fn insert_attempts(tx: &mut Tx, taken: &[&Taken]) -> DbResult<()> {
             charged_ms: one.charged_ms,
             purpose: one.job.purpose,
             boots_build_id: one.boots_build(),
+            secret_hash: &one.lease.secret_hash,
         })
         .collect();
     let text = given!(
         tx,
         insert "attempt (id, job_id, run_id, number, machine_id, controller_id, epoch, state, verdict, \
-         check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id) \
+         check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id, secret_hash) \
          SELECT id, job_id, run_id, number, machine_id, controller_id, epoch, 'running', 'MISS', \
-         check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id FROM ",
+         check_at, lease_expires_at, started_at, submitter_id, charged_ms, purpose, boots_build_id, secret_hash FROM ",
         [
             id text, job_id text, run_id text, number bigint, machine_id text, controller_id text, epoch bigint,
             check_at bigint, lease_expires_at bigint, started_at bigint, submitter_id text, charged_ms bigint,
-            purpose text, boots_build_id text
+            purpose text, boots_build_id text, secret_hash text
         ],
         ""
     );

@@ -1,12 +1,9 @@
 //! Tokens. Only hashes are kept; see [`crate::auth`] for why a plain hash is enough.
 
-use super::given::given;
-use super::{Db, DbError, DbResult, Tx, before_or_end, on, on_tx};
+use super::{Db, DbResult, Tx, before_or_end, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, AttemptState, Scope, TokenId};
-use serde::Serialize;
 use sqlx::FromRow;
-use sqlx::types::Json;
 
 /// A token without its secret.
 #[derive(Clone, Debug, FromRow)]
@@ -30,7 +27,7 @@ pub struct TokenRow {
 /// What a secret stands for.
 #[derive(Clone, Debug, FromRow)]
 pub struct Credential {
-    /// The token's id.
+    /// The token's id; of an attempt's secret, which is no token, that of the attempt.
     pub id: TokenId,
     /// Its name.
     pub name: String,
@@ -75,48 +72,6 @@ pub async fn create(tx: &mut Tx, token: &TokenRow, secret_hash: &str) -> DbResul
     .await
     .map(drop))?;
     Ok(())
-}
-
-/// The token of an attempt.
-#[derive(Clone, Debug, Serialize)]
-pub struct AttemptToken {
-    /// Id.
-    pub id: TokenId,
-    /// For people.
-    pub name: String,
-    /// The hash of its secret.
-    pub secret_hash: String,
-    /// The attempt.
-    pub attempt: AttemptId,
-    /// When it was made.
-    pub at: Timestamp,
-}
-
-/// Stores the tokens of several attempts.
-pub async fn create_all(tx: &mut Tx, tokens: &[AttemptToken]) -> DbResult<()> {
-    if tokens.is_empty() {
-        return Ok(());
-    }
-    let text = given!(
-        tx,
-        insert "token (id, name, scope, secret_hash, attempt_id, created_at) \
-         SELECT id, name, 'attempt', secret_hash, attempt, at FROM ",
-        [id text, name text, secret_hash text, attempt text, at bigint],
-        ""
-    );
-    on_tx!(tx, |c| sqlx::query(text).bind(Json(tokens)).execute(c).await.map(drop))?;
-    Ok(())
-}
-
-/// Replaces the secret of an attempt's token: a lease handed out again makes the first copy worthless.
-pub async fn replace_attempt_secret(tx: &mut Tx, attempt: &AttemptId, secret_hash: &str) -> DbResult<()> {
-    let changed = on_tx!(tx, |c| sqlx::query("UPDATE token SET secret_hash = $2 WHERE attempt_id = $1")
-        .bind(attempt)
-        .bind(secret_hash)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?;
-    if changed == 0 { Err(DbError::NotFound) } else { Ok(()) }
 }
 
 /// One page of the tokens that people made.

@@ -224,12 +224,12 @@ async fn scenarios_and_plans(db: &Db) {
     assert_eq!(plan::list_plans(db, None, 10).await.unwrap().len(), 1);
 }
 
-fn token_row(scope: Scope, attempt: Option<AttemptId>) -> TokenRow {
+fn token_row(scope: Scope) -> TokenRow {
     TokenRow {
         id: TokenId::from_ulid(ulid()),
         name: "t".into(),
         scope,
-        attempt_id: attempt,
+        attempt_id: None,
         created_at: NOW,
         expires_at: None,
         revoked_at: None,
@@ -238,7 +238,7 @@ fn token_row(scope: Scope, attempt: Option<AttemptId>) -> TokenRow {
 
 async fn tokens(db: &Db) {
     assert!(!token::any_admin(db).await.unwrap());
-    let row = token_row(Scope::Admin, None);
+    let row = token_row(Scope::Admin);
     write!(db, |tx| token::create(tx, &row, "hash-1"));
     assert!(token::any_admin(db).await.unwrap());
     let found = token::by_secret_hash(db, "hash-1").await.unwrap().unwrap();
@@ -248,7 +248,7 @@ async fn tokens(db: &Db) {
     );
     assert!(token::by_secret_hash(db, "hash-2").await.unwrap().is_none());
     let mut tx = begin(db).await;
-    let twice = token::create(&mut tx, &token_row(Scope::Submit, None), "hash-1").await;
+    let twice = token::create(&mut tx, &token_row(Scope::Submit), "hash-1").await;
     assert!(matches!(twice, Err(DbError::Conflict(_))), "{twice:?}");
     drop(tx);
     let revoked = write!(db, |tx| token::revoke(tx, &row.id, at(1)));
@@ -435,6 +435,7 @@ async fn submit(db: &Db, farm: &Farm, jobs: i64) -> (RunRow, Vec<JobRow>) {
 fn new_lease(farm: &Farm, now: Timestamp) -> NewLease {
     NewLease {
         attempt: AttemptId::from_ulid(ulid()),
+        secret_hash: "secret".into(),
         controller: farm.controller.clone(),
         now,
         expires_at: now.plus(Duration::from_secs(60)),
@@ -518,12 +519,18 @@ async fn queue_and_leases(db: &Db) {
     assert!(lease::next_expiry(db).await.unwrap().is_some());
 
     // An answer that was lost on the way: the same attempt under a new epoch, as long as nothing came of it.
-    write!(db, |tx| token::create(tx, &token_row(Scope::Attempt, Some(id.clone())), "attempt-1"));
+    write!(db, |tx| attempt::replace_secret(tx, id, "attempt-1"));
+    let before = TokenRow { attempt_id: Some(id.clone()), ..token_row(Scope::Attempt) };
+    write!(db, |tx| token::create(tx, &before, "of a server before"));
+    let credential = token::by_secret_hash(db, "of a server before").await.unwrap().unwrap();
+    assert_eq!((credential.attempt_id, credential.attempt_state), (Some(id.clone()), Some(AttemptState::Running)));
     let again = write!(db, |tx| lease::hand_out_again(tx, machine, &farm.controller, at(60))).unwrap();
     assert_eq!((again.id.clone(), again.epoch), (id.clone(), 2));
-    write!(db, |tx| token::replace_attempt_secret(tx, id, "attempt-2"));
-    assert!(token::by_secret_hash(db, "attempt-1").await.unwrap().is_none());
-    let credential = token::by_secret_hash(db, "attempt-2").await.unwrap().unwrap();
+    write!(db, |tx| attempt::replace_secret(tx, id, "attempt-2"));
+    assert!(attempt::credential(db, id, "attempt-1").await.unwrap().is_none());
+    assert!(token::by_secret_hash(db, "of a server before").await.unwrap().is_none());
+    let credential = attempt::credential(db, id, "attempt-2").await.unwrap().unwrap();
+    assert_eq!(credential.scope, Scope::Attempt);
     assert_eq!((credential.attempt_id, credential.attempt_state), (Some(id.clone()), Some(AttemptState::Running)));
     record(db, id, Role::Controller, 0, "power").await;
     assert!(write!(db, |tx| report::anything_came(tx, id)));

@@ -153,7 +153,7 @@ pub(super) async fn dumps(db: &Db) {
     assert_eq!(surplus(2).await, []);
     assert_eq!(surplus(1).await, std::slice::from_ref(&two));
 
-    let token = token_row(Scope::Submit, None);
+    let token = token_row(Scope::Submit);
     write!(db, |tx| token::create(tx, &token, "of the holder"));
     let held = write!(db, |tx| dump::hold(tx, &two, &token.id, "mine", at(4))).unwrap();
     assert_eq!((held.held_by.as_deref(), held.held_reason.as_deref()), (Some(token.name.as_str()), Some("mine")));
