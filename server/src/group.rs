@@ -13,7 +13,7 @@
 use crate::db::{Db, DbError, DbResult, Tx};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// From so many in one transaction on there are several askers.
 const SEVERAL: usize = 4;
@@ -30,6 +30,8 @@ pub trait Together: Send + Sync + 'static {
     const BATCH: usize;
     /// How long after an answer its askers are expected to ask again; a part of what a transaction of many takes.
     const MOMENT: Duration = Duration::from_millis(2);
+    /// Shortest time between an answer and the next transaction, for what nobody asks several times in a row.
+    const APART: Duration = Duration::ZERO;
 
     /// Does all of them in this transaction and commits it: an answer for each, in their order. An error means that nothing
     /// was written.
@@ -55,6 +57,7 @@ impl<T: Together> Group<T> {
         tokio::spawn(async move {
             let (mut served, mut answered) = (0, Instant::now());
             while let Some(first) = waiting.recv().await {
+                sleep_until(answered + T::APART).await;
                 let mut batch = vec![first];
                 let expected = if served < SEVERAL { 0 } else { T::BATCH.min(served + waiting.len()) };
                 while batch.len() < expected {

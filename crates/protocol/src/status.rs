@@ -1,9 +1,10 @@
 //! KCIDB's result statuses, used wherever something is judged.
 
 /// Defines an enum whose text form is the same in JSON, the database and URLs, with `FromStr` and `Display`.
+// The texts are `tt`: as `literal` the description of the API cannot read them, and lists names of Rust instead.
 #[macro_export]
 macro_rules! text_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:tt),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ::serde::Serialize, ::serde::Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
