@@ -96,10 +96,13 @@ impl Placer {
     async fn builds(&self, tx: &mut Tx, batch: &Batch) -> DbResult<HashMap<RunId, BuildRow>> {
         let runs: BTreeSet<&RunId> = batch.taken.iter().flatten().map(|one| &one.job.run_id).collect();
         let (mut builds, mut unknown) = (HashMap::new(), BTreeSet::new());
-        for run in runs {
-            match self.known().get(run) {
-                Some(build) => _ = builds.insert(run.clone(), build.clone()),
-                None => _ = unknown.insert(run),
+        {
+            let known = self.known();
+            for run in runs {
+                match known.get(run) {
+                    Some(build) => _ = builds.insert(run.clone(), build.clone()),
+                    None => _ = unknown.insert(run),
+                }
             }
         }
         if !unknown.is_empty() {

@@ -158,13 +158,14 @@ pub async fn get_in(tx: &mut Tx, id: &AttemptId) -> DbResult<AttemptRow> {
 pub async fn credential(db: &Db, id: &AttemptId, secret_hash: &str) -> DbResult<Option<Credential>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_as(
-        "SELECT id, 'attempt ' || id AS name, 'attempt' AS scope, id AS attempt_id, state AS attempt_state, \
-         CAST(NULL AS BIGINT) AS expires_at, CAST(NULL AS BIGINT) AS revoked_at FROM attempt WHERE id = $1 AND secret_hash = $2",
-    )
-    .bind(id)
-    .bind(secret_hash)
-    .fetch_optional(c)
-    .await
+            "SELECT id, 'attempt ' || id AS name, 'attempt' AS scope, id AS attempt_id, state AS attempt_state, \
+         CAST(NULL AS BIGINT) AS expires_at, CAST(NULL AS BIGINT) AS revoked_at \
+         FROM attempt WHERE id = $1 AND secret_hash = $2",
+        )
+        .bind(id)
+        .bind(secret_hash)
+        .fetch_optional(c)
+        .await
     })?)
 }
 

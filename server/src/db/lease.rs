@@ -671,17 +671,18 @@ pub async fn give_way(tx: &mut Tx, id: &AttemptId, why: &str, now: Timestamp) ->
 pub async fn preemptible(db: &Db, selector: &SelectorId, class: i64, limit: i64) -> DbResult<Vec<AttemptId>> {
     Ok(on!(db.read(), |c| {
         sqlx::query_scalar(
-        "SELECT a.id FROM machine_selector ms JOIN attempt a ON a.machine_id = ms.machine_id \
+            "SELECT a.id FROM machine_selector ms JOIN attempt a ON a.machine_id = ms.machine_id \
          JOIN job j ON j.id = a.job_id JOIN flow f ON f.id = j.flow_id WHERE ms.selector_id = $1 \
-         AND a.state = 'running' AND j.state = 'leased' AND j.preemptible AND f.class > $2 AND NOT EXISTS (SELECT 1 FROM stage s \
+         AND a.state = 'running' AND j.state = 'leased' AND j.preemptible AND f.class > $2 \
+         AND NOT EXISTS (SELECT 1 FROM stage s \
          WHERE s.attempt_id = a.id AND s.name = 'armed' AND s.state IN ('proven', 'failed')) \
          ORDER BY a.id DESC LIMIT $3",
-    )
-    .bind(selector)
-    .bind(class)
-    .bind(limit)
-    .fetch_all(c)
-    .await
+        )
+        .bind(selector)
+        .bind(class)
+        .bind(limit)
+        .fetch_all(c)
+        .await
     })?)
 }
 
