@@ -79,7 +79,6 @@ impl Judged<'_> {
 struct NewStage<'a> {
     attempt: &'a AttemptId,
     name: StageName,
-    ordinal: i64,
     state: StageState,
     body: Kept<'a, Stage>,
 }
@@ -97,21 +96,15 @@ async fn put_stages(tx: &mut Tx, stages: &[(&AttemptId, &Stage)]) -> DbResult<()
     let kind = tx.kind();
     let rows: Vec<NewStage<'_>> = stages
         .iter()
-        .map(|(attempt, stage)| NewStage {
-            attempt,
-            name: stage.name,
-            ordinal: ordinal(stage.name),
-            state: stage.state,
-            body: Kept(kind, stage),
-        })
+        .map(|(attempt, stage)| NewStage { attempt, name: stage.name, state: stage.state, body: Kept(kind, stage) })
         .collect();
     if rows.is_empty() {
         return Ok(());
     }
     let text = given!(
         tx,
-        insert "stage (attempt_id, name, ordinal, state, body) SELECT attempt, name, ordinal, state, body FROM ",
-        [attempt text, name text, ordinal bigint, state text, body jsonb],
+        insert "stage (attempt_id, name, state, body) SELECT attempt, name, state, body FROM ",
+        [attempt text, name text, state text, body jsonb],
         " WHERE TRUE ON CONFLICT (attempt_id, name) DO UPDATE SET state = excluded.state, body = excluded.body"
     );
     on_tx!(tx, |c| sqlx::query(text).bind(Json(&rows)).execute(c).await.map(drop))?;
@@ -221,9 +214,4 @@ pub fn tell<'a>(judged: &[Judged<'a>], of_run: &mut BTreeMap<&'a RunId, Vec<Told
             events.push(told(EventBody::AttemptJudged { verdict, blamed_stage, reason }));
         }
     }
-}
-
-fn ordinal(stage: StageName) -> i64 {
-    let place = StageName::ALL.iter().position(|name| *name == stage).unwrap_or(StageName::ALL.len());
-    i64::try_from(place).unwrap_or(i64::MAX)
 }
