@@ -15,6 +15,7 @@ use crate::passes::aside::Aside;
 use crate::placer::Placer;
 use crate::receiver::Receiver;
 use crate::renewer::Renewer;
+use crate::terms::KnownTerms;
 use crate::wake::Wake;
 use crashyard_protocol::clock::{Clock, Timestamp};
 use crashyard_protocol::{ArtifactId, AttemptId};
@@ -42,6 +43,8 @@ pub struct App {
     pub wake: Wake,
     /// What the operator set.
     pub config: Config,
+    /// What live attempts are to show: a cache over the ledger.
+    pub terms: Arc<KnownTerms>,
     /// Readers of live consoles: a cache over the recorded bytes.
     pub consoles: Arc<Consoles>,
     /// Attempts with evidence that could not be judged when it came. Lost with the process and then not needed: a
@@ -99,7 +102,14 @@ impl AppState {
         let instance = ids.next().to_string();
         let (consoles, metrics, wake) = (Arc::<Consoles>::default(), Arc::<Metrics>::default(), Wake::default());
         let care = config.care();
-        let judging = Judging { consoles: consoles.clone(), wake: wake.clone(), metrics: metrics.clone(), care };
+        let terms = Arc::<KnownTerms>::default();
+        let judging = Judging {
+            terms: terms.clone(),
+            consoles: consoles.clone(),
+            wake: wake.clone(),
+            metrics: metrics.clone(),
+            care,
+        };
         Self(Arc::new(App {
             writer: Group::start(db.clone(), LedgerWriter),
             placer: Group::start(db.clone(), Placer::default()),
@@ -114,6 +124,7 @@ impl AppState {
             ids,
             wake,
             config,
+            terms,
             consoles,
             unjudged: Mutex::default(),
             unreadable: Aside::default(),

@@ -7,7 +7,6 @@
 
 use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow};
-use crate::db::attempt;
 use crate::db::unsigned;
 use crate::error::AppResult;
 use crate::triage::{ConsoleFacts, ConsoleReader, Intent};
@@ -92,8 +91,8 @@ async fn reader(state: &AppState, attempt: &AttemptId, console: &ArtifactId) -> 
     if let Some(kept) = state.consoles.kept_reader(console) {
         return Ok(kept);
     }
-    let full = attempt::full(&state.db, attempt).await?;
-    Ok(state.consoles.reader(console, Intent::new(attempt, &full.scenario)))
+    let terms = state.terms.of(&state.db, attempt).await?;
+    Ok(state.consoles.reader(console, Intent::new(attempt, &terms.scenario)))
 }
 
 /// Takes bytes that were just recorded; `true` if they say anything the contract asks about.

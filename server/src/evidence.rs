@@ -2,7 +2,7 @@
 
 use crate::consoles::Consoles;
 use crate::db::artifact::{self, ArtifactRow};
-use crate::db::attempt::{self, AttemptRow, FullAttempt};
+use crate::db::attempt::{self, AttemptRow, Locked};
 use crate::db::report::{self, ReportRow};
 use crate::db::{DbError, DbResult, Tx, lease, unsigned};
 use crate::triage::away::Span;
@@ -17,39 +17,39 @@ use std::hash::Hash;
 #[derive(Debug)]
 pub struct Seen {
     /// The attempt.
-    pub full: FullAttempt,
+    pub locked: Locked,
     /// The evidence; `None` where a console has to be read first.
     pub evidence: Option<EvidenceView>,
 }
 
 /// Everything that is recorded about these attempts, which are locked.
-pub async fn load(tx: &mut Tx, consoles: &Consoles, attempts: Vec<FullAttempt>, now: Timestamp) -> DbResult<Vec<Seen>> {
-    let ids: Vec<AttemptId> = attempts.iter().map(|full| full.attempt.id.clone()).collect();
+pub async fn load(tx: &mut Tx, consoles: &Consoles, attempts: Vec<Locked>, now: Timestamp) -> DbResult<Vec<Seen>> {
+    let ids: Vec<AttemptId> = attempts.iter().map(|locked| locked.attempt.id.clone()).collect();
     let ids = &ids.iter().collect::<Vec<_>>();
     let mut reports = grouped(report::of_attempts(tx, ids).await?, |row| Some(row.attempt_id.clone()));
     let mut artifacts = grouped(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
     let mut stages = attempt::stages_of(tx, ids).await?;
-    let first = attempts.iter().map(|full| full.attempt.started_at).min().unwrap_or(now);
+    let first = attempts.iter().map(|locked| locked.attempt.started_at).min().unwrap_or(now);
     let away = lease::away_since(tx, first).await?;
     let mut all = Vec::with_capacity(attempts.len());
-    for full in attempts {
-        let id = &full.attempt.id;
+    for locked in attempts {
+        let id = &locked.attempt.id;
         let artifacts = artifacts.remove(id).unwrap_or_default();
         let evidence = match said(consoles, &artifacts) {
             None => None,
             Some(consoles) => Some(EvidenceView {
                 attempt: id.clone(),
-                started_at: full.attempt.started_at,
-                lease: lease_of(&full.attempt),
+                started_at: locked.attempt.started_at,
+                lease: lease_of(&locked.attempt),
                 reports: reports.remove(id).unwrap_or_default().into_iter().map(reported).collect(),
                 consoles,
                 dump: artifacts.iter().find(|artifact| artifact.name == DUMP).map(dump_evidence),
-                reading: reading(&full.attempt)?,
-                server_away: away_for(&full.attempt, &away, now),
+                reading: reading(&locked.attempt)?,
+                server_away: away_for(&locked.attempt, &away, now),
                 stages: stages.remove(id).unwrap_or_default(),
             }),
         };
-        all.push(Seen { full, evidence });
+        all.push(Seen { locked, evidence });
     }
     Ok(all)
 }

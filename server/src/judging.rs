@@ -12,7 +12,7 @@
 use crate::app::AppState;
 use crate::consoles::{self, Consoles};
 use crate::db::artifact::{self, Owner};
-use crate::db::attempt::{AttemptRow, FullAttempt};
+use crate::db::attempt::{AttemptRow, Locked, Terms};
 use crate::db::judgement::{self, Judged, Verdict};
 use crate::db::lease::{self, Care, Settling};
 use crate::db::life::SERVER;
@@ -24,6 +24,7 @@ use crate::group::Together;
 use crate::metrics::Metrics;
 use crate::recorder::{self, HandedIn, Recorded};
 use crate::settling::{self, Over};
+use crate::terms::KnownTerms;
 use crate::triage::{BuildFacts, EvidenceView, Judgement, judge};
 use crate::wake::{Pass, Topic, Wake};
 use crashyard_protocol::agent::Directive;
@@ -35,12 +36,6 @@ use std::time::Duration;
 
 /// How often the consoles of an attempt are read on because they grew meanwhile, before the server says that it is overloaded.
 const TRIES: usize = 16;
-
-/// The kernel under test, as the judge needs it.
-#[must_use]
-pub fn build_facts(attempt: &FullAttempt) -> BuildFacts {
-    BuildFacts { release: attempt.build_release.clone(), build_id: attempt.build_gnu_id.clone() }
-}
 
 /// Judges an attempt of which nothing is recorded yet but its start.
 #[must_use]
@@ -136,6 +131,8 @@ pub struct Found {
 /// Records what is handed in, judges attempts, settles jobs.
 #[derive(Debug)]
 pub struct Judging {
+    /// What attempts are to show.
+    pub terms: Arc<KnownTerms>,
     /// What consoles say.
     pub consoles: Arc<Consoles>,
     /// Who waits for judgements.
@@ -182,14 +179,20 @@ impl Judging {
         let mut attempts = db::attempt::lock(&mut tx, &ids).await?;
         let handed_in: Vec<&HandedIn> = asks.iter().filter_map(|ask| ask.handed_in.as_ref()).collect();
         let recording = recorder::record(&mut tx, &mut attempts, &handed_in, &self.care.rule, now).await?;
+        let terms = self.terms.of_all(&mut tx, &ids).await?;
         let seen = evidence::load(&mut tx, &self.consoles, attempts, now).await?;
-        let opinions: Vec<Opinion<'_>> =
-            seen.iter().filter_map(|one| Some(Opinion::of(&one.full, one.evidence.as_ref()?, now))).collect();
+        let opinions: Vec<Opinion<'_>> = seen
+            .iter()
+            .filter_map(|one| {
+                let terms = terms.get(&one.locked.attempt.id)?;
+                Some(Opinion::of(&one.locked, terms, one.evidence.as_ref()?, now))
+            })
+            .collect();
         let judged: Vec<Judged<'_>> = opinions.iter().map(Opinion::judged).collect();
         // Locks are taken in the order of [`db::flow`]: jobs and machines, then runs, then submitters.
         let changed = judgement::write_all(&mut tx, &judged, now).await?;
         let last: Vec<&Opinion<'_>> = opinions.iter().filter(|one| one.is_last()).collect();
-        let over: Vec<&AttemptRow> = last.iter().map(|one| &one.full.attempt).collect();
+        let over: Vec<&AttemptRow> = last.iter().map(|one| &one.locked.attempt).collect();
         let settling = lease::settle(&mut tx, &over, &self.care, now).await?;
         let mut told = recording.told();
         judgement::tell(&judged, &mut told);
@@ -198,18 +201,18 @@ impl Judging {
         lease::follow(&mut tx, &settling, now).await?;
         let mut held = false;
         for (opinion, judged) in opinions.iter().zip(&judged) {
-            if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.full.attempt.id)) {
+            if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.locked.attempt.id)) {
                 held |= self.hold(&mut tx, opinion, &ask.hold, now).await?;
             }
         }
         db::flow::correct(&mut tx, &recording.ended).await?;
         tx.commit().await?;
         self.announce(judged.iter().zip(changed).filter(|(_, changed)| *changed).map(|(one, _)| one), held);
-        let found: BTreeSet<&AttemptId> = seen.iter().map(|one| &one.full.attempt.id).collect();
+        let found: BTreeSet<&AttemptId> = seen.iter().map(|one| &one.locked.attempt.id).collect();
         let known: HashMap<&AttemptId, &Judgement> =
-            opinions.iter().map(|one| (&one.full.attempt.id, &one.judgement)).collect();
+            opinions.iter().map(|one| (&one.locked.attempt.id, &one.judgement)).collect();
         let over: HashMap<&AttemptId, Over> =
-            last.iter().map(|one| (&one.full.attempt.id, one.over(&settling))).collect();
+            last.iter().map(|one| (&one.locked.attempt.id, one.over(&settling))).collect();
         let mut recorded = recording.answers.into_iter();
         let answer = |ask: &ToJudge| {
             let recorded = match &ask.handed_in {
@@ -226,16 +229,18 @@ impl Judging {
 
 /// What the judge says of an attempt.
 struct Opinion<'a> {
-    full: &'a FullAttempt,
+    locked: &'a Locked,
+    terms: &'a Terms,
     evidence: &'a EvidenceView,
     judgement: Judgement,
     verdict: Verdict,
 }
 
 impl<'a> Opinion<'a> {
-    fn of(full: &'a FullAttempt, evidence: &'a EvidenceView, now: Timestamp) -> Self {
-        let mut judgement = judge(&full.scenario, &build_facts(full), evidence, now);
-        if full.attempt.gave_way {
+    fn of(locked: &'a Locked, terms: &'a Terms, evidence: &'a EvidenceView, now: Timestamp) -> Self {
+        let build = BuildFacts { release: terms.release.clone(), build_id: terms.build_id.clone() };
+        let mut judgement = judge(&terms.scenario, &build, evidence, now);
+        if locked.attempt.gave_way {
             // Somebody waits for the machine, whatever the evidence says of this attempt.
             (judgement.controller, judgement.target, judgement.capture) =
                 (Directive::Collect, Directive::Collect, Directive::Collect);
@@ -247,28 +252,28 @@ impl<'a> Opinion<'a> {
             collecting: judgement.verdict.is_some(),
             check_at: judgement.check_at,
         };
-        Self { full, evidence, judgement, verdict }
+        Self { locked, terms, evidence, judgement, verdict }
     }
 
     /// Whether the attempt has ended and the judge waits for nothing more.
     fn is_last(&self) -> bool {
-        !self.full.attempt.is_live() && (self.verdict.verdict.is_some() || self.verdict.check_at.is_none())
+        !self.locked.attempt.is_live() && (self.verdict.verdict.is_some() || self.verdict.check_at.is_none())
     }
 
     /// What is to be told of it when its job is settled.
     fn over(&self, settling: &Settling) -> Over {
-        let attempt = &self.full.attempt;
+        let attempt = &self.locked.attempt;
         Over {
             attempt: attempt.id.clone(),
             run: attempt.run_id.clone(),
             consoles: self.evidence.consoles.iter().map(|console| console.artifact.clone()).collect(),
-            limited: self.full.limited_submitter().cloned(),
+            limited: self.locked.limited_submitter().cloned(),
             again: settling.again(&attempt.id).cloned(),
         }
     }
 
     fn judged(&self) -> Judged<'_> {
-        Judged { before: &self.full.attempt, stages: &self.evidence.stages, verdict: &self.verdict }
+        Judged { before: &self.locked.attempt, stages: &self.evidence.stages, verdict: &self.verdict }
     }
 }
 
@@ -293,8 +298,8 @@ impl Judging {
 
     /// Keeps the machine as the failure left it, where the plan wants that; its verdict does not wait for its return.
     async fn hold(&self, tx: &mut Tx, opinion: &Opinion<'_>, id: &ReservationId, now: Timestamp) -> DbResult<bool> {
-        let (attempt, judgement) = (&opinion.full.attempt, &opinion.judgement);
-        let minutes = opinion.full.policy.hold_minutes;
+        let (attempt, judgement) = (&opinion.locked.attempt, &opinion.judgement);
+        let minutes = opinion.terms.policy.hold_minutes;
         let wanted = minutes > 0 && judgement.verdict == Some(Status::Fail) && attempt.purpose == Purpose::Test;
         if !wanted || !attempt.is_live() {
             return Ok(false);

@@ -47,6 +47,7 @@ pub mod serve;
 pub mod settling;
 pub mod siblings;
 pub mod sse;
+pub mod terms;
 pub mod triage;
 pub mod trust;
 pub mod uploads;

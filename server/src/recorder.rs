@@ -3,7 +3,7 @@
 //! it.
 
 use crate::db::artifact::{self, ArtifactRow, Whole};
-use crate::db::attempt::{self, AttemptRow, FullAttempt};
+use crate::db::attempt::{self, AttemptRow, Locked};
 use crate::db::event::Told;
 use crate::db::flow::Had;
 use crate::db::lease::{self, End};
@@ -121,13 +121,13 @@ impl Recording {
 /// report that contradicts one that is there spoils the transaction, so that nothing of its request is kept.
 pub async fn record(
     tx: &mut Tx,
-    attempts: &mut [FullAttempt],
+    attempts: &mut [Locked],
     asks: &[&HandedIn],
     rule: &Rule,
     now: Timestamp,
 ) -> DbResult<Recording> {
-    let held: HashMap<&AttemptId, &FullAttempt> = attempts.iter().map(|one| (&one.attempt.id, one)).collect();
-    let answers = asks.iter().map(|ask| held_by(&held, ask).map(|full| Recorded::of(&full.attempt))).collect();
+    let held: HashMap<&AttemptId, &Locked> = attempts.iter().map(|one| (&one.attempt.id, one)).collect();
+    let answers = asks.iter().map(|ask| held_by(&held, ask).map(|locked| Recorded::of(&locked.attempt))).collect();
     let mut recording = Recording { answers, ..Recording::default() };
     record_reports(tx, &held, asks, &mut recording).await?;
     close_files(tx, &held, asks, &mut recording).await?;
@@ -138,7 +138,7 @@ pub async fn record(
 
 async fn record_reports(
     tx: &mut Tx,
-    attempts: &HashMap<&AttemptId, &FullAttempt>,
+    attempts: &HashMap<&AttemptId, &Locked>,
     asks: &[&HandedIn],
     recording: &mut Recording,
 ) -> DbResult<()> {
@@ -151,7 +151,7 @@ async fn record_reports(
     let (places, rows): (Vec<usize>, Vec<ReportRow>) = rows.into_iter().unzip();
     let new = report::record_all(tx, &rows).await?;
     for ((place, row), _) in places.into_iter().zip(rows).zip(new).filter(|(_, new)| *new) {
-        let (Some(Ok(answer)), Some(full)) = (recording.answers.get_mut(place), attempts.get(&row.attempt_id)) else {
+        let (Some(Ok(answer)), Some(locked)) = (recording.answers.get_mut(place), attempts.get(&row.attempt_id)) else {
             continue;
         };
         answer.news = true;
@@ -159,14 +159,14 @@ async fn record_reports(
             answer.seen_otherwise |=
                 inventory::learn(tx, &answer.machine, &row.attempt_id, facts, row.received_at).await?;
         }
-        recording.news.push(News::of(&full.attempt, EventBody::Report { by: row.role, report: row.body.0 }));
+        recording.news.push(News::of(&locked.attempt, EventBody::Report { by: row.role, report: row.body.0 }));
     }
     Ok(())
 }
 
 async fn close_files(
     tx: &mut Tx,
-    attempts: &HashMap<&AttemptId, &FullAttempt>,
+    attempts: &HashMap<&AttemptId, &Locked>,
     asks: &[&HandedIn],
     recording: &mut Recording,
 ) -> DbResult<()> {
@@ -183,12 +183,12 @@ async fn close_files(
         let Some((place, ask)) = places.get(&file.id).and_then(|place| Some((*place, asks.get(*place)?))) else {
             continue;
         };
-        let (Some(Ok(answer)), Some(full)) = (recording.answers.get_mut(place), attempts.get(&ask.attempt)) else {
+        let (Some(Ok(answer)), Some(locked)) = (recording.answers.get_mut(place), attempts.get(&ask.attempt)) else {
             continue;
         };
         if file.name == DUMP {
             let bytes = unsigned(file.size);
-            recording.news.push(News::of(&full.attempt, EventBody::DumpProgress { bytes }));
+            recording.news.push(News::of(&locked.attempt, EventBody::DumpProgress { bytes }));
         }
         answer.news = true;
         answer.file = Some(file);
@@ -196,13 +196,13 @@ async fn close_files(
     Ok(())
 }
 
-async fn keep_readings(tx: &mut Tx, attempts: &mut [FullAttempt], asks: &[&HandedIn]) -> DbResult<()> {
+async fn keep_readings(tx: &mut Tx, attempts: &mut [Locked], asks: &[&HandedIn]) -> DbResult<()> {
     let mut readings = Vec::new();
     for ask in asks {
         let What::Reading(facts) = &ask.what else { continue };
-        let full = attempts.iter_mut().find(|full| full.attempt.id == ask.attempt);
-        if let Some(full) = full.filter(|full| full.attempt.dump_facts.is_none()) {
-            full.attempt.dump_facts = Some(Json(facts.clone()));
+        let locked = attempts.iter_mut().find(|locked| locked.attempt.id == ask.attempt);
+        if let Some(locked) = locked.filter(|locked| locked.attempt.dump_facts.is_none()) {
+            locked.attempt.dump_facts = Some(Json(facts.clone()));
             readings.push((&ask.attempt, facts));
         }
     }
@@ -212,7 +212,7 @@ async fn keep_readings(tx: &mut Tx, attempts: &mut [FullAttempt], asks: &[&Hande
 /// A lease that was handed back before has its answer like one that is handed back now.
 async fn end_leases(
     tx: &mut Tx,
-    attempts: &mut [FullAttempt],
+    attempts: &mut [Locked],
     asks: &[&HandedIn],
     recording: &mut Recording,
     rule: &Rule,
@@ -228,23 +228,23 @@ async fn end_leases(
     }
     let ended = lease::end_all(tx, attempts, &ends, rule, now).await?;
     for ((place, (id, _)), ended) in places.into_iter().zip(ends).zip(ended) {
-        let full = attempts.iter().find(|full| full.attempt.id == *id);
-        let (Some(answer), Some(full)) = (recording.answers.get_mut(place), full) else { continue };
-        *answer = ended.map(|now| Recorded { news: now, ..Recorded::of(&full.attempt) });
+        let locked = attempts.iter().find(|locked| locked.attempt.id == *id);
+        let (Some(answer), Some(locked)) = (recording.answers.get_mut(place), locked) else { continue };
+        *answer = ended.map(|now| Recorded { news: now, ..Recorded::of(&locked.attempt) });
         if answer.as_ref().is_ok_and(|answer| answer.news) {
-            recording.ended.extend(Had::of(full));
+            recording.ended.extend(Had::of(locked));
         }
     }
     Ok(())
 }
 
 /// The attempt, if this belongs to the lease that holds now, or needs none.
-fn held_by<'a>(attempts: &HashMap<&AttemptId, &'a FullAttempt>, ask: &HandedIn) -> DbResult<&'a FullAttempt> {
-    let full = attempts.get(&ask.attempt).ok_or(DbError::NotFound)?;
+fn held_by<'a>(attempts: &HashMap<&AttemptId, &'a Locked>, ask: &HandedIn) -> DbResult<&'a Locked> {
+    let locked = attempts.get(&ask.attempt).ok_or(DbError::NotFound)?;
     if !matches!(ask.what, What::Reading(_)) {
-        full.attempt.check_epoch(ask.epoch)?;
+        locked.attempt.check_epoch(ask.epoch)?;
     }
-    Ok(full)
+    Ok(locked)
 }
 
 fn row(ask: &HandedIn, by: Role, numbered: &Numbered) -> ReportRow {

@@ -28,6 +28,7 @@ pub struct Over {
 /// Tells whoever may want to know.
 pub async fn follow(state: &AppState, over: &Over) -> AppResult<()> {
     state.consoles.forget_attempt(&over.attempt);
+    state.terms.forget(&over.attempt);
     for console in &over.consoles {
         state.consoles.forget(console);
         state.wake.wake(&Topic::Console(console.clone()));

@@ -109,8 +109,6 @@ pub struct FullAttempt {
     pub machine_labels: Json<Labels>,
     /// Its job's scenario.
     pub scenario: Json<Scenario>,
-    /// What its job's plan does about failures.
-    pub policy: Json<Policy>,
     /// The kernel under test.
     pub build_id: BuildId,
     /// Its `uname -r`.
@@ -119,6 +117,14 @@ pub struct FullAttempt {
     pub build_gnu_id: Option<String>,
     /// Added to the command line of every boot of it.
     pub build_cmdline: String,
+}
+
+/// An attempt that a transaction has locked, and who pays for it.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct Locked {
+    /// The attempt.
+    #[sqlx(flatten)]
+    pub attempt: AttemptRow,
     /// The queue its job came from.
     pub flow_id: FlowId,
     /// Whose machine time it takes; nobody's, if it is from before there was fair share.
@@ -129,12 +135,27 @@ pub struct FullAttempt {
     pub max_machines: Option<i64>,
 }
 
-impl FullAttempt {
+impl Locked {
     /// Whose machine time it takes, if they are limited: when it ends, there is room for another job of theirs.
     #[must_use]
     pub fn limited_submitter(&self) -> Option<&SubmitterId> {
         self.submitter_id.as_ref().filter(|_| self.max_machines.is_some())
     }
+}
+
+/// What an attempt is to show, and of which kernel. None of it ever changes.
+#[derive(Clone, Debug, PartialEq, FromRow)]
+pub struct Terms {
+    /// The attempt.
+    pub attempt_id: AttemptId,
+    /// Its job's scenario.
+    pub scenario: Json<Scenario>,
+    /// What its job's plan does about failures.
+    pub policy: Json<Policy>,
+    /// `uname -r` of the kernel under test.
+    pub release: String,
+    /// GNU build id of the kernel under test.
+    pub build_id: Option<String>,
 }
 
 /// One stage as judged.
@@ -211,10 +232,10 @@ pub async fn stay(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId
 /// Attempts with what belongs to them.
 macro_rules! full {
     () => {
-        "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, j.policy, b.id AS build_id, \
-         b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline, j.flow_id, s.max_machines \
+        "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, b.id AS build_id, \
+         b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline \
          FROM attempt a JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
-         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) LEFT JOIN submitter s ON s.id = a.submitter_id WHERE "
+         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE "
     };
 }
 
@@ -229,9 +250,35 @@ pub async fn full_all(db: &Db, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>>
     Ok(on!(db.read(), |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
 }
 
-/// Attempts with what belongs to them, locked: nobody else changes one before this transaction has ended.
-pub async fn lock(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<FullAttempt>> {
-    let text = listed!(tx, full!(), "a.id", " ORDER BY a.id", lock " FOR NO KEY UPDATE OF a");
+/// Attempts, locked: nobody else changes one before this transaction has ended.
+pub async fn lock(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<Locked>> {
+    let text = listed!(
+        tx,
+        "SELECT a.*, j.flow_id, s.max_machines FROM attempt a JOIN job j ON j.id = a.job_id \
+         LEFT JOIN submitter s ON s.id = a.submitter_id WHERE ",
+        "a.id",
+        " ORDER BY a.id",
+        lock " FOR NO KEY UPDATE OF a"
+    );
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
+}
+
+/// Attempts' terms.
+macro_rules! terms {
+    () => {
+        "SELECT a.id AS attempt_id, j.scenario, j.policy, b.release, b.build_id FROM attempt a JOIN job j ON j.id = a.job_id \
+         JOIN run r ON r.id = a.run_id JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE "
+    };
+}
+
+/// The terms of one attempt.
+pub async fn terms(db: &Db, id: &AttemptId) -> DbResult<Terms> {
+    Ok(on!(db.read(), |c| sqlx::query_as(concat!(terms!(), "a.id = $1")).bind(id).fetch_one(c).await)?)
+}
+
+/// The terms of several attempts.
+pub async fn terms_of(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<Vec<Terms>> {
+    let text = listed!(tx, terms!(), "a.id", "");
     Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(Json(ids)).fetch_all(c).await)?)
 }
 

@@ -7,7 +7,7 @@
 //! Locks on PostgreSQL are taken in the order job, machine, run, flow, submitter, and inside each by id, so that no two
 //! transactions wait for each other.
 
-use super::attempt::FullAttempt;
+use super::attempt::Locked;
 use super::given::update_in_order;
 use super::{Db, DbResult, Tx, on, on_tx};
 use crashyard_protocol::clock::Timestamp;
@@ -262,13 +262,13 @@ pub struct Had {
 impl Had {
     /// Of an attempt; one from before there was fair share was nobody's, and was not charged.
     #[must_use]
-    pub fn of(full: &FullAttempt) -> Option<Self> {
-        let attempt = &full.attempt;
+    pub fn of(locked: &Locked) -> Option<Self> {
+        let attempt = &locked.attempt;
         let took = attempt.finished_at.unwrap_or(attempt.started_at).since(attempt.started_at);
         Some(Self {
-            submitter: full.submitter_id.clone()?,
-            flow: full.flow_id.clone(),
-            charged_ms: full.charged_ms.unwrap_or(0),
+            submitter: locked.submitter_id.clone()?,
+            flow: locked.flow_id.clone(),
+            charged_ms: locked.charged_ms.unwrap_or(0),
             took_ms: i64::try_from(took.as_millis()).unwrap_or(i64::MAX / 2000),
         })
     }

@@ -1,6 +1,6 @@
 //! Leases: renewed, handed out again, handed back, run out.
 
-use super::attempt::{self, AttemptRow, FullAttempt};
+use super::attempt::{self, AttemptRow, Locked};
 use super::event::{self, About};
 use super::flow::{self, Had};
 use super::given::{given, listed, update_in_order};
@@ -213,7 +213,7 @@ pub async fn end(
         }
     }
     flow::correct(tx, &attempts.iter().filter_map(Had::of).collect::<Vec<_>>()).await?;
-    Ok(attempts.pop().map(|full| full.attempt))
+    Ok(attempts.pop().map(|locked| locked.attempt))
 }
 
 /// Ends several, which the caller has locked ([`attempt::lock`]) and which come to be what they are afterwards, as [`end`] does it,
@@ -221,7 +221,7 @@ pub async fn end(
 /// their order, whether it ended now and not before. Who is refused spoils nobody's end.
 pub async fn end_all(
     tx: &mut Tx,
-    attempts: &mut [FullAttempt],
+    attempts: &mut [Locked],
     ends: &[(&AttemptId, End<'_>)],
     rule: &Rule,
     now: Timestamp,
@@ -229,7 +229,7 @@ pub async fn end_all(
     let mut answers = Vec::with_capacity(ends.len());
     let mut ended = BTreeSet::new();
     for (id, end) in ends {
-        let attempt = attempts.iter_mut().map(|full| &mut full.attempt).find(|attempt| attempt.id == **id);
+        let attempt = attempts.iter_mut().map(|locked| &mut locked.attempt).find(|attempt| attempt.id == **id);
         answers.push(attempt.ok_or(DbError::NotFound).and_then(|attempt| {
             let due = end.is_due(attempt, now)?;
             if due {
@@ -240,7 +240,7 @@ pub async fn end_all(
         }));
     }
     let ended: Vec<&AttemptRow> =
-        attempts.iter().map(|full| &full.attempt).filter(|attempt| ended.contains(&attempt.id)).collect();
+        attempts.iter().map(|locked| &locked.attempt).filter(|attempt| ended.contains(&attempt.id)).collect();
     if !ended.is_empty() {
         write_ends(tx, &ended, now).await?;
         leave(tx, &ended, rule, now).await?;
