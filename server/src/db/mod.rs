@@ -62,7 +62,11 @@ const LOG_PAGES: &str = "65536";
 const FOLDED_WITHIN: Duration = Duration::from_secs(4);
 /// What SQLite's writer keeps of the file, in negative KiB as SQLite wants it: it alone changes the file, so what it keeps
 /// stays true, while a reader begins anew after every commit.
-const WRITER_CACHE: &str = "-65536";
+///
+/// Enough for the inner pages of a queue of a million jobs, and no more: SQLite renames pages by way of the one that lies at
+/// 1 GiB (`balance_nonroot` of its btree.c), and after that a commit to a smaller file walks through all that is kept
+/// (`pcache1TruncateUnsafe`).
+const WRITER_CACHE: &str = "-16384";
 /// What each of SQLite's readers keeps, in the same way.
 const READER_CACHE: &str = "-1024";
 /// How long a query may wait for a connection before the server says `unavailable`.
