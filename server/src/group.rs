@@ -13,6 +13,7 @@
 use crate::db::{Db, DbError, DbResult, Tx};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// From so many in one transaction on there are several askers.
@@ -64,6 +65,7 @@ impl<T: Together> Group<T> {
                     let Ok(Some(more)) = timeout_at(answered + T::MOMENT, waiting.recv()).await else { break };
                     batch.push(more);
                 }
+                gather(&waiting, T::BATCH).await;
                 let begun = db.begin().await;
                 while batch.len() < T::BATCH {
                     let Ok(more) = waiting.try_recv() else { break };
@@ -86,6 +88,18 @@ impl<T: Together> Group<T> {
         let (sender, answer) = oneshot::channel();
         self.0.send((ask, sender)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+}
+
+/// Lets those come whose requests are being read at this moment: otherwise the first few of many who ask at once would have a
+/// transaction of their own, for which all others wait.
+async fn gather<T>(waiting: &mpsc::Receiver<T>, most: usize) {
+    loop {
+        let before = waiting.len();
+        yield_now().await;
+        if waiting.len() == before || waiting.len() >= most {
+            return;
+        }
     }
 }
 
@@ -118,5 +132,41 @@ async fn write<T: Together>(
     for (answer, sender) in answers.into_iter().zip(senders) {
         // Who hung up at this moment does not want its answer.
         let _ = sender.send(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gather;
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+
+    /// Sends so many, one after another, each a turn of the scheduler later.
+    fn one_after_another(count: usize) -> mpsc::Receiver<usize> {
+        let (sender, waiting) = mpsc::channel(64);
+        tokio::spawn(async move {
+            for one in 0..count {
+                sender.send(one).await.unwrap();
+                yield_now().await;
+            }
+        });
+        waiting
+    }
+
+    #[tokio::test]
+    async fn those_who_come_one_after_another_are_waited_for_and_nobody_waits_for_those_who_do_not() {
+        let waiting = one_after_another(20);
+        gather(&waiting, 64).await;
+        assert_eq!(waiting.len(), 20);
+        let waiting = one_after_another(0);
+        gather(&waiting, 64).await;
+        assert_eq!(waiting.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_more_are_waited_for_than_have_room() {
+        let waiting = one_after_another(20);
+        gather(&waiting, 5).await;
+        assert_eq!(waiting.len(), 5);
     }
 }
