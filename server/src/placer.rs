@@ -88,8 +88,10 @@ impl Placer {
         db::judgement::open_all(&mut tx, &stages).await?;
         let passed_over = std::mem::take(&mut batch.passed_over);
         let leased = queue::record(&mut tx, batch).await?;
-        tx.commit().await?;
-        with_builds(db, leased, &booted, passed_over).await
+        // A commit waits for the disk.
+        let (files, committed) = tokio::join!(files(db, &booted), tx.commit());
+        committed?;
+        Ok(with_builds(leased, &booted, &files?, passed_over))
     }
 
     /// The kernels under test of what was taken, by run.
@@ -132,25 +134,30 @@ fn still_idle(claims: &[Claim], batch: &Batch) -> Vec<Idle> {
     idle.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Adds what briefs are made of: once for each build.
-async fn with_builds(
-    db: &Db,
-    leased: Vec<Option<Leased>>,
-    builds: &HashMap<AttemptId, BuildRow>,
-    mut passed_over: BTreeSet<SelectorId>,
-) -> DbResult<Vec<Option<Placed>>> {
-    let mut files: HashMap<&BuildId, Arc<Vec<ArtifactRow>>> = HashMap::new();
-    let mut placed = Vec::with_capacity(leased.len());
-    for one in leased {
-        let Some((build, leased)) = one.and_then(|one| Some((builds.get(&one.attempt.id)?, one))) else {
-            placed.push(None);
-            continue;
-        };
-        if !files.contains_key(&build.id) {
-            files.insert(&build.id, Arc::new(db::artifact::list(db, &Owner::Build(build.id.clone())).await?));
-        }
-        let passed_over = std::mem::take(&mut passed_over);
-        placed.push(Some(Placed { leased, build: build.clone(), files: files[&build.id].clone(), passed_over }));
+/// Files of builds.
+type Files = HashMap<BuildId, Arc<Vec<ArtifactRow>>>;
+
+/// The files of the builds that are booted, once for each build.
+async fn files(db: &Db, booted: &HashMap<AttemptId, BuildRow>) -> DbResult<Files> {
+    let builds: BTreeSet<&BuildId> = booted.values().map(|build| &build.id).collect();
+    let mut files = Files::new();
+    for id in builds {
+        files.insert(id.clone(), Arc::new(db::artifact::list(db, &Owner::Build(id.clone())).await?));
     }
-    Ok(placed)
+    Ok(files)
+}
+
+/// Adds what briefs are made of.
+fn with_builds(
+    leased: Vec<Option<Leased>>,
+    booted: &HashMap<AttemptId, BuildRow>,
+    files: &Files,
+    mut passed_over: BTreeSet<SelectorId>,
+) -> Vec<Option<Placed>> {
+    let mut with_build = |leased: Leased| {
+        let build = booted.get(&leased.attempt.id)?.clone();
+        let files = files.get(&build.id)?.clone();
+        Some(Placed { leased, build, files, passed_over: std::mem::take(&mut passed_over) })
+    };
+    leased.into_iter().map(|one| one.and_then(&mut with_build)).collect()
 }
