@@ -41,7 +41,6 @@ pub mod token;
 pub mod tree;
 pub mod waiting;
 
-use crashyard_protocol::clock::Timestamp;
 use lender::{Lender, Lent};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -50,16 +49,13 @@ use sqlx::{Postgres, Sqlite};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Readers of a SQLite file; each is a thread with its page cache.
 const SQLITE_READERS: u32 = 8;
 /// Pages of SQLite's log (of 4 KiB) at which a commit folds it, because nobody else did ([`Db::fold_log`]); the log then begins
 /// from its start again.
-const LOG_PAGES: &str = "65536";
-/// How long folding SQLite's log waits for a moment in which nobody commits.
-const FOLDED_WITHIN: Duration = Duration::from_secs(4);
+const LOG_PAGES: &str = "16384";
 /// What SQLite's writer keeps of the file, in negative KiB as SQLite wants it: it alone changes the file, so what it keeps
 /// stays true, while a reader begins anew after every commit.
 ///
@@ -157,25 +153,8 @@ impl Pool {
 pub struct Db {
     read: Pool,
     write: Pool,
-    fold: Option<Arc<Fold>>,
-}
-
-/// What folds SQLite's log into the file while others write.
-#[derive(Debug)]
-struct Fold {
-    pool: SqlitePool,
-    done: Mutex<Folded>,
-}
-
-/// How far SQLite's log is folded.
-#[derive(Clone, Copy, Debug)]
-struct Folded {
-    /// The version of what was written (`PRAGMA data_version`) when it was last looked at.
-    seen: i64,
-    /// The version up to which all is in the file.
-    version: i64,
-    /// When that was.
-    at: Timestamp,
+    /// For SQLite: what folds its log into the file while others write.
+    fold: Option<SqlitePool>,
 }
 
 /// A write transaction. Dropping it rolls it back.
@@ -266,8 +245,7 @@ impl Db {
         let read = Lender::connect(SqlitePoolOptions::new().max_connections(SQLITE_READERS), reader)
             .await
             .context("cannot open the database for reading")?;
-        let pool = one.connect_with(options).await.context("cannot open the database to fold its log")?;
-        let fold = Arc::new(Fold { pool, done: Mutex::new(Folded { seen: 0, version: 0, at: Timestamp(0) }) });
+        let fold = one.connect_with(options).await.context("cannot open the database to fold its log")?;
         Ok(Self { read: Pool::Sqlite(read), write: Pool::Sqlite(write), fold: Some(fold) })
     }
 
@@ -325,30 +303,11 @@ impl Db {
 
     /// Folds SQLite's log into its file, as far as nobody reads what is there; nothing to do for PostgreSQL. A commit that does
     /// it by itself is kept waiting for it, and with it everybody who shares that commit.
-    ///
-    /// To be called every moment: commits wait for the disk while the file is written, so it is done when nothing was committed
-    /// since the last call, or some seconds later. `true` if it was done now.
-    pub async fn fold_log(&self, now: Timestamp) -> DbResult<bool> {
-        let Some(fold) = &self.fold else { return Ok(false) };
-        let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&fold.pool).await?;
-        let before = {
-            let mut done = fold.done.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = *done;
-            done.seen = version;
-            before
-        };
-        let busy = version != before.seen && now.since(before.at) < FOLDED_WITHIN;
-        if busy || version == before.version {
-            return Ok(false);
+    pub async fn fold_log(&self) -> DbResult<()> {
+        if let Some(fold) = &self.fold {
+            sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(fold).await?;
         }
-        let (_, pages, folded): (i64, i64, i64) =
-            sqlx::query_as("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(&fold.pool).await?;
-        let mut done = fold.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.at = now;
-        if folded == pages {
-            done.version = version;
-        }
-        Ok(true)
+        Ok(())
     }
 
     /// Whether the database answers.
@@ -360,7 +319,7 @@ impl Db {
     /// Closes every connection; SQLite's log is folded into the file.
     pub async fn close(&self) {
         if let Some(fold) = &self.fold {
-            fold.pool.close().await;
+            fold.close().await;
         }
         for pool in [&self.read, &self.write] {
             match pool {

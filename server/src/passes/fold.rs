@@ -1,16 +1,15 @@
-//! Folds SQLite's log into its file, so that no commit has to ([`crate::db::Db::fold_log`]).
+//! Folds SQLite's log into its file, so that no commit has to.
 
 use super::Next;
 use crate::app::AppState;
 use crate::error::AppResult;
 use std::time::Duration;
 
-/// How often it is looked whether nobody writes.
-const EVERY: Duration = Duration::from_millis(250);
+/// How often.
+const EVERY: Duration = Duration::from_secs(1);
 
-/// Does it now, if this is the moment.
+/// Does it now.
 pub async fn tick(state: &AppState) -> AppResult<Next> {
-    let now = state.now();
-    state.db.fold_log(now).await?;
-    Ok(Next::At(now.plus(EVERY)))
+    state.db.fold_log().await?;
+    Ok(Next::At(state.now().plus(EVERY)))
 }

@@ -77,23 +77,6 @@ async fn the_ledger_keeps_its_contract_on_sqlite() {
 }
 
 #[tokio::test]
-async fn the_log_of_sqlite_is_folded_when_nobody_writes_or_after_some_seconds_without_a_break() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(&format!("sqlite:{}", dir.path().join("farm.db").display()), 4).await.unwrap();
-    assert!(db.fold_log(at(0)).await.unwrap(), "never done yet");
-    assert!(!db.fold_log(at(1)).await.unwrap(), "nothing is new");
-    let written = async |name: &str| write!(&db, |tx| token::create(tx, &token_row(Scope::Submit), name));
-    written("a").await;
-    assert!(!db.fold_log(at(2)).await.unwrap(), "written a moment ago");
-    assert!(db.fold_log(at(3)).await.unwrap(), "nobody writes");
-    for (second, folded) in [(4, false), (5, false), (6, false), (7, true), (8, false)] {
-        written(&second.to_string()).await;
-        assert_eq!(db.fold_log(at(second)).await.unwrap(), folded, "second {second}");
-    }
-    db.close().await;
-}
-
-#[tokio::test]
 async fn the_ledger_keeps_its_contract_on_postgresql() {
     let postgres = crashyard_testkit::Postgres::start().unwrap();
     let db = Db::open(&postgres.database("farm").unwrap(), 8).await.unwrap();
