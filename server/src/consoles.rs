@@ -4,6 +4,9 @@
 //! It is a cache and nothing more: a reader that is missing or behind catches up from the recorded segments, with the
 //! times at which the server had them, and comes to the same facts (after a restart, or when another server took the
 //! bytes).
+//!
+//! A reader is let go when its attempt is over; at a server that is not told, because another one settled the attempt, when nobody
+//! has asked for it for a while.
 
 use crate::app::AppState;
 use crate::db::artifact::{self, ArtifactRow};
@@ -14,32 +17,49 @@ use bytes::Bytes;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{ArtifactId, AttemptId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::time::Instant;
 
 /// Pieces larger than this are read on a thread of their own, so that they hold up nobody's request.
 const INLINE: usize = 64 * 1024;
 /// Segments fetched from the ledger at a time while catching up.
 const PAGE: i64 = 256;
 
+/// How long a reader is kept that nobody asks for; every judgement of its attempt asks.
+const IDLE: Duration = Duration::from_secs(600);
+
 type Shared = Arc<AsyncMutex<ConsoleReader>>;
+
+#[derive(Debug)]
+struct Kept {
+    reader: Shared,
+    used: Instant,
+}
 
 /// The readers of live consoles.
 #[derive(Debug, Default)]
 pub struct Consoles {
-    readers: Mutex<HashMap<ArtifactId, Shared>>,
+    readers: Mutex<HashMap<ArtifactId, Kept>>,
     of_attempts: Mutex<HashMap<AttemptId, HashMap<String, ArtifactId>>>,
 }
 
 impl Consoles {
+    fn readers(&self) -> MutexGuard<'_, HashMap<ArtifactId, Kept>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn kept_reader(&self, artifact: &ArtifactId) -> Option<Shared> {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned()
+        let mut readers = self.readers();
+        let kept = readers.get_mut(artifact)?;
+        kept.used = Instant::now();
+        Some(kept.reader.clone())
     }
 
     fn reader(&self, artifact: &ArtifactId, intent: Intent) -> Shared {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(AsyncMutex::new(ConsoleReader::new(intent)));
-        readers.entry(artifact.clone()).or_insert_with(fresh).clone()
+        let fresh = || Kept { reader: Arc::new(AsyncMutex::new(ConsoleReader::new(intent))), used: Instant::now() };
+        self.readers().entry(artifact.clone()).or_insert_with(fresh).reader.clone()
     }
 
     /// What a console says, if it was read up to `end` and nobody is reading on at the moment.
@@ -77,13 +97,21 @@ impl Consoles {
 
     /// Forgets a console that will not grow any more.
     pub fn forget(&self, artifact: &ArtifactId) {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).remove(artifact);
+        self.readers().remove(artifact);
+    }
+
+    /// Forgets consoles that nobody has asked for, and attempts that have no others.
+    pub fn forget_idle(&self, now: Instant) {
+        let mut readers = self.readers();
+        readers.retain(|_, kept| now.duration_since(kept.used) < IDLE);
+        let mut known = self.of_attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, consoles| consoles.values().any(|console| readers.contains_key(console)));
     }
 
     /// How many consoles are kept.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.readers().len()
     }
 }
 
@@ -160,4 +188,30 @@ async fn read(
         (reader, news)
     })
     .await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ulid::Ulid;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_console_that_nobody_asks_for_is_let_go_and_one_that_is_asked_for_stays() {
+        let consoles = Consoles::default();
+        let [quiet, read] = [1, 2].map(|number| {
+            let attempt = AttemptId::from_ulid(Ulid::from_parts(number, 1));
+            let console = ArtifactId::from_ulid(Ulid::from_parts(number, 2));
+            consoles.note(&attempt, "console-serial", &console);
+            consoles.reader(&console, Intent { attempt: attempt.clone(), panic: String::new(), oops: false });
+            (attempt, console)
+        });
+        tokio::time::advance(IDLE / 2).await;
+        assert!(consoles.peek(&read.1, 0).is_some());
+        tokio::time::advance(IDLE / 2).await;
+        consoles.forget_idle(Instant::now());
+        assert!(consoles.peek(&quiet.1, 0).is_none());
+        assert_eq!(consoles.ending_at(&read.0, "console-serial", 0), Some(read.1));
+        let known = consoles.of_attempts.lock().unwrap();
+        assert!(!known.contains_key(&quiet.0) && known.contains_key(&read.0));
+    }
 }

@@ -12,6 +12,7 @@ pub mod findings;
 pub mod fold;
 pub mod glimpse;
 pub mod health;
+pub mod idle;
 pub mod leases;
 pub mod machines;
 pub mod notices;
@@ -94,6 +95,7 @@ pub fn start(state: &AppState) -> JoinSet<()> {
     pass!(notices, Some(Pass::Notices));
     pass!(health, None, HEALTH);
     pass!(owed, None);
+    pass!(idle, None);
     pass!(fold, None);
     pass!(presence, None);
     set

@@ -1,12 +1,15 @@
-//! Ends of attempts, files that are opened and chunks of uploads, many in one transaction: each gets its own answer.
+//! Ends of attempts, their terms, files that are opened and chunks of uploads, many in one transaction: each gets its own answer.
 
 use super::*;
 use crashyard_server::group::Together as _;
 use crashyard_server::opener::{Opener, ToOpen};
 use crashyard_server::receiver::{Receiver, Registered};
+use crashyard_server::terms::KnownTerms;
+use std::sync::Arc;
 
 pub async fn together(db: &Db) {
     ended(db).await;
+    looked_up(db).await;
     opened(db).await;
     received(db).await;
     received_at_once(db).await;
@@ -65,6 +68,37 @@ async fn ended(db: &Db) {
     let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
     for job in &jobs {
         // Leave nothing for other checks to find.
+        write!(db, |tx| run::cancel(tx, &job.id, cancel, at(13)));
+    }
+}
+
+/// Terms are the same whether they are remembered, asked for one by one or together; what is not there is left out.
+async fn looked_up(db: &Db) {
+    let farm = farm(db, "f-looked-up-together", 2).await;
+    let (_, jobs) = submit(db, &farm, 2).await;
+    let leased = [lease(db, &farm, 0).await.unwrap().attempt, lease(db, &farm, 1).await.unwrap().attempt];
+    let nobody = AttemptId::from_ulid(ulid());
+    let known = KnownTerms::default();
+    let first = known.of(db, &leased[0].id).await.unwrap();
+    let job = run::job(db, &leased[0].job_id).await.unwrap().job;
+    assert_eq!((&first.scenario, &first.policy), (&job.scenario, &job.policy));
+    assert!(matches!(known.of(db, &nobody).await, Err(DbError::NotFound)));
+    for _ in 0..2 {
+        let mut tx = begin(db).await;
+        let all = known.of_all(&mut tx, &[&leased[0].id, &nobody, &leased[1].id]).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(all.len(), 2);
+        assert!(Arc::ptr_eq(&all[&leased[0].id], &first), "remembered");
+        assert_eq!(*all[&leased[1].id], attempt::terms(db, &leased[1].id).await.unwrap());
+        assert_eq!(all[&leased[1].id].attempt_id, leased[1].id);
+    }
+    known.forget(&leased[0].id);
+    let again = known.of(db, &leased[0].id).await.unwrap();
+    assert!(!Arc::ptr_eq(&again, &first) && again == first, "forgotten, and read again");
+    for (one, job) in leased.iter().zip(&jobs) {
+        let end = End::Released { epoch: 1, healthy: true, detail: "" };
+        write!(db, |tx| lease::end(tx, &one.id, &end, &CARE.rule, at(10)));
+        let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
         write!(db, |tx| run::cancel(tx, &job.id, cancel, at(13)));
     }
 }
