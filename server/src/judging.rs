@@ -30,12 +30,15 @@ use crate::wake::{Pass, Topic, Wake};
 use crashyard_protocol::agent::Directive;
 use crashyard_protocol::clock::Timestamp;
 use crashyard_protocol::{AttemptId, Purpose, ReservationId, Status};
+use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// How often the consoles of an attempt are read on because they grew meanwhile, before the server says that it is overloaded.
 const TRIES: usize = 16;
+/// Attempts that a pass has judged at once; whoever hands something in waits for no more than these.
+const AT_ONCE: usize = 64;
 
 /// Judges an attempt of which nothing is recorded yet but its start.
 #[must_use]
@@ -58,6 +61,16 @@ pub async fn judge_attempt(state: &AppState, id: &AttemptId) -> AppResult<Judgem
         }
     }
     Err(AppError::Unavailable(anyhow::anyhow!("the consoles of attempt {id} grow faster than they can be read")))
+}
+
+/// Judges these attempts, many in one commit: those that could not be judged, and why.
+pub async fn judge_all(state: &AppState, ids: &[AttemptId]) -> Vec<(AttemptId, AppError)> {
+    let mut failed = Vec::new();
+    for part in ids.chunks(AT_ONCE) {
+        let judged = join_all(part.iter().map(|id| judge_attempt(state, id))).await;
+        failed.extend(part.iter().zip(judged).filter_map(|(id, judged)| Some((id.clone(), judged.err()?))));
+    }
+    failed
 }
 
 /// Records what an agent hands in and judges the attempt with it. An error does not mean that nothing was recorded.

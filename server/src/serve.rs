@@ -74,7 +74,7 @@ pub async fn run(state: AppState, listener: TcpListener) -> anyhow::Result<()> {
 pub async fn start_work(state: &AppState) -> anyhow::Result<()> {
     let failed = |error: crate::error::AppError| anyhow::anyhow!("{error}");
     passes::presence::tick(state).await.map_err(failed)?;
-    passes::deadlines::judge_all(state).await.map_err(failed)
+    passes::deadlines::judge_live(state).await.map_err(failed)
 }
 
 async fn asked_to_stop() -> std::io::Result<()> {

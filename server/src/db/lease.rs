@@ -196,24 +196,26 @@ impl End<'_> {
     }
 }
 
-/// Ends an attempt. Its evidence is closed with it; the caller has it judged a last time, which settles its job. The machine is
-/// free, unless somebody waits for it or it is not trusted any more. `Ok(None)` if a lost lease was renewed in the meantime; ending
-/// it twice in the same way is harmless.
+/// Ends attempts: those that ended now. Their evidence is closed with it; the caller has them judged a last time, which settles
+/// their jobs. Their machines are free, unless somebody waits for one or it is not trusted any more. A lost lease that was renewed
+/// in the meantime stays; ending one twice in the same way is harmless.
 pub async fn end(
     tx: &mut Tx,
-    id: &AttemptId,
-    end: &End<'_>,
+    ends: &[(&AttemptId, End<'_>)],
     rule: &Rule,
     now: Timestamp,
-) -> DbResult<Option<AttemptRow>> {
-    let mut attempts = attempt::lock(tx, &[id]).await?;
-    for ended in end_all(tx, &mut attempts, &[(id, end.clone())], rule, now).await? {
-        if !ended? {
-            return Ok(None);
+) -> DbResult<Vec<AttemptRow>> {
+    let ids: Vec<&AttemptId> = ends.iter().map(|(id, _)| *id).collect();
+    let mut attempts = attempt::lock(tx, &ids).await?;
+    let mut ended = BTreeSet::new();
+    for ((id, _), now) in ends.iter().zip(end_all(tx, &mut attempts, ends, rule, now).await?) {
+        if now? {
+            ended.insert(*id);
         }
     }
+    attempts.retain(|locked| ended.contains(&locked.attempt.id));
     flow::correct(tx, &attempts.iter().filter_map(Had::of).collect::<Vec<_>>()).await?;
-    Ok(attempts.pop().map(|locked| locked.attempt))
+    Ok(attempts.into_iter().map(|locked| locked.attempt).collect())
 }
 
 /// Ends several, which the caller has locked ([`attempt::lock`]) and which come to be what they are afterwards, as [`end`] does it,

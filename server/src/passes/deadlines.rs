@@ -15,14 +15,13 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     let due = attempt::due(&state.db, now, BATCH).await?;
     let more = i64::try_from(due.len()).unwrap_or(i64::MAX) >= BATCH;
     let unjudged = std::mem::take(&mut *state.unjudged.lock().unwrap_or_else(PoisonError::into_inner));
+    let due: Vec<AttemptId> = due.into_iter().chain(unjudged).collect();
     let mut failure = None;
-    for id in due.into_iter().chain(unjudged) {
-        if let Err(error) = judging::judge_attempt(state, &id).await {
-            // One that cannot be judged does not keep the others waiting.
-            tracing::warn!(attempt.id = %id, %error, "cannot judge");
-            judging_later(state, &id);
-            failure = Some(error);
-        }
+    for (id, error) in judging::judge_all(state, &due).await {
+        // One that cannot be judged does not keep the others waiting.
+        tracing::warn!(attempt.id = %id, %error, "cannot judge");
+        judging_later(state, &id);
+        failure = Some(error);
     }
     if let Some(error) = failure {
         return Err(error);
@@ -39,7 +38,7 @@ fn judging_later(state: &AppState, id: &AttemptId) {
 }
 
 /// Judges every live attempt: evidence may have been written right before the last server died.
-pub async fn judge_all(state: &AppState) -> AppResult<()> {
+pub async fn judge_live(state: &AppState) -> AppResult<()> {
     for id in attempt::live(&state.db).await? {
         judging_later(state, &id);
     }

@@ -9,12 +9,11 @@ use crate::db::lease::{self, End};
 use crate::error::AppResult;
 use crate::judging;
 use crate::wake::Topic;
+use crashyard_protocol::AttemptId;
 
 /// Ends what has run out.
 pub async fn tick(state: &AppState) -> AppResult<Next> {
-    for id in lease::unsettled(&state.db, BATCH).await? {
-        judging::judge_attempt(state, &id).await?;
-    }
+    judge(state, &lease::unsettled(&state.db, BATCH).await?).await?;
     let now = state.now();
     let trusted_from = state.started_at.plus(state.config.lease());
     if now < trusted_from {
@@ -22,18 +21,28 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
     }
     let expired = lease::expired(&state.db, now, BATCH).await?;
     let more = i64::try_from(expired.len()).unwrap_or(i64::MAX) >= BATCH;
-    for id in expired {
+    if !expired.is_empty() {
+        let ends: Vec<(&AttemptId, End<'_>)> = expired.iter().map(|id| (id, End::Lost)).collect();
         let mut tx = state.db.begin().await?;
-        let Some(lost) = lease::end(&mut tx, &id, &End::Lost, &state.config.care().rule, now).await? else { continue };
+        let lost = lease::end(&mut tx, &ends, &state.config.care().rule, now).await?;
         tx.commit().await?;
-        tracing::warn!(attempt.id = %id, machine.id = %lost.machine_id, "lease ran out");
-        state.metrics.add("crashyard_leases_lost_total", Vec::new(), 1);
-        state.wake.wake(&Topic::Attempt(id.clone()));
-        judging::judge_attempt(state, &id).await?;
-        state.wake.wake(&Topic::Machine(lost.machine_id));
+        for lost in &lost {
+            tracing::warn!(attempt.id = %lost.id, machine.id = %lost.machine_id, "lease ran out");
+            state.metrics.add("crashyard_leases_lost_total", Vec::new(), 1);
+            state.wake.wake(&Topic::Attempt(lost.id.clone()));
+        }
+        judge(state, &lost.iter().map(|lost| lost.id.clone()).collect::<Vec<_>>()).await?;
+        for lost in lost {
+            state.wake.wake(&Topic::Machine(lost.machine_id));
+        }
     }
     if more {
         return Ok(Next::Now);
     }
     Ok(lease::next_expiry(&state.db).await?.map_or(Next::Woken, Next::At))
+}
+
+/// Judges these; what failed for one is told when all others are judged.
+async fn judge(state: &AppState, ids: &[AttemptId]) -> AppResult<()> {
+    judging::judge_all(state, ids).await.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }

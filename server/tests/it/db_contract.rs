@@ -62,7 +62,18 @@ macro_rules! write {
     }};
 }
 
-// After the macro, which it uses.
+/// Ends one attempt.
+async fn end_one(
+    tx: &mut Tx,
+    id: &AttemptId,
+    end: &End<'_>,
+    rule: &Rule,
+    now: Timestamp,
+) -> DbResult<Option<attempt::AttemptRow>> {
+    Ok(lease::end(tx, &[(id, end.clone())], rule, now).await?.pop())
+}
+
+// After the macro, which they use.
 mod dumps;
 mod fleet;
 mod share;
@@ -945,7 +956,7 @@ async fn consoles(db: &Db) {
     assert_eq!(artifact::segments(db, &other.id).await.unwrap(), [several[1].clone()]);
     assert!(!artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
-    let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(1))).unwrap();
+    let ended = write!(db, |tx| end_one(tx, &leased.attempt.id, &end, &CARE.rule, at(1))).unwrap();
     settle(db, &[&ended], &CARE, at(1)).await;
     assert!(artifact::finished_consoles(db, 100).await.unwrap().iter().any(|other| other.id == console.id));
 }
@@ -1032,10 +1043,10 @@ async fn endings(db: &Db) {
     let renewal = Renewal { attempt: first.id.clone(), epoch: 1, until: at(90) };
     write!(db, |tx| lease::renew(tx, &[renewal]));
     assert!(
-        write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(60))).is_none(),
+        write!(db, |tx| end_one(tx, &first.id, &End::Lost, &CARE.rule, at(60))).is_none(),
         "it was renewed meanwhile"
     );
-    let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
+    let lost = write!(db, |tx| end_one(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
     assert_eq!((lost.state, lost.finished_at), (AttemptState::Lost, Some(at(90))));
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.attempt_id), (MachineState::Enrolled, None));
@@ -1044,26 +1055,17 @@ async fn endings(db: &Db) {
     assert_eq!(settle(db, &[&lost], &CARE, at(92)).await, [Settled::Before]);
     let released = |epoch| End::Released { epoch, healthy: false, detail: "does not boot" };
     let mut tx = begin(db).await;
-    assert!(matches!(
-        lease::end(&mut tx, &first.id, &released(1), &CARE.rule, at(93)).await,
-        Err(DbError::LeaseLost(_))
-    ));
+    assert!(matches!(end_one(&mut tx, &first.id, &released(1), &CARE.rule, at(93)).await, Err(DbError::LeaseLost(_))));
     drop(tx);
 
     let second = lease(db, &farm, 0).await.unwrap().attempt;
     assert_eq!((second.number, second.epoch), (2, 2));
     let mut tx = begin(db).await;
-    assert!(matches!(
-        lease::end(&mut tx, &second.id, &released(1), &CARE.rule, at(94)).await,
-        Err(DbError::LeaseLost(_))
-    ));
+    assert!(matches!(end_one(&mut tx, &second.id, &released(1), &CARE.rule, at(94)).await, Err(DbError::LeaseLost(_))));
     drop(tx);
-    let done = write!(db, |tx| lease::end(tx, &second.id, &released(2), &CARE.rule, at(95))).unwrap();
+    let done = write!(db, |tx| end_one(tx, &second.id, &released(2), &CARE.rule, at(95))).unwrap();
     assert_eq!((done.released_healthy, done.release_detail.as_deref()), (Some(false), Some("does not boot")));
-    assert!(
-        write!(db, |tx| lease::end(tx, &second.id, &released(2), &CARE.rule, at(96))).is_none(),
-        "again is harmless"
-    );
+    assert!(write!(db, |tx| end_one(tx, &second.id, &released(2), &CARE.rule, at(96))).is_none(), "again is harmless");
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Quarantined, Some("does not boot")));
     assert_eq!(settle(db, &[&done], &CARE, at(97)).await, [Settled::Done]);

@@ -41,6 +41,35 @@ async fn a_lease_that_runs_out_gives_the_job_to_another_machine_and_keeps_the_ev
 }
 
 #[tokio::test]
+async fn leases_that_run_out_together_end_in_one_commit_and_one_that_is_renewed_stays() {
+    let server = Server::new().await;
+    let run = server.run(4).await;
+    let enrolled = server.enrol(&["m1", "m2", "m3", "m4"]).await;
+    let mut claims = Vec::new();
+    for machine in 0..4 {
+        claims.push(server.call(server.claim_call(&enrolled, machine)).await.ok::<Claim>());
+    }
+    server.advance(30);
+    let renew = Call::post(
+        format!("/agent/v1/attempts/{}/renew", claims[2].attempt),
+        &RenewRequest { wait_seconds: 0, keys: None },
+    );
+    server.call(renew.by_controller(&server, &claims[2])).await.ok::<RenewReply>();
+    server.advance(31);
+    settle(&server).await;
+    let mut finished = Vec::new();
+    for claim in &claims {
+        let now = attempt(&server, claim).await;
+        finished.push((now.state, now.finished_at));
+    }
+    let running = finished.remove(2);
+    assert_eq!(running, (AttemptState::Running, None));
+    assert!(finished.iter().all(|one| one.0 == AttemptState::Lost && *one == finished[0]), "at one time: {finished:?}");
+    let jobs = server.jobs(&run).await;
+    assert_eq!(jobs.iter().filter(|job| job.state == JobState::Queued).count(), 3, "and each has another try");
+}
+
+#[tokio::test]
 async fn nobody_is_declared_lost_until_this_server_was_up_for_one_lease() {
     let server = Server::new().await;
     let claim = server.claimed().await;
@@ -161,7 +190,7 @@ async fn an_attempt_that_ended_right_before_a_kill_is_settled_after_the_restart(
     let end = db::lease::End::Released { epoch: claim.epoch, healthy: true, detail: "" };
     let mut tx = server.state.db.begin().await.unwrap();
     let rule = server.state.config.care().rule;
-    db::lease::end(&mut tx, &claim.attempt, &end, &rule, server.state.now()).await.unwrap();
+    db::lease::end(&mut tx, &[(&claim.attempt, end)], &rule, server.state.now()).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(server.jobs(&run).await[0].state, JobState::Leased);
     let server = server.restarted().await;

@@ -21,14 +21,8 @@ async fn over(db: &Db, attempt: &attempt::AttemptRow, dump: &ArtifactId, seconds
     write!(db, |tx| artifact::complete(tx, dump, "hash", at(seconds))).unwrap();
     let before = attempt::get(db, id).await.unwrap();
     assert!(judge(db, &before, &stages(0), &verdict(4, Some(status)), at(seconds)).await);
-    write!(db, |tx| lease::end(
-        tx,
-        id,
-        &End::Released { epoch: 1, healthy: true, detail: "" },
-        &CARE.rule,
-        at(seconds)
-    ))
-    .unwrap();
+    write!(db, |tx| end_one(tx, id, &End::Released { epoch: 1, healthy: true, detail: "" }, &CARE.rule, at(seconds)))
+        .unwrap();
     write!(db, |tx| attempt::set_read_by(tx, &[id], 7));
     let capsule = open(db, &Owner::Attempt(id.clone()), "found-capsule.v1.json").await;
     write!(db, |tx| artifact::complete(tx, &capsule.id, "hash", at(seconds)));
@@ -48,7 +42,7 @@ pub async fn unread(db: &Db) {
 
     let (lost, dump) = arriving(db, "unread and lost").await;
     write!(db, |tx| artifact::complete(tx, &dump, "hash", at(2))).unwrap();
-    write!(db, |tx| lease::end(tx, &lost.id, &End::Lost, &CARE.rule, at(90))).unwrap();
+    write!(db, |tx| end_one(tx, &lost.id, &End::Lost, &CARE.rule, at(90))).unwrap();
     let waits = async || attempt::unread_dumps(db, 1000).await.unwrap().contains(&lost.id);
     assert!(waits().await, "what arrived until the lease was lost counts");
     let before = attempt::get(db, &lost.id).await.unwrap();

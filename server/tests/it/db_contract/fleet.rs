@@ -59,7 +59,7 @@ async fn reservations(db: &Db) {
     let second = reservation::take(&mut tx, &reservation(&busy, at(300)), at(3)).await;
     assert!(matches!(second, Err(DbError::Conflict(_))), "one at a time: {second:?}");
     drop(tx);
-    write!(db, |tx| lease::end(tx, &leased.attempt.id, &released(&leased), &STRICT, at(4)));
+    write!(db, |tx| end_one(tx, &leased.attempt.id, &released(&leased), &STRICT, at(4)));
     assert_eq!(state(db, &busy).await, MachineState::Reserved, "whoever waited for it has it");
     let open = reservation::open(db, &busy).await.unwrap().unwrap();
     assert_eq!((open.began_at, open.owner.as_str()), (Some(at(4)), "token:kris"));
@@ -167,7 +167,7 @@ async fn holds(db: &Db) {
     write!(db, |tx| reservation::end(tx, &machine, "token:kris", at(10)));
     let held = attempt::get(db, &id).await.unwrap();
     assert_eq!((state(db, &machine).await, held.held_until), (MachineState::Leased, Some(at(10))));
-    write!(db, |tx| lease::end(tx, &id, &released(&leased), &CARE.rule, at(11)));
+    write!(db, |tx| end_one(tx, &id, &released(&leased), &CARE.rule, at(11)));
     assert_eq!(state(db, &machine).await, MachineState::Available);
 
     let leased = lease(db, &farm, 0).await.unwrap();
@@ -175,7 +175,7 @@ async fn holds(db: &Db) {
     let row = ReservationRow { id: ReservationId::from_ulid(ulid()), attempt_id: Some(id.clone()), ..row };
     assert!(write!(db, |tx| reservation::hold(tx, &row, at(20))));
     let lost = at(100);
-    assert!(write!(db, |tx| lease::end(tx, &id, &End::Lost, &CARE.rule, lost)).is_some());
+    assert!(write!(db, |tx| end_one(tx, &id, &End::Lost, &CARE.rule, lost)).is_some());
     assert!(reservation::open(db, &machine).await.unwrap().is_none(), "nobody holds what was lost");
     assert_eq!(state(db, &machine).await, MachineState::Enrolled);
 }
@@ -187,7 +187,7 @@ async fn quarantines(db: &Db) {
     let serve = async |healthy: bool, seconds: i64| {
         let leased = lease(db, &farm, 0).await.unwrap();
         let end = End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy, detail: "no answer" };
-        write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &STRICT, at(seconds)));
+        write!(db, |tx| end_one(tx, &leased.attempt.id, &end, &STRICT, at(seconds)));
     };
     let until = async || machine::get(db, &machine).await.unwrap().machine.quarantined_until;
     serve(true, 1).await;
@@ -223,7 +223,7 @@ async fn left_together(db: &Db) {
     let machine = |index: usize| &farm.machines[index].id;
     for index in 0..2 {
         let early = lease(db, &farm, index).await.unwrap();
-        write!(db, |tx| lease::end(tx, &early.attempt.id, &released(&early), &STRICT, at(1)));
+        write!(db, |tx| end_one(tx, &early.attempt.id, &released(&early), &STRICT, at(1)));
     }
     let mut leased = Vec::new();
     for index in 0..6 {
@@ -280,21 +280,21 @@ async fn bound_jobs(db: &Db) {
     let (_, jobs) = submit(db, &farm, 2).await;
     let first = lease(db, &farm, 0).await.unwrap();
     assert_eq!(first.job.id, jobs[0].id);
-    let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
+    let lost = write!(db, |tx| end_one(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
     assert_eq!(settle(db, &[&lost], &CARE, at(1)).await, [Settled::Queued]);
     let waits = lease::bound(db, 100).await.unwrap();
     assert!(waits.iter().all(|one| one.id != jobs[0].id), "what waits rightly hides nobody who waits in vain");
     let other = lease(db, &farm, 0).await.unwrap();
     assert_eq!(other.job.id, jobs[1].id, "the first job is not for this machine");
-    write!(db, |tx| lease::end(tx, &other.attempt.id, &released(&other), &CARE.rule, at(2)));
+    write!(db, |tx| end_one(tx, &other.attempt.id, &released(&other), &CARE.rule, at(2)));
     assert!(lease(db, &farm, 0).await.is_none());
     let second = lease(db, &farm, 1).await.unwrap();
     assert_eq!((second.job.id.clone(), second.attempt.number), (jobs[0].id.clone(), 2));
-    write!(db, |tx| lease::end(tx, &second.attempt.id, &released(&second), &CARE.rule, at(3)));
+    write!(db, |tx| end_one(tx, &second.attempt.id, &released(&second), &CARE.rule, at(3)));
 
     let (_, jobs) = submit(db, &farm, 1).await;
     let first = lease(db, &farm, 0).await.unwrap();
-    let lost = write!(db, |tx| lease::end(tx, &first.attempt.id, &released(&first), &CARE.rule, at(4))).unwrap();
+    let lost = write!(db, |tx| end_one(tx, &first.attempt.id, &released(&first), &CARE.rule, at(4))).unwrap();
     settle(db, &[&lost], &CARE, at(4)).await;
     write!(db, |tx| life::decide(tx, &farm.machines[1].id, MachineState::Retired, None, "token:me", at(5)));
     let bound = lease::bound(db, 100).await.unwrap();
@@ -335,7 +335,7 @@ async fn ways_given(db: &Db) {
     assert!(!write!(db, |tx| lease::give_way(tx, &early.attempt.id, "Gave way", at(2))), "once");
     let gone = attempt::get(db, &early.attempt.id).await.unwrap();
     assert_eq!((gone.state, gone.reason.as_deref()), (AttemptState::Collecting, Some("Gave way")));
-    let ended = write!(db, |tx| lease::end(tx, &early.attempt.id, &released(&early), &CARE.rule, at(3))).unwrap();
+    let ended = write!(db, |tx| end_one(tx, &early.attempt.id, &released(&early), &CARE.rule, at(3))).unwrap();
     let once = Care { tries: 1, ..CARE };
     assert_eq!(settle(db, &[&ended], &once, at(3)).await, [Settled::Queued], "it cost no try");
 }
@@ -362,7 +362,7 @@ async fn debts(db: &Db) {
     assert!(!has(owed::machines_without_attempt(db, late).await.unwrap(), machine));
     assert!(has(owed::attempts_without_lease(db, late).await.unwrap(), attempt), "nobody renewed it");
     assert!(!has(owed::attempts_without_lease(db, NOW).await.unwrap(), attempt));
-    write!(db, |tx| lease::end(tx, &leased.attempt.id, &released(&leased), &CARE.rule, at(1)));
+    write!(db, |tx| end_one(tx, &leased.attempt.id, &released(&leased), &CARE.rule, at(1)));
     assert!(has(owed::jobs_without_attempt(db, late).await.unwrap(), job), "ended, and never settled");
     assert!(!has(owed::runs_without_jobs(db, late).await.unwrap(), run.id.as_str()));
 }

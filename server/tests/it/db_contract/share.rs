@@ -43,7 +43,7 @@ async fn submit_to(db: &Db, pool: &Pool, who: usize, jobs: i64) -> RunId {
 async fn serve(db: &Db, pool: &Pool, machine: usize, seconds: i64) -> Option<usize> {
     let leased = lease(db, &pool.farm, machine).await?;
     let end = End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy: true, detail: "" };
-    let ended = write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(seconds))).unwrap();
+    let ended = write!(db, |tx| end_one(tx, &leased.attempt.id, &end, &CARE.rule, at(seconds))).unwrap();
     let done = JobChange { state: JobState::Done, status: Status::Pass, reason: None, blamed_stage: None };
     write!(db, |tx| run::change_job(tx, &ended.job_id, done, at(seconds)));
     pool.flows.iter().position(|flow| *flow == leased.job.flow_id)
@@ -75,7 +75,7 @@ async fn weights(db: &Db) {
         let seconds = if who == 3 { 90 } else { 30 };
         had[who] += seconds;
         let end = End::Released { epoch: super::unsigned(leased.attempt.epoch), healthy: true, detail: "" };
-        write!(db, |tx| lease::end(tx, &leased.attempt.id, &end, &CARE.rule, at(seconds)));
+        write!(db, |tx| end_one(tx, &leased.attempt.id, &end, &CARE.rule, at(seconds)));
     }
     let all: i64 = had.iter().sum();
     for (who, weight) in [1, 2, 3, 4].into_iter().enumerate() {
@@ -151,7 +151,7 @@ async fn caps(db: &Db) {
     assert!(lease(db, &pool.farm, 3).await.is_none(), "and between two");
     let first = leased.iter().flatten().find(|one| one.job.flow_id == pool.flows[0]).unwrap();
     let end = End::Released { epoch: 1, healthy: true, detail: "" };
-    write!(db, |tx| lease::end(tx, &first.attempt.id, &end, &CARE.rule, at(1)));
+    write!(db, |tx| end_one(tx, &first.attempt.id, &end, &CARE.rule, at(1)));
     assert_eq!(lease(db, &pool.farm, 3).await.unwrap().job.flow_id, pool.flows[0], "until one is back");
     drain(db, &pool).await;
 }
@@ -228,7 +228,7 @@ async fn unequal(db: &Db, name: &str) -> Pool {
     let pool = pool(db, name, 9, &[("a", 1, normal), ("b", 2, normal), ("c", 3, normal)]).await;
     submit_to(db, &pool, 0, 3).await;
     let first = lease(db, &pool.farm, 0).await.unwrap().attempt;
-    let lost = write!(db, |tx| lease::end(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
+    let lost = write!(db, |tx| end_one(tx, &first.id, &End::Lost, &CARE.rule, at(90))).unwrap();
     assert_eq!(settle(db, &[&lost], &CARE, at(90)).await, [Settled::Queued]);
     set(db, &format!("{name}-c"), 3, Some(2)).await;
     submit_to(db, &pool, 1, 3).await;

@@ -48,7 +48,7 @@ async fn ended(db: &Db) {
         assert_eq!((machine.state, machine.attempt_id.as_ref()), (state, owner));
     }
     assert_eq!((live.len(), &live[0].attempt.id), (1, &leased[0].id));
-    let again = write!(db, |tx| lease::end(tx, ends[0].0, &ends[0].1, &CARE.rule, at(11)));
+    let again = write!(db, |tx| end_one(tx, ends[0].0, &ends[0].1, &CARE.rule, at(11)));
     assert!(again.is_none(), "once");
     let all = flow::submitters(db).await.unwrap();
     let submitter = all.iter().find(|one| one.submitter.name == farm.name).unwrap();
@@ -97,7 +97,7 @@ async fn looked_up(db: &Db) {
     assert!(!Arc::ptr_eq(&again, &first) && again == first, "forgotten, and read again");
     for (one, job) in leased.iter().zip(&jobs) {
         let end = End::Released { epoch: 1, healthy: true, detail: "" };
-        write!(db, |tx| lease::end(tx, &one.id, &end, &CARE.rule, at(10)));
+        write!(db, |tx| end_one(tx, &one.id, &end, &CARE.rule, at(10)));
         let cancel = JobChange { state: JobState::Cancelled, status: Status::Skip, reason: None, blamed_stage: None };
         write!(db, |tx| run::cancel(tx, &job.id, cancel, at(13)));
     }
@@ -108,7 +108,7 @@ async fn opened(db: &Db) {
     submit(db, &farm, 2).await;
     let held = lease(db, &farm, 0).await.unwrap().attempt;
     let over = lease(db, &farm, 1).await.unwrap();
-    write!(db, |tx| lease::end(
+    write!(db, |tx| end_one(
         tx,
         &over.attempt.id,
         &End::Released { epoch: 1, healthy: true, detail: "" },
