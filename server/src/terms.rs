@@ -1,5 +1,5 @@
-//! The terms of attempts ([`Terms`]), kept in memory: each attempt is judged some seventeen times, and to read and to decode them
-//! was the dearest part of it.
+//! The terms of attempts ([`Terms`]), kept in memory: each attempt is judged some seventeen times, and each
+//! time they were read and decoded again.
 //!
 //! What it must never do: keep anything that changes while an attempt lives.
 
@@ -9,7 +9,7 @@ use crashyard_protocol::AttemptId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Attempts whose terms are kept; one takes two kilobytes.
+/// Attempts whose terms are kept; one takes two kilobytes by estimate.
 const KNOWN: usize = 16_384;
 
 /// The terms of attempts that were looked at a moment ago.

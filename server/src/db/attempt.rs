@@ -2,7 +2,6 @@
 //! [`super::lease`] ends.
 
 use super::given::{Kept, given, listed, write_in_order};
-use super::machine::Labels;
 use super::token::Credential;
 use super::{Db, DbError, DbResult, Tx, on, on_tx, signed};
 use crashyard_protocol::api::Policy;
@@ -105,18 +104,10 @@ pub struct FullAttempt {
     pub attempt: AttemptRow,
     /// The machine's name.
     pub machine_name: String,
-    /// The machine's labels.
-    pub machine_labels: Json<Labels>,
     /// Its job's scenario.
     pub scenario: Json<Scenario>,
     /// The kernel under test.
     pub build_id: BuildId,
-    /// Its `uname -r`.
-    pub build_release: String,
-    /// Its GNU build id.
-    pub build_gnu_id: Option<String>,
-    /// Added to the command line of every boot of it.
-    pub build_cmdline: String,
 }
 
 /// An attempt that a transaction has locked, and who pays for it.
@@ -232,10 +223,8 @@ pub async fn stay(tx: &mut Tx, ids: &[&AttemptId]) -> DbResult<HashMap<AttemptId
 /// Attempts with what belongs to them.
 macro_rules! full {
     () => {
-        "SELECT a.*, m.name AS machine_name, m.labels AS machine_labels, j.scenario, b.id AS build_id, \
-         b.release AS build_release, b.build_id AS build_gnu_id, b.cmdline AS build_cmdline \
-         FROM attempt a JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id \
-         JOIN build b ON b.id = COALESCE(a.boots_build_id, r.build_id) WHERE "
+        "SELECT a.*, m.name AS machine_name, j.scenario, COALESCE(a.boots_build_id, r.build_id) AS build_id \
+         FROM attempt a JOIN machine m ON m.id = a.machine_id JOIN job j ON j.id = a.job_id JOIN run r ON r.id = a.run_id WHERE "
     };
 }
 

@@ -59,7 +59,7 @@ const LOG_PAGES: &str = "16384";
 /// What SQLite's writer keeps of the file, in negative KiB as SQLite wants it: it alone changes the file, so what it keeps
 /// stays true, while a reader begins anew after every commit.
 ///
-/// Enough for the inner pages of a queue of a million jobs, and no more: SQLite renames pages by way of the one that lies at
+/// Enough for the inner pages of a queue of a million jobs by estimate, and no more: SQLite renames pages by way of the one that lies at
 /// 1 GiB (`balance_nonroot` of its btree.c), and after that a commit to a smaller file walks through all that is kept
 /// (`pcache1TruncateUnsafe`).
 const WRITER_CACHE: &str = "-16384";

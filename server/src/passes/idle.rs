@@ -3,14 +3,10 @@
 use super::Next;
 use crate::app::AppState;
 use crate::error::AppResult;
-use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often.
-const EVERY: Duration = Duration::from_secs(60);
-
-/// Does it now.
+/// Does it now; often enough by itself, and nobody has to wake it.
 pub async fn tick(state: &AppState) -> AppResult<Next> {
     state.consoles.forget_idle(Instant::now());
-    Ok(Next::At(state.now().plus(EVERY)))
+    Ok(Next::Woken)
 }

@@ -504,8 +504,9 @@ async fn queue_and_leases(db: &Db) {
 
     let id = &first.attempt.id;
     let full = attempt::full(db, id).await.unwrap();
+    let terms = attempt::terms(db, &full.attempt.id).await.unwrap();
     assert_eq!(
-        (full.machine_name.as_str(), full.build_gnu_id.as_deref(), full.attempt.judged_at),
+        (full.machine_name.as_str(), terms.build_id.as_deref(), full.attempt.judged_at),
         ("f-queue-0", None, None)
     );
     assert_eq!(attempt::get_in(&mut begin(db).await, id).await.unwrap(), first.attempt);
