@@ -23,8 +23,17 @@ pub struct Heads {
 struct Head {
     /// Not given out yet, in order.
     jobs: VecDeque<JobRow>,
-    /// Whether these are all that there are.
+    /// The place in the flow of the last one fetched.
+    last: Option<(i64, JobId)>,
+    /// Whether there are no more.
     all: bool,
+}
+
+impl Head {
+    fn push(&mut self, job: JobRow) {
+        self.last = Some((job.rank, job.id.clone()));
+        self.jobs.push_back(job);
+    }
 }
 
 #[derive(Serialize)]
@@ -58,7 +67,7 @@ impl Heads {
             on_tx!(tx, |c| sqlx::query_as(text).bind(Json(&wanted)).bind(most).fetch_all(c).await)?;
         rows.sort_by(|a, b| (a.rank, &a.id).cmp(&(b.rank, &b.id)));
         for row in rows {
-            flows.entry(row.flow_id.clone()).or_default().jobs.push_back(row);
+            flows.entry(row.flow_id.clone()).or_default().push(row);
         }
         for (flow, count) in counts {
             let head = flows.entry((*flow).clone()).or_default();
@@ -71,33 +80,24 @@ impl Heads {
     /// failed), so few are looked at in vain.
     pub async fn take(&mut self, tx: &mut Tx, flow: &FlowId, machine: &MachineId) -> DbResult<Option<JobRow>> {
         let head = self.flows.entry(flow.clone()).or_default();
-        let job = match head.jobs.iter().position(|job| may_have(job, machine)) {
-            Some(place) => head.jobs.remove(place),
-            None if head.all => None,
-            None => self.fetch_one(tx, flow, machine).await?,
+        let mut most = 1;
+        let place = loop {
+            if let Some(place) = head.jobs.iter().position(|job| may_have(job, machine)) {
+                break place;
+            }
+            if head.all {
+                return Ok(None);
+            }
+            let jobs = fetch_more(tx, flow, head.last.as_ref(), most).await?;
+            head.all = jobs.len() < most;
+            jobs.into_iter().for_each(|job| head.push(job));
+            most *= 2;
         };
-        let Some(mut job) = job else { return Ok(None) };
+        let Some(mut job) = head.jobs.remove(place) else { return Ok(None) };
         self.taken.push(job.id.clone());
         job.state = crashyard_protocol::JobState::Leased;
         job.attempt_count += 1;
         Ok(Some(job))
-    }
-
-    async fn fetch_one(&self, tx: &mut Tx, flow: &FlowId, machine: &MachineId) -> DbResult<Option<JobRow>> {
-        let text = listed!(
-            tx,
-            "SELECT * FROM job WHERE flow_id = $2 AND state = 'queued' AND NOT (",
-            "id",
-            ") AND (only_machine_id IS NULL OR only_machine_id = $3) \
-             AND (not_machine_id IS NULL OR not_machine_id <> $3) ORDER BY rank, id LIMIT 1",
-            lock " FOR UPDATE SKIP LOCKED"
-        );
-        Ok(on_tx!(tx, |c| sqlx::query_as(text)
-            .bind(Json(&self.taken))
-            .bind(flow)
-            .bind(machine)
-            .fetch_optional(c)
-            .await)?)
     }
 
     /// Whether a flow has a queued job that was not given out here.
@@ -131,6 +131,24 @@ impl Heads {
         };
         Ok(left)
     }
+}
+
+/// The next jobs of a flow. Nothing is asked of them but their place: each further condition has PostgreSQL expect fewer of
+/// them, until it finds it cheaper to fetch and sort the whole flow, which is what it did in the first minute of a long queue.
+async fn fetch_more(tx: &mut Tx, flow: &FlowId, after: Option<&(i64, JobId)>, most: usize) -> DbResult<Vec<JobRow>> {
+    let text = match tx {
+        Tx::Sqlite(_) => {
+            "SELECT * FROM job WHERE flow_id = $1 AND state = 'queued' AND (rank, id) > ($2, $3) ORDER BY rank, id \
+             LIMIT $4 + 0"
+        }
+        Tx::Postgres(_) => {
+            "SELECT * FROM job WHERE flow_id = $1 AND state = 'queued' AND (rank, id) > ($2, $3) ORDER BY rank, id LIMIT $4 \
+             FOR UPDATE SKIP LOCKED"
+        }
+    };
+    let (rank, id) = after.map_or((i64::MIN, ""), |(rank, id)| (*rank, id.as_str()));
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    Ok(on_tx!(tx, |c| sqlx::query_as(text).bind(flow).bind(rank).bind(id).bind(most).fetch_all(c).await)?)
 }
 
 fn may_have(job: &JobRow, machine: &MachineId) -> bool {

@@ -15,6 +15,7 @@ pub async fn fleet(db: &Db) {
     quarantines(db).await;
     left_together(db).await;
     bound_jobs(db).await;
+    jobs_behind_bound_ones(db).await;
     ways_given(db).await;
     debts(db).await;
 }
@@ -307,6 +308,20 @@ async fn bound_jobs(db: &Db) {
     assert!(write!(db, |tx| lease::unbind(tx, bound)), "there is no other one any more");
     assert_eq!(lease(db, &farm, 0).await.unwrap().job.id, jobs[0].id);
     assert!(!write!(db, |tx| lease::conclude(tx, &jobs[0].id, "too late", &CARE, at(6))), "it has a machine");
+}
+
+/// However many jobs at the front of a flow a machine must not have, it gets the first behind them, and another the front.
+async fn jobs_behind_bound_ones(db: &Db) {
+    let farm = farm(db, "fl-f", 2).await;
+    let (_, jobs) = submit(db, &farm, 8).await;
+    for job in &jobs[..6] {
+        let first = lease(db, &farm, 0).await.unwrap();
+        assert_eq!(first.job.id, job.id);
+        let lost = write!(db, |tx| end_one(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
+        assert_eq!(settle(db, &[&lost], &CARE, at(1)).await, [Settled::Queued]);
+    }
+    assert_eq!(lease(db, &farm, 0).await.unwrap().job.id, jobs[6].id);
+    assert_eq!(lease(db, &farm, 1).await.unwrap().job.id, jobs[0].id);
 }
 
 async fn ways_given(db: &Db) {
