@@ -25,19 +25,17 @@ pub fn quantile(samples: &mut [f64], q: f64) -> f64 {
     samples.get(rank - 1).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints figures for people, or as JSON.
-pub fn print(figures: &[Figure], json: bool) -> anyhow::Result<()> {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    if json {
-        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "cores": cores, "figures": figures }))?);
-        return Ok(());
-    }
-    println!("cores: {cores}");
+/// Processors that this machine has.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}
+
+/// Prints figures for people.
+pub fn print(figures: &[Figure]) {
     for figure in figures {
         let mark = if figure.reached { "reached" } else { "MISSED " };
         println!("{mark}  {:<46} {:>16}   bar {:<14} {}", figure.what, figure.measured, figure.bar, figure.limit);
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -22,8 +22,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long a claim is held, as real controllers ask.
 const CLAIM_SECONDS: u32 = 30;
-/// Before a request that failed is made again.
+/// Before a request that failed is made again: at first, and at most. Thousands of machines that ask a server which is away
+/// five times a second would keep their own machine busy, and the server as it comes back.
 const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
 
 /// What an attempt is like.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +43,8 @@ pub struct Pace {
 /// What the labs know of their work.
 #[derive(Debug, Default)]
 pub struct Book {
-    live: HashMap<JobId, AttemptId>,
+    /// Attempts under way, and the epochs of their leases.
+    pub live: HashMap<JobId, (AttemptId, u64)>,
     /// Attempts that were begun.
     pub begun: usize,
     /// Jobs that were on two machines at once.
@@ -85,22 +88,31 @@ impl Lab {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a call until it is answered.
-    async fn call<T, F>(&self, name: &'static str, call: impl Fn() -> F) -> Answer<T>
+    /// Makes a call until it is answered, and notes how long the answer took.
+    pub async fn call<T, F>(&self, name: &'static str, call: impl Fn() -> F) -> Answer<T>
     where
         F: Future<Output = Answer<T>>,
     {
+        let (answer, took) = self.answered(call).await;
+        self.calls.took(name, took);
+        answer
+    }
+
+    /// Makes a call until it is answered; the answer, and how long it took.
+    async fn answered<T, F>(&self, call: impl Fn() -> F) -> (Answer<T>, Duration)
+    where
+        F: Future<Output = Answer<T>>,
+    {
+        let mut pause = AGAIN;
         loop {
             let begun = Instant::now();
             match call().await {
                 Err(error) if error.is_transient() => {
                     self.calls.repeat();
-                    sleep(AGAIN).await;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN_MOST);
                 }
-                answer => {
-                    self.calls.took(name, begun.elapsed());
-                    return answer;
-                }
+                answer => return (answer, begun.elapsed()),
             }
         }
     }
@@ -111,22 +123,17 @@ impl Lab {
         let mut length = self.pace.length.mul_f64(first);
         let request = ClaimRequest { controller, machines: vec![machine], wait_seconds: CLAIM_SECONDS, errands: false };
         while !self.stop.load(Ordering::Relaxed) {
-            let begun = Instant::now();
-            let claim = match Box::pin(self.client.claim(&request)).await {
+            let (claim, took) = Box::pin(self.answered(|| self.client.claim(&request))).await;
+            let claim = match claim {
                 Ok(Some(claim)) => claim,
                 // Held to its end, as asked.
                 Ok(None) => continue,
                 Err(error) => {
-                    self.calls.repeat();
-                    if !error.is_transient() {
-                        self.book().lost.push(format!("claim: {error}"));
-                        return;
-                    }
-                    sleep(AGAIN).await;
-                    continue;
+                    self.book().lost.push(format!("claim: {error}"));
+                    return;
                 }
             };
-            self.calls.took("claim", begun.elapsed());
+            self.calls.took("claim", took);
             let ended = Box::pin(self.attempt(&claim, length)).await;
             self.end(&claim, ended);
             length = self.pace.length;
@@ -137,8 +144,8 @@ impl Lab {
         {
             let mut book = self.book();
             book.begun += 1;
-            let before = book.live.insert(claim.brief.job.clone(), claim.attempt.clone());
-            book.doubled += usize::from(before.is_some_and(|before| before != claim.attempt));
+            let before = book.live.insert(claim.brief.job.clone(), (claim.attempt.clone(), claim.epoch));
+            book.doubled += usize::from(before.is_some_and(|(before, _)| before != claim.attempt));
         }
         let attempt = Attempt {
             lab: self,
@@ -181,18 +188,15 @@ impl Attempt<'_> {
         let (request, held) =
             (RenewRequest { wait_seconds: wait, keys: Some(0) }, Duration::from_secs(u64::from(wait)));
         loop {
-            let begun = Instant::now();
-            match Box::pin(self.controller.renew(&self.claim.attempt, &request)).await {
+            let renew = || self.controller.renew(&self.claim.attempt, &request);
+            let (reply, took) = Box::pin(self.lab.answered(renew)).await;
+            match reply {
                 // Whatever the server took longer than it was to hold the request.
                 Ok(reply) if reply.directive == Directive::Continue => {
-                    self.lab.calls.took("renew", begun.elapsed().saturating_sub(held));
+                    self.lab.calls.took("renew", took.saturating_sub(held));
                 }
                 // Nothing can change any more that is worth holding a request for.
                 Ok(_) => sleep(held).await,
-                Err(error) if error.is_transient() => {
-                    self.lab.calls.repeat();
-                    sleep(AGAIN).await;
-                }
                 Err(error) => return anyhow::Error::new(error).context("renew"),
             }
         }

@@ -5,10 +5,11 @@
 
 use crate::calls::{Call, Calls};
 use crate::life::{Book, Lab, Pace};
+use crate::progress::Shown;
 use crate::{farm, process};
 use anyhow::Context as _;
 use crashyard_protocol::JobState;
-use crashyard_protocol::agent::{EnrolRequest, Enrolled, MachineSpec};
+use crashyard_protocol::agent::{EnrolRequest, Enrolled, MachineSpec, ReleaseRequest};
 use crashyard_protocol::api::{NewPlan, NewRun, Policy, Run};
 use crashyard_protocol::client::{Client, ClientError};
 use crashyard_protocol::{BuildId, RunId};
@@ -17,8 +18,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Kinds of machines; each has a plan of its own.
 const KINDS: usize = 20;
@@ -41,7 +42,8 @@ every console there has all the bytes that were acknowledged. If any of that is 
 
 The labs are named swarm-N, their machines have the label swarm=1 and take only jobs of this program, and real machines take
 none of its jobs. At the end jobs that no machine took are cancelled and the machines withdrawn; build, plans, runs and
-machines stay known. Try it on a farm of its own first.
+machines stay known. Ctrl-C hands back what is under way and cleans up in the same way. A server that is away for a while is
+waited for, and the calls that it did not answer are made again. Try it on a farm of its own first.
 
 Each machine holds a connection: allow open files for them (ulimit -n) here and for the server.
 
@@ -126,7 +128,7 @@ pub struct Outcome {
 /// Runs the command.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let client = Client::new(&args.server, args.token.clone());
-    let outcome = Load::new(client, args.size).run().await?;
+    let outcome = Load::new(client, args.size).run(&Shown::new("load")).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&outcome)?);
     } else {
@@ -188,26 +190,56 @@ impl Load {
         Self { admin, size, lab, runs: Arc::default() }
     }
 
-    /// Sets up, warms up, measures, lets everything end, checks, and cleans up.
-    pub async fn run(self) -> anyhow::Result<Outcome> {
+    /// Sets up, works, and cleans up, whatever came of it; also when it is interrupted.
+    pub async fn run(self, shown: &Shown) -> anyhow::Result<Outcome> {
+        shown.say("setting up".into());
         let build = farm::prepare(&self.admin, 1).await.context("a build to test")?;
         self.put_plans().await?;
         let labs = self.enrol().await?;
-        let feeding = tokio::spawn(feed(self.lab.clone(), self.admin.clone(), self.runs.clone(), build, self.size));
-        let visiting = tokio::spawn(visit(self.lab.clone(), self.admin.clone()));
+        let mut feeding = tokio::spawn(feed(self.lab.clone(), self.admin.clone(), self.runs.clone(), build, self.size));
+        let outcome = tokio::select! {
+            outcome = self.work(&labs, &mut feeding, shown) => outcome,
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; what was under way is handed back")),
+        };
+        self.lab.stop.store(true, Ordering::SeqCst);
+        shown.say("cleaning up; Ctrl-C leaves it as it is".into());
+        let cleaned = tokio::select! {
+            cleaned = self.clean_up(&labs, feeding) => cleaned,
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        };
+        let cleaned = cleaned.context("jobs of runs of swarm-* are still queued, or its machines still there");
+        match (outcome, cleaned) {
+            (Ok(outcome), cleaned) => cleaned.map(|()| outcome),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
+        }
+    }
+
+    /// Warms up, measures, lets everything end, and checks.
+    async fn work(
+        &self,
+        labs: &[Enrolled],
+        feeding: &mut JoinHandle<anyhow::Result<()>>,
+        shown: &Shown,
+    ) -> anyhow::Result<Outcome> {
         let warm = Instant::now() + Duration::from_secs_f64(self.size.warm_up);
-        let mut lives = self.start(&labs, warm);
-        tokio::time::sleep_until(warm).await;
-        let measured = self.measure().await?;
+        let mut lives = self.start(labs, warm);
+        lives.spawn(visit(self.lab.clone(), self.admin.clone()));
+        while Instant::now() < warm {
+            sleep_until(warm.min(Instant::now() + LOOK)).await;
+            let left = warm.saturating_duration_since(Instant::now());
+            shown.say(format!("warming up, {} s left; {}", left.as_secs(), self.so_far()));
+        }
+        let measured = self.measure(shown).await?;
         self.lab.stop.store(true, Ordering::SeqCst);
         feeding.await??;
-        visiting.await?;
         while let Some(ended) = lives.join_next().await {
             ended?;
+            shown.say(format!("letting attempts end, {} under way", self.lab.book().live.len()));
         }
+        shown.say("looking whether all is there".into());
         let mut lost = self.lab.book().lost.clone();
         lost.extend(self.differ().await?);
-        self.clean_up(&labs).await?;
         let (calls, all) = self.lab.calls.figures();
         let book = self.lab.book();
         Ok(Outcome {
@@ -224,6 +256,16 @@ impl Load {
             server_bytes: measured.server_bytes,
             own_cores: measured.own_cores,
         })
+    }
+
+    fn so_far(&self) -> String {
+        let book = self.lab.book();
+        format!(
+            "{} attempts under way, {} worked, {} calls made again",
+            book.live.len(),
+            book.done.len(),
+            self.lab.calls.repeated()
+        )
     }
 
     async fn put_plans(&self) -> anyhow::Result<()> {
@@ -278,35 +320,38 @@ impl Load {
         lives
     }
 
-    async fn measure(&self) -> anyhow::Result<Measured> {
+    async fn measure(&self, shown: &Shown) -> anyhow::Result<Measured> {
+        let length = Duration::from_secs_f64(self.size.minutes * 60.0);
         let (begun, own) = (Instant::now(), process::processor("self")?);
-        let before = self.usage().await?;
-        let (mut last, mut most) = (before, before.map(|usage| usage.1));
+        let mut used = Used::default();
+        self.usage().await.into_iter().for_each(|usage| used.add(usage));
         self.lab.calls.count(true);
-        while begun.elapsed().as_secs_f64() < self.size.minutes * 60.0 {
+        while begun.elapsed() < length {
             sleep(LOOK).await;
-            last = self.usage().await?;
-            most = most.zip(last).map(|(most, (_, bytes))| most.max(bytes));
+            self.usage().await.into_iter().for_each(|usage| used.add(usage));
+            let left = length.saturating_sub(begun.elapsed());
+            shown.say(format!("measuring, {} s left; {}", left.as_secs(), self.so_far()));
         }
         self.lab.calls.count(false);
         let seconds = begun.elapsed().as_secs_f64();
         Ok(Measured {
             seconds,
-            server_cores: before.zip(last).map(|(before, last)| (last.0 - before.0) / seconds),
-            server_bytes: most,
+            server_cores: used.last.map(|_| used.seconds / seconds),
+            server_bytes: used.last.map(|_| used.bytes),
             own_cores: (process::processor("self")? - own) / seconds,
         })
     }
 
     /// The server's processor seconds and resident bytes, if it says so.
-    async fn usage(&self) -> anyhow::Result<Option<(f64, f64)>> {
+    async fn usage(&self) -> Option<(f64, f64)> {
         let request = self.admin.request(reqwest::Method::GET, "/metrics");
-        let text = self.admin.send(request).await.context("/metrics")?.text().await?;
+        let text = async { self.admin.send(request).await?.text().await.map_err(ClientError::from) };
+        let text = text.await.inspect_err(|_| self.lab.calls.repeat()).ok()?;
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
             line.trim().parse::<f64>().ok()
         };
-        Ok(value("process_cpu_seconds_total").zip(value("process_resident_memory_bytes")))
+        value("process_cpu_seconds_total").zip(value("process_resident_memory_bytes"))
     }
 
     /// Attempts that are not at the server as they were worked.
@@ -326,8 +371,25 @@ impl Load {
         Ok(looked.await?.into_iter().flatten().collect())
     }
 
-    /// Cancels what no machine took and withdraws the machines.
-    async fn clean_up(&self, labs: &[Enrolled]) -> anyhow::Result<()> {
+    /// Hands back what is under way, cancels what no machine took, and withdraws the machines.
+    async fn clean_up(&self, labs: &[Enrolled], feeding: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+        // It may be about to submit another run. If it has ended, what came of it is known.
+        if !feeding.is_finished() {
+            feeding.await??;
+        }
+        let under_way: Vec<_> = self.lab.book().live.values().cloned().collect();
+        each(under_way, |(attempt, epoch)| {
+            let controller = self.admin.at_epoch(epoch);
+            async move {
+                let release = ReleaseRequest { healthy: true, detail: "the load was ended".into() };
+                match controller.release(&attempt, &release).await {
+                    // It was handed back a moment ago.
+                    Err(error) if error.is_lease_lost() => Ok(()),
+                    answer => answer,
+                }
+            }
+        })
+        .await?;
         let runs = self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         each(runs, |run| {
             let admin = self.admin.clone();
@@ -347,6 +409,25 @@ impl Load {
             self.admin.enrol(&request).await?;
         }
         Ok(())
+    }
+}
+
+/// What the server used while it was looked at.
+#[derive(Default)]
+struct Used {
+    /// Processor seconds that it had used at the last look.
+    last: Option<f64>,
+    seconds: f64,
+    /// Most resident bytes.
+    bytes: f64,
+}
+
+impl Used {
+    /// A server that was started anew counts from nothing.
+    fn add(&mut self, (processor, bytes): (f64, f64)) {
+        let before = self.last.replace(processor).unwrap_or(processor);
+        self.seconds += if processor < before { processor } else { processor - before };
+        self.bytes = self.bytes.max(bytes);
     }
 }
 
@@ -377,9 +458,10 @@ async fn feed(lab: Lab, admin: Client, runs: Arc<Mutex<Vec<RunId>>>, build: Buil
     while !lab.stop.load(Ordering::Relaxed) {
         let needed = lab.book().begun + 2 * size.machines + KINDS * JOBS as usize;
         while submitted < needed && !lab.stop.load(Ordering::Relaxed) {
-            let begun = Instant::now();
-            let run: Run = admin.create_run(&NewRun::new(build.clone(), &plan(number % KINDS))).await?;
-            lab.calls.took("submit", begun.elapsed());
+            // Submitted again, it is the same one.
+            let key = Some(format!("{build}-{number}"));
+            let new = NewRun { key, ..NewRun::new(build.clone(), &plan(number % KINDS)) };
+            let run: Run = lab.call("submit", || admin.create_run(&new)).await?;
             runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(run.id);
             submitted += JOBS as usize;
             number += 1;
@@ -405,5 +487,19 @@ async fn visit(lab: Lab, admin: Client) {
             }
         }
         sleep(VISIT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Used;
+
+    #[test]
+    fn a_server_that_was_started_anew_has_used_what_both_used() {
+        let mut used = Used::default();
+        for (processor, bytes) in [(5.0, 30.0), (7.0, 90.0), (0.5, 40.0), (1.0, 50.0)] {
+            used.add((processor, bytes));
+        }
+        assert_eq!((used.seconds, used.bytes), (3.0, 90.0));
     }
 }

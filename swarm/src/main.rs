@@ -10,6 +10,7 @@ mod figures;
 mod life;
 mod load;
 mod process;
+mod progress;
 mod server;
 
 use clap::{Parser, Subcommand};
@@ -36,7 +37,11 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Bench(args) => bench::run(&args).await,
+        // Servers, databases and their directories go with what is dropped.
+        Command::Bench(args) => tokio::select! {
+            done = bench::run(&args) => done,
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        },
         Command::Load(args) => load::run(&args).await,
     }
 }

@@ -3,6 +3,7 @@
 use crate::figures::Figure;
 use crate::load::{Load, Size};
 use crate::process;
+use crate::progress::Shown;
 use crate::server::Server;
 use crashyard_testkit::Postgres;
 use std::time::Instant;
@@ -20,11 +21,11 @@ const SIZE: Size = Size {
 };
 
 /// One server on PostgreSQL.
-pub async fn measure() -> anyhow::Result<Vec<Figure>> {
+pub async fn measure(shown: &Shown) -> anyhow::Result<Vec<Figure>> {
     let postgres = Postgres::start_durable()?;
     let server = Server::start_on(Some(&postgres.database("farm")?)).await?;
     let (begun, before) = (Instant::now(), process::processor_of_children(postgres.pid())?);
-    let outcome = Load::new(server.admin.clone(), SIZE).run().await?;
+    let outcome = Load::new(server.admin.clone(), SIZE).run(shown).await?;
     let database = (process::processor_of_children(postgres.pid())? - before) / begun.elapsed().as_secs_f64();
     let megabytes = outcome.server_bytes.unwrap_or(f64::NAN) / 1e6;
     let slowest = outcome.calls.iter().max_by(|a, b| a.p99_ms.total_cmp(&b.p99_ms));
