@@ -2,7 +2,7 @@
 //!
 //! Unknown keys are refused: a typing mistake must not quietly leave a default in place.
 
-use crate::db::lease::Care;
+use crate::db::settle::Care;
 use crate::trust::Rule;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use crate::consoles::Consoles;
 use crate::db::artifact::{self, ArtifactRow};
 use crate::db::attempt::{self, AttemptRow, Locked};
 use crate::db::report::{self, ReportRow};
-use crate::db::{DbError, DbResult, Tx, lease, unsigned};
+use crate::db::{DbError, DbResult, Tx, presence, unsigned};
 use crate::triage::away::Span;
 use crate::triage::{ConsoleEvidence, DumpEvidence, EvidenceView, Lease};
 use crashyard_protocol::api::{DUMP, Evidence};
@@ -30,7 +30,7 @@ pub async fn load(tx: &mut Tx, consoles: &Consoles, attempts: Vec<Locked>, now: 
     let mut artifacts = grouped(artifact::of_attempts(tx, ids).await?, |row| row.attempt_id.clone());
     let mut stages = attempt::stages_of(tx, ids).await?;
     let first = attempts.iter().map(|locked| locked.attempt.started_at).min().unwrap_or(now);
-    let away = lease::away_since(tx, first).await?;
+    let away = presence::away_since(tx, first).await?;
     let mut all = Vec::with_capacity(attempts.len());
     for locked in attempts {
         let id = &locked.attempt.id;

@@ -14,9 +14,9 @@ use crate::consoles::{self, Consoles};
 use crate::db::artifact::{self, Owner};
 use crate::db::attempt::{AttemptRow, Locked, Terms};
 use crate::db::judgement::{self, Judged, Verdict};
-use crate::db::lease::{self, Care, Settling};
 use crate::db::life::SERVER;
 use crate::db::reservation::{self, ReservationRow};
+use crate::db::settle::{self, Care, Settling};
 use crate::db::{self, Db, DbError, DbResult, Tx};
 use crate::error::{AppError, AppResult};
 use crate::evidence;
@@ -206,12 +206,12 @@ impl Judging {
         let changed = judgement::write_all(&mut tx, &judged, now).await?;
         let last: Vec<&Opinion<'_>> = opinions.iter().filter(|one| one.is_last()).collect();
         let over: Vec<&AttemptRow> = last.iter().map(|one| &one.locked.attempt).collect();
-        let settling = lease::settle(&mut tx, &over, &self.care, now).await?;
+        let settling = settle::settle(&mut tx, &over, &self.care, now).await?;
         let mut told = recording.told();
         judgement::tell(&judged, &mut told);
         settling.tell(&over, &mut told);
         db::event::append_all(&mut tx, now, &told).await?;
-        lease::follow(&mut tx, &settling, now).await?;
+        settle::follow(&mut tx, &settling, now).await?;
         let mut held = false;
         for (opinion, judged) in opinions.iter().zip(&judged) {
             if let (true, Some(ask)) = (judged.is_new(), wanted.get(&opinion.locked.attempt.id)) {
@@ -339,7 +339,7 @@ impl Judging {
             return Ok(false);
         }
         let held = db::attempt::get_in(tx, &attempt.id).await?;
-        lease::settle_held(tx, &held, &self.care, now).await?;
+        settle::settle_held(tx, &held, &self.care, now).await?;
         Ok(true)
     }
 }

@@ -4,7 +4,7 @@
 //! Nothing is lost: the job waits for its turn again where it stood, and the try is not counted.
 
 use crate::app::AppState;
-use crate::db::{lease, queue};
+use crate::db::{preemption, queue};
 use crate::error::AppResult;
 use crate::wake::Topic;
 use crashyard_protocol::{AttemptId, Priority, SelectorId};
@@ -19,7 +19,7 @@ pub async fn make_room(state: &AppState, selector: &SelectorId, priority: Priori
     if missing == 0 {
         return Ok(());
     }
-    for attempt in lease::preemptible(&state.db, selector, priority.class(), missing).await? {
+    for attempt in preemption::preemptible(&state.db, selector, priority.class(), missing).await? {
         give_way(state, &attempt, &format!("Gave way to a job of priority {priority}")).await?;
     }
     Ok(())
@@ -27,7 +27,7 @@ pub async fn make_room(state: &AppState, selector: &SelectorId, priority: Priori
 
 /// Has an attempt hand its machine back, if it may be preempted and is not armed; `true` if it does.
 pub async fn for_person(state: &AppState, attempt: &AttemptId, owner: &str) -> AppResult<bool> {
-    if !lease::is_preemptible(&state.db, attempt).await? {
+    if !preemption::is_preemptible(&state.db, attempt).await? {
         return Ok(false);
     }
     give_way(state, attempt, &format!("Gave way to {owner}, who reserved the machine")).await
@@ -35,7 +35,7 @@ pub async fn for_person(state: &AppState, attempt: &AttemptId, owner: &str) -> A
 
 async fn give_way(state: &AppState, attempt: &AttemptId, why: &str) -> AppResult<bool> {
     let mut tx = state.db.begin().await?;
-    let gone = lease::give_way(&mut tx, attempt, why, state.now()).await?;
+    let gone = preemption::give_way(&mut tx, attempt, why, state.now()).await?;
     tx.commit().await?;
     if gone {
         state.metrics.add("crashyard_preemptions_total", Vec::new(), 1);

@@ -13,6 +13,7 @@
 
 pub mod artifact;
 pub mod attempt;
+pub mod bound;
 pub mod build;
 mod choice;
 pub mod chunk;
@@ -32,10 +33,13 @@ pub mod machine;
 pub mod notice;
 pub mod owed;
 pub mod plan;
+pub mod preemption;
+pub mod presence;
 pub mod queue;
 pub mod report;
 pub mod reservation;
 pub mod run;
+pub mod settle;
 pub mod signature;
 pub mod token;
 pub mod tree;

@@ -6,6 +6,7 @@
 use super::{BATCH, Next};
 use crate::app::AppState;
 use crate::db::lease::{self, End};
+use crate::db::settle;
 use crate::error::AppResult;
 use crate::judging;
 use crate::wake::Topic;
@@ -13,7 +14,7 @@ use crashyard_protocol::AttemptId;
 
 /// Ends what has run out.
 pub async fn tick(state: &AppState) -> AppResult<Next> {
-    judge(state, &lease::unsettled(&state.db, BATCH).await?).await?;
+    judge(state, &settle::unsettled(&state.db, BATCH).await?).await?;
     let now = state.now();
     let trusted_from = state.started_at.plus(state.config.lease());
     if now < trusted_from {

@@ -4,9 +4,10 @@
 use super::{BATCH, Next};
 use crate::agent::claim;
 use crate::app::AppState;
-use crate::db::lease::{self, Bound};
+use crate::db::bound::{self, Bound};
 use crate::db::life::{self, SERVER};
 use crate::db::reservation;
+use crate::db::settle;
 use crate::error::AppResult;
 use crate::wake::{Pass, Topic};
 use crashyard_protocol::clock::Timestamp;
@@ -41,7 +42,7 @@ pub async fn tick(state: &AppState) -> AppResult<Next> {
             state.wake.wake(&Topic::Machine(machine));
         }
     }
-    for job in lease::bound(&state.db, BATCH).await? {
+    for job in bound::hopeless(&state.db, BATCH).await? {
         look_after(state, &job).await?;
     }
     let (ends, to_announce) = reservation::next_ends(&state.db).await?;
@@ -71,7 +72,7 @@ async fn look_after(state: &AppState, job: &Bound) -> AppResult<()> {
             return Ok(());
         }
         let mut tx = state.db.begin().await?;
-        if lease::unbind(&mut tx, job).await? {
+        if bound::unbind(&mut tx, job).await? {
             tx.commit().await?;
             claim::offer(state, &job.selector_id, 1).await?;
         }
@@ -88,7 +89,7 @@ async fn look_after(state: &AppState, job: &Bound) -> AppResult<()> {
     };
     let why = format!("{what}, because {name} is {gone}");
     let mut tx = state.db.begin().await?;
-    lease::conclude(&mut tx, &job.id, &why, &state.config.care(), state.now()).await?;
+    settle::conclude(&mut tx, &job.id, &why, &state.config.care(), state.now()).await?;
     tx.commit().await?;
     let run = crate::db::run::job(&state.db, &job.id).await?.job.run_id;
     state.wake.wake(&Topic::Run(run));

@@ -2,7 +2,7 @@
 
 use super::Next;
 use crate::app::AppState;
-use crate::db::lease;
+use crate::db::presence;
 use crate::error::AppResult;
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ const ABSENT: Duration = Duration::from_secs(15);
 pub async fn tick(state: &AppState) -> AppResult<Next> {
     let now = state.now();
     let mut tx = state.db.begin().await?;
-    let last = lease::presence(&mut tx, &state.instance, state.started_at, now).await?;
+    let last = presence::record(&mut tx, &state.instance, state.started_at, now).await?;
     if let Some(last) = last.filter(|last| now.since(*last) > ABSENT) {
         tracing::info!(seconds = now.since(last).as_secs(), "no server was up");
-        lease::record_away(&mut tx, last, now).await?;
+        presence::record_away(&mut tx, last, now).await?;
     }
     tx.commit().await?;
     Ok(Next::At(now.plus(EVERY)))

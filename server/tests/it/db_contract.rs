@@ -12,17 +12,18 @@ use crashyard_server::db::build::{self, BuildRow};
 use crashyard_server::db::chunk::{self, Arrived, ChunkOutcome};
 use crashyard_server::db::event::{self, About};
 use crashyard_server::db::judgement::{self, Judged, Verdict};
-use crashyard_server::db::lease::{self, Care, End, Renewal, Settled};
+use crashyard_server::db::lease::{self, End, Renewal};
 use crashyard_server::db::life;
 use crashyard_server::db::machine::{self, ControllerRow, Idle, MachineRow};
 use crashyard_server::db::plan::{self, PlanBody, PlanRow, ScenarioRow};
 use crashyard_server::db::queue::{self, Ask, Leased, NewLease};
 use crashyard_server::db::report::{self, ReportRow};
 use crashyard_server::db::run::{self, JobChange, JobRow, RunRow};
+use crashyard_server::db::settle::{self, Care, Settled};
 use crashyard_server::db::signature::{self, NewPlace, NewSignature};
 use crashyard_server::db::token::{self, TokenRow};
 use crashyard_server::db::tree::{self, CheckoutRow, TreeRow};
-use crashyard_server::db::{Db, DbError, DbResult, Pool, Tx, attempt, flow};
+use crashyard_server::db::{Db, DbError, DbResult, Pool, Tx, attempt, flow, presence};
 use crashyard_server::selector::Selector;
 use crashyard_server::trust::Rule;
 use sqlx::types::Json;
@@ -632,11 +633,11 @@ async fn judge_all(tx: &mut Tx, judged: &[Judged<'_>], at: Timestamp) -> DbResul
 /// Settles the jobs of attempts that have ended, as the server does it.
 async fn settle(db: &Db, ended: &[&attempt::AttemptRow], care: &Care, at: Timestamp) -> Vec<Settled> {
     let mut tx = begin(db).await;
-    let settling = lease::settle(&mut tx, ended, care, at).await.unwrap();
+    let settling = settle::settle(&mut tx, ended, care, at).await.unwrap();
     let mut told = BTreeMap::new();
     settling.tell(ended, &mut told);
     event::append_all(&mut tx, at, &told).await.unwrap();
-    lease::follow(&mut tx, &settling, at).await.unwrap();
+    settle::follow(&mut tx, &settling, at).await.unwrap();
     tx.commit().await.unwrap();
     settling.settled
 }
@@ -1051,7 +1052,7 @@ async fn endings(db: &Db) {
     assert_eq!((lost.state, lost.finished_at), (AttemptState::Lost, Some(at(90))));
     let machine = machine::get(db, machine_id).await.unwrap().machine;
     assert_eq!((machine.state, machine.attempt_id), (MachineState::Enrolled, None));
-    assert!(lease::unsettled(db, 1000).await.unwrap().contains(&first.id));
+    assert!(settle::unsettled(db, 1000).await.unwrap().contains(&first.id));
     assert_eq!(settle(db, &[&lost], &CARE, at(91)).await, [Settled::Queued]);
     assert_eq!(settle(db, &[&lost], &CARE, at(92)).await, [Settled::Before]);
     let released = |epoch| End::Released { epoch, healthy: false, detail: "does not boot" };
@@ -1071,7 +1072,7 @@ async fn endings(db: &Db) {
     assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Quarantined, Some("does not boot")));
     assert_eq!(settle(db, &[&done], &CARE, at(97)).await, [Settled::Done]);
     assert_eq!(run::job(db, &jobs[0].id).await.unwrap().job.state, JobState::Done);
-    assert!(!lease::unsettled(db, 1000).await.unwrap().contains(&second.id));
+    assert!(!settle::unsettled(db, 1000).await.unwrap().contains(&second.id));
     assert!(attempt::unread_dumps(db, 10).await.unwrap().is_empty());
 
     assert!(attempt::unread_by(db, 1, 1000).await.unwrap().contains(&second.id), "over, and never read");
@@ -1082,13 +1083,13 @@ async fn endings(db: &Db) {
 }
 
 async fn presence(db: &Db) {
-    assert_eq!(write!(db, |tx| lease::presence(tx, "one", NOW, at(0))), None);
-    assert_eq!(write!(db, |tx| lease::presence(tx, "one", NOW, at(5))), Some(at(0)));
-    assert_eq!(write!(db, |tx| lease::presence(tx, "two", at(9), at(9))), Some(at(5)));
-    write!(db, |tx| lease::record_away(tx, at(5), at(9)));
-    write!(db, |tx| lease::record_away(tx, at(5), at(9)));
-    assert_eq!(write!(db, |tx| lease::away_since(tx, at(0))), [(at(5), at(9))]);
-    assert!(write!(db, |tx| lease::away_since(tx, at(10))).is_empty());
+    assert_eq!(write!(db, |tx| presence::record(tx, "one", NOW, at(0))), None);
+    assert_eq!(write!(db, |tx| presence::record(tx, "one", NOW, at(5))), Some(at(0)));
+    assert_eq!(write!(db, |tx| presence::record(tx, "two", at(9), at(9))), Some(at(5)));
+    write!(db, |tx| presence::record_away(tx, at(5), at(9)));
+    write!(db, |tx| presence::record_away(tx, at(5), at(9)));
+    assert_eq!(write!(db, |tx| presence::away_since(tx, at(0))), [(at(5), at(9))]);
+    assert!(write!(db, |tx| presence::away_since(tx, at(10))).is_empty());
 }
 
 async fn signatures(db: &Db) {

@@ -5,6 +5,7 @@ use crashyard_protocol::ErrandId;
 use crashyard_protocol::check::{Finding, Seen};
 use crashyard_server::db::errand::{self, ErrandRow, Kind, Outcome};
 use crashyard_server::db::reservation::{self, ReservationRow};
+use crashyard_server::db::{bound, preemption};
 
 const STRICT: Rule = Rule { failures: 2, window: 4, probation: Duration::from_secs(600) };
 
@@ -283,7 +284,7 @@ async fn bound_jobs(db: &Db) {
     assert_eq!(first.job.id, jobs[0].id);
     let lost = write!(db, |tx| end_one(tx, &first.attempt.id, &released(&first), &CARE.rule, at(1))).unwrap();
     assert_eq!(settle(db, &[&lost], &CARE, at(1)).await, [Settled::Queued]);
-    let waits = lease::bound(db, 100).await.unwrap();
+    let waits = bound::hopeless(db, 100).await.unwrap();
     assert!(waits.iter().all(|one| one.id != jobs[0].id), "what waits rightly hides nobody who waits in vain");
     let other = lease(db, &farm, 0).await.unwrap();
     assert_eq!(other.job.id, jobs[1].id, "the first job is not for this machine");
@@ -298,16 +299,16 @@ async fn bound_jobs(db: &Db) {
     let lost = write!(db, |tx| end_one(tx, &first.attempt.id, &released(&first), &CARE.rule, at(4))).unwrap();
     settle(db, &[&lost], &CARE, at(4)).await;
     write!(db, |tx| life::decide(tx, &farm.machines[1].id, MachineState::Retired, None, "token:me", at(5)));
-    let bound = lease::bound(db, 100).await.unwrap();
+    let bound = bound::hopeless(db, 100).await.unwrap();
     let bound = bound.iter().find(|one| one.id == jobs[0].id).unwrap();
     assert_eq!(bound.not_machine_id.as_ref(), Some(&farm.machines[0].id));
     let other = |state| life_of(db, &farm.machines[1].id, state);
     other(MachineState::Available).await;
-    assert!(!write!(db, |tx| lease::unbind(tx, bound)), "there is another one again");
+    assert!(!write!(db, |tx| bound::unbind(tx, bound)), "there is another one again");
     other(MachineState::Retired).await;
-    assert!(write!(db, |tx| lease::unbind(tx, bound)), "there is no other one any more");
+    assert!(write!(db, |tx| bound::unbind(tx, bound)), "there is no other one any more");
     assert_eq!(lease(db, &farm, 0).await.unwrap().job.id, jobs[0].id);
-    assert!(!write!(db, |tx| lease::conclude(tx, &jobs[0].id, "too late", &CARE, at(6))), "it has a machine");
+    assert!(!write!(db, |tx| settle::conclude(tx, &jobs[0].id, "too late", &CARE, at(6))), "it has a machine");
 }
 
 /// However many jobs at the front of a flow a machine must not have, it gets the first behind them, and another the front.
@@ -341,13 +342,13 @@ async fn ways_given(db: &Db) {
     let mut stages = stages(0);
     stages[1].state = StageState::Proven;
     write!(db, |tx| judgement::open_all(tx, &[(armed.attempt.id.clone(), stages)]));
-    let may = lease::preemptible(db, &farm.selector, Priority::Normal.class(), 10).await.unwrap();
+    let may = preemption::preemptible(db, &farm.selector, Priority::Normal.class(), 10).await.unwrap();
     assert_eq!(may, std::slice::from_ref(&early.attempt.id), "never what is armed");
-    assert!(lease::preemptible(db, &farm.selector, Priority::Bulk.class(), 10).await.unwrap().is_empty());
-    assert!(lease::is_preemptible(db, &early.attempt.id).await.unwrap());
-    assert!(!write!(db, |tx| lease::give_way(tx, &armed.attempt.id, "no", at(1))));
-    assert!(write!(db, |tx| lease::give_way(tx, &early.attempt.id, "Gave way", at(1))));
-    assert!(!write!(db, |tx| lease::give_way(tx, &early.attempt.id, "Gave way", at(2))), "once");
+    assert!(preemption::preemptible(db, &farm.selector, Priority::Bulk.class(), 10).await.unwrap().is_empty());
+    assert!(preemption::is_preemptible(db, &early.attempt.id).await.unwrap());
+    assert!(!write!(db, |tx| preemption::give_way(tx, &armed.attempt.id, "no", at(1))));
+    assert!(write!(db, |tx| preemption::give_way(tx, &early.attempt.id, "Gave way", at(1))));
+    assert!(!write!(db, |tx| preemption::give_way(tx, &early.attempt.id, "Gave way", at(2))), "once");
     let gone = attempt::get(db, &early.attempt.id).await.unwrap();
     assert_eq!((gone.state, gone.reason.as_deref()), (AttemptState::Collecting, Some("Gave way")));
     let ended = write!(db, |tx| end_one(tx, &early.attempt.id, &released(&early), &CARE.rule, at(3))).unwrap();
