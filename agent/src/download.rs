@@ -1,9 +1,9 @@
 //! Downloads of build files: resumed where they were cut, and never used before their hash is right.
 
-use crate::retry::Backoff;
 use anyhow::{Context as _, bail};
 use crashyard_protocol::agent::ArtifactBrief;
 use crashyard_protocol::client::Client;
+use crashyard_protocol::retry::Backoff;
 use reqwest::StatusCode;
 use std::path::Path;
 use tokio::fs::{self, OpenOptions};

@@ -3,11 +3,12 @@
 //! The run is the server's: whatever becomes of this program, it goes on. So an outage is waited out, a cut stream is taken up
 //! behind the last event that came, and an interrupt ends the waiting and nothing else.
 
-use crate::server::{Pauses, Server, patiently, said};
+use crate::server::{Server, patiently, said};
 use crate::triage::vmcore::text;
 use anyhow::Context as _;
 use crashyard_protocol::api::{Event, Job, Run};
 use crashyard_protocol::client::{Client, ClientError};
+use crashyard_protocol::retry::Backoff;
 use crashyard_protocol::{JobId, JobState, RunId, Status};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -59,7 +60,7 @@ pub fn interrupted() -> ExitCode {
 async fn to_the_end(client: &Client, run: &RunId) -> Result<(), ClientError> {
     let names = names(&patiently(|| client.run_jobs(run)).await?);
     let width = names.values().map(|name| name.chars().count()).max().unwrap_or(0);
-    let (mut events, mut pauses, mut away) = (client.run_events(run), Pauses::new(), false);
+    let (mut events, mut backoff, mut away) = (client.run_events(run), Backoff::default(), false);
     loop {
         let cut = match events.next().await {
             Ok(None) => return Ok(()),
@@ -67,7 +68,7 @@ async fn to_the_end(client: &Client, run: &RunId) -> Result<(), ClientError> {
                 if away {
                     eprintln!("The server is there again.");
                 }
-                (pauses, away) = (Pauses::new(), false);
+                (backoff, away) = (Backoff::default(), false);
                 tell(&names, width, &event);
                 continue;
             }
@@ -79,7 +80,7 @@ async fn to_the_end(client: &Client, run: &RunId) -> Result<(), ClientError> {
             eprintln!("{}; the run goes on, and so does the waiting.", text::safe(&cut.to_string()));
             away = true;
         }
-        pauses.wait().await;
+        backoff.wait().await;
     }
 }
 

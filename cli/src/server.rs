@@ -3,7 +3,7 @@
 use crate::triage::vmcore::text;
 use clap::Args;
 use crashyard_protocol::client::{Client, ClientError};
-use std::time::Duration;
+use crashyard_protocol::retry::Backoff;
 
 const DEFAULT: &str = "http://127.0.0.1:8480";
 
@@ -36,40 +36,23 @@ impl Server {
     }
 }
 
-/// Pauses between tries of what may be tried again: longer each time, up to ten seconds.
-pub struct Pauses(Duration);
-
-impl Pauses {
-    const FIRST: Duration = Duration::from_millis(250);
-    const LONGEST: Duration = Duration::from_secs(10);
-
-    pub fn new() -> Self {
-        Self(Self::FIRST)
-    }
-
-    pub async fn wait(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Self::LONGEST);
-    }
-}
-
 /// Makes a call that may be repeated, a few times if need be: half a minute without the server is no reason to fail.
 pub async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, ClientError>
 where
     F: Future<Output = Result<T, ClientError>>,
 {
-    let mut pauses = Pauses::new();
+    let mut backoff = Backoff::default();
     for _ in 0..TRIES {
         match call().await {
-            Err(error) if error.is_transient() => pauses.wait().await,
+            Err(error) if error.is_transient() => backoff.wait().await,
             settled => return settled,
         }
     }
     call().await
 }
 
-/// How often a call is repeated.
-const TRIES: u32 = 7;
+/// How often a call is repeated: the pauses before add up to 16 to 33 seconds.
+const TRIES: u32 = 10;
 
 /// Runs what talks to the server.
 pub fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

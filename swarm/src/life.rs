@@ -13,6 +13,7 @@ use crashyard_protocol::agent::{
 };
 use crashyard_protocol::chunk::{chunk_hash, hex};
 use crashyard_protocol::client::{Client, ClientError};
+use crashyard_protocol::retry::Backoff;
 use crashyard_protocol::{AttemptId, ControllerId, JobId, MachineId, VmxState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +23,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long a claim is held, as real controllers ask.
 const CLAIM_SECONDS: u32 = 30;
-/// Before a request that failed is made again: at first, and at most. Thousands of machines that ask a server which is away
-/// five times a second would keep their own machine busy, and the server as it comes back.
-const AGAIN: Duration = Duration::from_millis(200);
-const AGAIN_MOST: Duration = Duration::from_secs(5);
 
 /// What an attempt is like.
 #[derive(Clone, Copy, Debug)]
@@ -103,14 +100,13 @@ impl Lab {
     where
         F: Future<Output = Answer<T>>,
     {
-        let mut pause = AGAIN;
+        let mut backoff = Backoff::default();
         loop {
             let begun = Instant::now();
             match call().await {
                 Err(error) if error.is_transient() => {
                     self.calls.repeat();
-                    sleep(pause).await;
-                    pause = (pause * 2).min(AGAIN_MOST);
+                    backoff.wait().await;
                 }
                 answer => return (answer, begun.elapsed()),
             }

@@ -27,11 +27,12 @@ pub use config::{Config, MachineConfig};
 pub use qemu::{ACCEL, QemuConfig, Qmp};
 
 use crate::http::LONG_POLL;
-use crate::retry::{Backoff, persist};
+use crate::retry::persist;
 use anyhow::{Context as _, bail};
 use attempt::Attempt;
 use crashyard_protocol::agent::{ClaimRequest, EnrolRequest, Enrolled, MachineSpec, Work};
 use crashyard_protocol::client::Client;
+use crashyard_protocol::retry::Backoff;
 use crashyard_protocol::{ControllerId, MachineId};
 use images::Images;
 use machine::Driver;

@@ -1,7 +1,7 @@
 //! `crashyard machine check`: wants a check at the server, waits until the machine's controller has done it, prints what was seen.
 
 use super::Common;
-use crate::server::{Pauses, patiently, said};
+use crate::server::{patiently, said};
 use crate::time::when;
 use crate::triage::vmcore::text;
 use anyhow::Context as _;
@@ -9,6 +9,7 @@ use clap::Args;
 use crashyard_protocol::api::{Check as Checked, NewCheck};
 use crashyard_protocol::check::{Report, passes};
 use crashyard_protocol::client::Client;
+use crashyard_protocol::retry::Backoff;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -64,7 +65,7 @@ impl Check {
 
     /// Until the check is over; says each time what it waits for.
     async fn wait(&self, client: &Client, mut check: Checked) -> anyhow::Result<Checked> {
-        let (mut before, mut pauses) = (None, Pauses::new());
+        let (mut before, mut backoff) = (None, Backoff::default());
         while let Some(waits) = check.waits.clone() {
             if before.as_ref() != Some(&waits) {
                 eprintln!("{}", text::safe(&waits));
@@ -72,11 +73,11 @@ impl Check {
             }
             check = match client.check(&self.machine, WAIT_SECONDS).await {
                 Ok(now) => {
-                    pauses = Pauses::new();
+                    backoff = Backoff::default();
                     now
                 }
                 Err(error) if error.is_transient() => {
-                    pauses.wait().await;
+                    backoff.wait().await;
                     check
                 }
                 Err(error) => return Err(said(&error)),

@@ -18,6 +18,8 @@ pub mod clock;
 pub mod events;
 mod ids;
 pub mod problem;
+#[cfg(feature = "client")]
+pub mod retry;
 mod scenario;
 #[cfg(feature = "sql")]
 mod sql;

@@ -116,7 +116,7 @@ impl Farm {
     async fn until_ready(&mut self) -> anyhow::Result<()> {
         let client = self.client.clone();
         let ready = async {
-            let mut backoff = crashyard_agent::retry::Backoff::default();
+            let mut backoff = crashyard_protocol::retry::Backoff::default();
             while client.send(client.request(reqwest::Method::GET, "/readyz")).await.is_err() {
                 backoff.wait().await;
             }

@@ -1,10 +1,10 @@
 //! Follows a run in the terminal, from the server's event stream: each stage as it is settled, and the dump as it
 //! arrives. Without a terminal the same lines come out without the moving parts.
 
-use crashyard_agent::retry::Backoff;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::api::{Event, EventBody};
 use crashyard_protocol::client::Client;
+use crashyard_protocol::retry::Backoff;
 use crashyard_protocol::{JobId, RunId};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;

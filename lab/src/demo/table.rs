@@ -3,10 +3,10 @@
 use super::stories::Story;
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
-use crashyard_agent::retry::Backoff;
 use crashyard_protocol::agent::Report;
 use crashyard_protocol::api::{Attempt, Evidence, Job};
 use crashyard_protocol::client::Client;
+use crashyard_protocol::retry::Backoff;
 use crashyard_protocol::{AttemptId, RunId, StageName, StageState, Status};
 use std::time::Duration;
 
