@@ -36,7 +36,7 @@ impl Server {
     }
 }
 
-/// Makes a call that may be repeated, a few times if need be: half a minute without the server is no reason to fail.
+/// Makes a call that may be repeated, a few times if need be: a quarter of a minute without the server is no reason to fail.
 pub async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, ClientError>
 where
     F: Future<Output = Result<T, ClientError>>,

@@ -17,7 +17,7 @@ use clap::ValueEnum;
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these; without a name all, which takes about forty minutes
+    /// Only these; without a name all, which takes about half an hour
     #[arg(value_enum, value_name = "NAME")]
     names: Vec<Name>,
     /// How long each storm of `kill -9` lasts

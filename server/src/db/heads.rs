@@ -81,9 +81,10 @@ impl Heads {
     pub async fn take(&mut self, tx: &mut Tx, flow: &FlowId, machine: &MachineId) -> DbResult<Option<JobRow>> {
         let head = self.flows.entry(flow.clone()).or_default();
         let mut most = 1;
-        let place = loop {
-            if let Some(place) = head.jobs.iter().position(|job| may_have(job, machine)) {
-                break place;
+        let mut job = loop {
+            let place = head.jobs.iter().position(|job| may_have(job, machine));
+            if let Some(job) = place.and_then(|place| head.jobs.remove(place)) {
+                break job;
             }
             if head.all {
                 return Ok(None);
@@ -93,7 +94,6 @@ impl Heads {
             jobs.into_iter().for_each(|job| head.push(job));
             most *= 2;
         };
-        let Some(mut job) = head.jobs.remove(place) else { return Ok(None) };
         self.taken.push(job.id.clone());
         job.state = crashyard_protocol::JobState::Leased;
         job.attempt_count += 1;
